@@ -1,0 +1,34 @@
+"""What must hold of the core between any two calls. Random tests ask after every step, `/health` tests when idle."""
+
+import numpy as np
+
+from aiollm.engine.radix import path
+from aiollm.engine.request import State
+from aiollm.engine.scheduler import Scheduler
+
+
+def check(core: Scheduler) -> None:
+    """Raises AssertionError unless every slot is exactly one of free, held by a row, or owned by one index node."""
+    owners = core.pool.check().astype(np.int32)
+    np.add.at(owners, core.index.check(), 1)
+    pins: dict[int, int] = {}
+    for index, row in core.running.items():
+        assert core.rows[index] is row and row.request.row == index and row.request.state is State.RUNNING
+        assert 0 <= row.matched <= row.indexed <= row.granted <= max(row.room, len(row.tokens))
+        assert row.indexed <= row.sent <= len(row.tokens) and row.node.end == row.indexed
+        assert row.request.known < row.limit or not row.decodes, "a row outlived its limit"
+        np.add.at(owners, row.slots[row.indexed : row.granted], 1)
+        held = [node for node in path(row.node)]
+        slots = [node.slots for node in reversed(held)]
+        assert not slots or (np.concatenate(slots) == row.slots[: row.indexed]).all(), "a row lost its prefix"
+        for node in held:
+            pins[id(node)] = pins.get(id(node), 0) + 1
+        for node in held:
+            assert node.pins >= pins[id(node)]
+    assert (owners == 1).all(), f"slots without one owner: {np.flatnonzero(owners != 1)[:8].tolist()}"
+    if not core.running and not core.loans:
+        assert core.index.pinned == 0, "nobody runs, yet tokens are pinned"
+    free = set(core._free_rows)
+    assert len(free) == len(core._free_rows) and free.isdisjoint(core.running)
+    assert len(free) + len(core.running) == core.limits.rows
+    assert all(request.state is State.WAITING for request in core.waiting)

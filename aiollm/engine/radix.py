@@ -1,0 +1,238 @@
+"""The prefix cache: a radix tree from token ids to KV slots, one slot per token.
+
+A node owns its slots. Rows pin the path they use, from admission to retire; unpinned leaves are evicted, least
+recently used first, from their end, so that a prefix shrinks before it disappears. A prompt's tokens enter when their
+chunk is *sent*: within an iteration every store precedes every read, and iterations run in the order of the updates,
+so whoever matches them later reads them later.
+"""
+
+import heapq
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aiollm.wire.columns import Ints
+
+Keys = NDArray[np.int64]
+NO_KEYS: Keys = np.empty(0, np.int64)
+NO_SLOTS: Ints = np.empty(0, np.int32)
+
+
+class Node:
+    """A run of tokens below its parent. `end` is the length of the sequence from the root through this node;
+    `number` is the update that computes it, 0 for what was published already."""
+
+    __slots__ = ("keys", "slots", "children", "parent", "pins", "used", "end", "queued", "number")
+
+    def __init__(self, parent: "Node | None", keys: Keys, slots: Ints, end: int, number: int = 0) -> None:
+        self.number = number
+        self.parent = parent
+        self.keys = keys
+        self.slots = slots
+        self.end = end
+        self.children: dict[int, Node] = {}
+        self.pins = 0
+        self.used = 0
+        self.queued = False  # stands in the eviction queue
+
+    @property
+    def start(self) -> int:
+        return self.end - len(self.keys)
+
+
+class RadixIndex:
+    """Counts: `total` tokens held, `pinned` of them on some row's path."""
+
+    def __init__(self) -> None:
+        self.roots: dict[str, Node] = {}
+        self.total = 0
+        self.pinned = 0
+        self._clock = count(1)
+        self._serial = count()
+        self._queue: list[tuple[int, int, Node]] = []  # (used, tie-break, leaf that may be evicted)
+
+    @property
+    def evictable(self) -> int:
+        return self.total - self.pinned
+
+    def root(self, namespace: str) -> Node:
+        """The root under which one namespace (adapter, salt) keeps its prefixes to itself."""
+        node = self.roots.get(namespace)
+        if node is None:
+            node = self.roots[namespace] = Node(None, NO_KEYS, NO_SLOTS, 0)
+        return node
+
+    def peek(self, node: Node, keys: Keys) -> tuple[int, int]:
+        """How many of `keys` continue `node` in the cache, and how many of those nobody pins. Changes nothing."""
+        found = [(length, length * (child.pins == 0)) for child, length in self._walk(node, keys)]
+        return sum(length for length, _ in found), sum(idle for _, idle in found)
+
+    def match(self, node: Node, keys: Keys) -> tuple[Node, Ints]:
+        """The node where the longest cached continuation of `node` by `keys` ends, and its slots.
+
+        Splits a node that is matched in part. The caller pins the result before anything else happens.
+        """
+        parts = [NO_SLOTS]
+        for child, length in self._walk(node, keys):
+            node = self._split(child, length) if length < len(child.keys) else child
+            node.used = next(self._clock)
+            parts.append(node.slots)
+        return node, np.concatenate(parts)
+
+    def extend(self, node: Node, keys: Keys, slots: Ints, number: int = 0) -> Node | None:
+        """Give `keys` and their slots to the index as a child of `node`; None if a child begins alike already."""
+        first = int(keys[0])
+        if first in node.children:
+            return None
+        child = Node(node, keys.copy(), slots.copy(), node.end + len(keys), number)
+        child.used = next(self._clock)
+        node.children[first] = child
+        self.total += len(keys)
+        self._enqueue(child)
+        return child
+
+    def pin(self, node: Node) -> None:
+        """Keep the path to `node` from eviction."""
+        for step in path(node):
+            step.pins += 1
+            if step.pins == 1:
+                self.pinned += len(step.keys)
+
+    def unpin(self, node: Node) -> None:
+        """Undo one `pin`."""
+        for step in path(node):
+            step.pins -= 1
+            assert step.pins >= 0, "unpinned more often than pinned"
+            if step.pins == 0:
+                self.pinned -= len(step.keys)
+                self._enqueue(step)
+
+    def evict(self, wanted: int) -> Ints:
+        """Free up to `wanted` slots of unpinned leaves, least recently used first."""
+        freed = [NO_SLOTS]
+        while wanted > 0 and self._queue:
+            used, _, node = heapq.heappop(self._queue)
+            node.queued = False
+            if node.pins or node.children or node.parent is None:
+                continue
+            if used != node.used:
+                self._enqueue(node)
+                continue
+            keep = max(0, len(node.keys) - wanted)
+            freed.append(node.slots[keep:])
+            wanted -= len(node.keys) - keep
+            self.total -= len(node.keys) - keep
+            if keep:
+                node.end -= len(node.keys) - keep
+                node.keys, node.slots = node.keys[:keep], node.slots[:keep]
+                self._enqueue(node)
+            else:
+                self._unlink(node)
+        return np.concatenate(freed)
+
+    def cut(self, node: Node, begin: int) -> Node | None:
+        """The subtree that holds what was stored from position `begin` on the way to `node`, cut off at `begin`.
+
+        None where that part has left the index already. Rows that pin the subtree must let go before `remove`.
+        """
+        for step in path(node):
+            if step.start <= begin < step.end:
+                if begin > step.start:
+                    self._split(step, begin - step.start)
+                return step
+        return None
+
+    def remove(self, top: Node) -> Ints:
+        """Take a subtree that nobody pins out of the index; its slots are the caller's to free."""
+        self._unlink(top)
+        freed = [NO_SLOTS]
+        for node in subtree(top):
+            assert node.pins == 0, "a poisoned node is still in use"
+            self.total -= len(node.keys)
+            freed.append(node.slots)
+            node.children, node.parent = {}, None
+        return np.concatenate(freed)
+
+    def _walk(self, node: Node, keys: Keys) -> Iterator[tuple[Node, int]]:
+        at = 0
+        while at < len(keys):
+            child = node.children.get(int(keys[at]))
+            if child is None:
+                return
+            length = common_prefix(child.keys, keys[at:])
+            partial = length < len(child.keys)  # asked before the yield: `match` splits the child there
+            yield child, length
+            if partial:
+                return
+            at += length
+            node = child
+
+    def _split(self, node: Node, length: int) -> Node:
+        """Cut a node in two; the new upper half is returned, the lower half stays the object that rows pinned."""
+        parent = node.parent
+        assert parent is not None
+        upper = Node(parent, node.keys[:length], node.slots[:length], node.start + length, node.number)
+        upper.pins, upper.used = node.pins, node.used
+        parent.children[int(upper.keys[0])] = upper
+        node.keys, node.slots, node.parent = node.keys[length:], node.slots[length:], upper
+        upper.children[int(node.keys[0])] = node
+        return upper
+
+    def _unlink(self, node: Node) -> None:
+        parent = node.parent
+        assert parent is not None
+        del parent.children[int(node.keys[0])]
+        node.parent = None
+        self._enqueue(parent)
+
+    def _enqueue(self, node: Node) -> None:
+        if not node.queued and not node.pins and not node.children and node.parent is not None:
+            node.queued = True
+            heapq.heappush(self._queue, (node.used, next(self._serial), node))
+
+    def check(self) -> Ints:
+        """All slots held, after checking the tree and its counts; raises AssertionError."""
+        slots, total, pinned = [NO_SLOTS], 0, 0
+        for root in self.roots.values():
+            for node in subtree(root):
+                assert len(node.keys) == len(node.slots)
+                for first, child in node.children.items():
+                    assert first == int(child.keys[0]) and child.parent is node, "a child is misfiled"
+                    assert child.end == node.end + len(child.keys), "a depth is wrong"
+                    assert child.pins <= node.pins or node is root, "a path is pinned in part"
+                if node is not root:
+                    assert len(node.keys), "an empty node"
+                    assert node.queued or node.pins or node.children, "a leaf cannot be evicted"
+                    total += len(node.keys)
+                    pinned += len(node.keys) if node.pins else 0
+                    slots.append(node.slots)
+        assert (total, pinned) == (self.total, self.pinned), "token counts are wrong"
+        return np.concatenate(slots)
+
+
+def path(node: Node) -> Iterator[Node]:
+    """A node and its ancestors, the root left out."""
+    step: Node | None = node
+    while step is not None and step.parent is not None:
+        yield step
+        step = step.parent
+
+
+def subtree(top: Node) -> Iterator[Node]:
+    """A node and all below it."""
+    stack = [top]
+    while stack:
+        node = stack.pop()
+        stack.extend(node.children.values())
+        yield node
+
+
+def common_prefix(left: NDArray[Any], right: NDArray[Any]) -> int:
+    """Length of the longest common prefix of two arrays."""
+    length = min(len(left), len(right))
+    if left[:length].tobytes() == right[:length].tobytes():
+        return length
+    return int(np.argmax(left[:length] != right[:length]))

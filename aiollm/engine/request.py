@@ -1,0 +1,112 @@
+"""A request as the core sees it, and the sink through which its tokens leave."""
+
+import enum
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aiollm.wire.sampling import SamplingParams
+
+
+class Token(NamedTuple):
+    """One drawn token. `top` holds (id, logprob) of the likeliest tokens, likeliest first."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    ends: bool
+    """The id itself ends the output and is no part of the text."""
+
+
+class PromptToken(NamedTuple):
+    """A prompt token as the model saw it coming; the first prompt token has none."""
+
+    position: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+class Finish(NamedTuple):
+    """Why a request ended: reason is stop, length, abort or error.
+
+    `stop` is the stop string or the id of the stop token that ended it (None for the end of sequence).
+    """
+
+    reason: str
+    stop: int | str | None = None
+    error: str = ""
+
+
+class Sink(Protocol):
+    """Where a request's output goes. Called on the event loop, in token order; must not block."""
+
+    def token(self, token: Token) -> str | None:
+        """Take one token; a stop string that the text now contains ends the request."""
+
+    def prompt_tokens(self, tokens: list[PromptToken]) -> None:
+        """Take logprobs of prompt tokens, in order."""
+
+    def finished(self, finish: Finish) -> None:
+        """Nothing follows."""
+
+
+class State(enum.Enum):
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    FINISHED = enum.auto()
+
+
+class Request:
+    """`output` grows as tokens are judged; a paused request waits again with its prompt and all of its output."""
+
+    __slots__ = (
+        "id", "prompt", "sampling", "sink", "arrived", "namespace", "eos_ids", "output", "state", "row",
+        "deaths", "pauses", "cached_tokens", "prompt_seen", "admitted",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        id: str,
+        prompt: NDArray[np.int64],
+        sampling: SamplingParams,
+        sink: Sink,
+        arrived: float = 0.0,
+        namespace: str = "",
+        eos_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        self.id = id
+        self.prompt = prompt
+        self.sampling = sampling
+        self.sink = sink
+        self.arrived = arrived
+        self.namespace = namespace
+        self.eos_ids = eos_ids
+        """Those of sampling.stop_ids that are the model's own: they end a request without being its stop reason."""
+        self.output: list[int] = []
+        self.state = State.WAITING
+        self.row = -1
+        self.deaths = 0
+        self.pauses = 0
+        self.cached_tokens = 0
+        """Prompt tokens taken from the prefix cache at first admission."""
+        self.prompt_seen = 1
+        """Prompt positions whose logprobs were delivered; position 0 has none."""
+        self.admitted: float | None = None
+
+    @property
+    def known(self) -> int:
+        return len(self.prompt) + len(self.output)
+
+    @property
+    def limit(self) -> int:
+        """Total length at which the request ends."""
+        return len(self.prompt) + self.sampling.max_tokens
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        return self.sampling.prompt_logprobs >= 0 and self.prompt_seen < len(self.prompt)
+
+    def tokens(self) -> NDArray[np.int64]:
+        """Prompt and output as known now."""
+        return np.concatenate([self.prompt, np.asarray(self.output, np.int64)])

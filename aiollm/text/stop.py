@@ -1,0 +1,56 @@
+"""Stop strings in text that comes in pieces."""
+
+from collections.abc import Sequence
+
+from aiollm.text.folder import TextError
+
+
+class StopStrings:
+    """Finds the stop string that is complete first; of several complete at the same character, the longest.
+
+    That is what a reader of single characters would find, so the cuts of the text do not matter, and no match waits
+    for a longer one. What may still become a stop string is held back, and no more: the longest end of the text that
+    is a proper prefix of one. With `include` the stop string itself belongs to the output.
+
+    Raises TextError for an empty stop string.
+    """
+
+    def __init__(self, stops: Sequence[str], include: bool = False) -> None:
+        if not all(stops):
+            raise TextError("a stop string must not be empty")
+        self._stops = tuple(stops)
+        self._include = include
+        self._starts = frozenset(stop[0] for stop in stops)
+        self._longest_hold = max(map(len, stops), default=1) - 1
+        self._held = ""
+        self._match: str | None = None
+
+    def push(self, text: str) -> tuple[str, str | None]:
+        """(text that may be given out, the stop string that ended it or None). After a match no text comes out."""
+        if self._match is not None:
+            return "", self._match
+        if not self._stops:
+            return text, None
+        text = self._held + text
+        found = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if found:
+            end, start, self._match = min(found)
+            self._held = ""
+            return text[: end if self._include else start], self._match
+        cut = self._partial_start(text)
+        self._held = text[cut:]
+        return text[:cut], None
+
+    def finish(self) -> str:
+        """What was held back: at the end of the text it is no stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    def _partial_start(self, text: str) -> int:
+        """Where the longest end of `text` that is a proper prefix of a stop string begins: len(text) if none is."""
+        for start in range(max(0, len(text) - self._longest_hold), len(text)):
+            if text[start] in self._starts:
+                end = text[start:]
+                if any(stop.startswith(end) for stop in self._stops):
+                    return start
+        return len(text)

@@ -1,0 +1,160 @@
+"""Text to token ids and back, over the tokenizer.json of a model folder."""
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import tokenizers
+
+from aiollm.text.folder import TextError, read_json, special_tokens
+from aiollm.text.pieces import piece_rule, token_pieces
+
+# Encoding runs at about 1 MB/s; longer texts go to a thread, so that the event loop stalls for at most about 2 ms.
+THREAD_CHARS = 2048
+TokenId = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Sections(msgspec.Struct):
+    """The one section of a tokenizer.json that we read ourselves; msgspec skips the vocabulary unread."""
+
+    decoder: dict[str, Any] | None = None
+
+
+class Tokenizer:
+    """A vocabulary with its special tokens. Immutable after construction; safe to use from several threads."""
+
+    def __init__(
+        self,
+        definition: bytes,
+        *,
+        bos_id: int | None = None,
+        eos_ids: Collection[int] = (),
+        named: Mapping[str, str] | None = None,
+        add_bos: bool = False,
+    ) -> None:
+        """`definition` is the text of a tokenizer.json; `named` are special tokens by name ("eos_token": "</s>").
+
+        `bos_id` and `eos_ids` add to what `named` says. `add_bos`: encode with special tokens puts BOS first, even if
+        the definition does not. Raises TextError if the definition cannot be read.
+        """
+        try:
+            decoder = msgspec.json.decode(definition, type=_Sections).decoder
+            self._backend = tokenizers.Tokenizer.from_buffer(definition)
+            self.rule = piece_rule(decoder)
+        except (ValueError, LookupError, TypeError) as error:
+            raise TextError(f"tokenizer.json is truncated, corrupt or too new to read: {error}") from error
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        added = self._backend.get_added_tokens_decoder()
+        tokens = {index: token for token, index in self._backend.get_vocab(with_added_tokens=True).items()}
+        tokens |= {index: token.content for index, token in added.items()}
+        self.vocab_size = max(tokens, default=-1) + 1
+        found = {name: self._backend.token_to_id(token) for name, token in (named or {}).items()}
+        ids = {name: index for name, index in found.items() if index is not None}
+        self.bos_id: int | None = ids.get("bos_token", bos_id)
+        self.eos_ids = frozenset(eos_ids) | ({ids["eos_token"]} if "eos_token" in ids else set())
+        self._special = frozenset(index for index, token in added.items() if token.special) | frozenset(ids.values())
+        self.pieces = None if self.rule is None else token_pieces(self.rule, tokens, added.keys())
+        self._plain_pieces = None if self.pieces is None else _without(self.pieces, self._special)
+        self._bos_prefix = [self.bos_id] if add_bos and self.bos_id is not None and not self._adds(self.bos_id) else []
+
+    @classmethod
+    def load(cls, folder: str) -> "Tokenizer":
+        """The tokenizer of a model folder: tokenizer.json, and what its config files say of BOS and EOS.
+
+        Raises TextError if tokenizer.json is missing or one of the files cannot be read.
+        """
+        path = Path(folder, "tokenizer.json")
+        if not path.is_file():
+            raise TextError(
+                f"{folder} has no tokenizer.json, which is needed; for a model that ships only tokenizer.model or "
+                "vocab.json, AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers writes one"
+            )
+        config = read_json(folder, "tokenizer_config.json")
+        model = read_json(folder, "config.json")
+        generation = read_json(folder, "generation_config.json")
+        nested = model.get("text_config")
+        models = [generation, model, nested if isinstance(nested, dict) else {}]
+        bos_ids = _first_ids(models, "bos_token_id")
+        return cls(
+            path.read_bytes(),
+            bos_id=bos_ids[0] if bos_ids else None,
+            eos_ids=_first_ids(models, "eos_token_id"),
+            named=special_tokens(config, read_json(folder, "special_tokens_map.json")),
+            add_bos=config.get("add_bos_token") is True,
+        )
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Token ids of `text`, on the calling thread. Raises TextError if the text holds a lone surrogate."""
+        return self.encode_many([text], add_special_tokens)[0]
+
+    def encode_many(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        """Token ids of each text. Raises TextError if one holds a lone surrogate."""
+        try:
+            # The batch call lets the GIL go; plain encode() holds it for a second per MB of text.
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        except TypeError as error:
+            raise TextError("text is not valid Unicode: it holds half of a surrogate pair") from error
+        prefix = self._bos_prefix if add_special_tokens else []
+        return [prefix + encoding.ids for encoding in encodings]
+
+    async def encode_async(self, text: str, add_special_tokens: bool) -> list[int]:
+        """As `encode`; a text of THREAD_CHARS characters or more is encoded in a thread."""
+        if len(text) < THREAD_CHARS:
+            return self.encode(text, add_special_tokens)
+        return await asyncio.to_thread(self.encode, text, add_special_tokens)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of a whole id sequence. Ids outside the vocabulary are nothing; broken UTF-8 becomes U+FFFD."""
+        pieces = self.visible_pieces(skip_special_tokens)
+        if pieces is None or self.rule is None:
+            return self.decode_window([index for index in ids if not (skip_special_tokens and self.is_special(index))])
+        text = b"".join([pieces.get(index, b"") for index in ids]).decode("utf-8", "replace")
+        for _ in range(self.rule.strip_count):
+            text = text.removeprefix(self.rule.strip)
+        return text
+
+    def decode_window(self, ids: Sequence[int]) -> str:
+        """The library's own text of a few ids, special tokens included: for tokens without bytes of their own."""
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def visible_pieces(self, skip_special_tokens: bool) -> dict[int, bytes] | None:
+        """id -> bytes, less the special tokens if they are skipped; None if tokens have no bytes of their own."""
+        return self._plain_pieces if skip_special_tokens else self.pieces
+
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes of one token in the middle of a text; empty for an id outside the vocabulary."""
+        if self.pieces is not None:
+            return self.pieces.get(index, b"")
+        alone = self.decode_window([index])
+        return (self.decode_window([index, index]).removeprefix(alone) or alone).encode()
+
+    def token_text(self, index: int) -> str:
+        """One token for display; bytes that are no whole character show as U+FFFD."""
+        return self.token_bytes(index).decode("utf-8", "replace")
+
+    def is_special(self, index: int) -> bool:
+        """Whether the id is a control token (BOS, end of turn, ...), which skip_special_tokens leaves out."""
+        return index in self._special
+
+    def _adds(self, index: int) -> bool:
+        return index in self._backend.encode("", add_special_tokens=True).ids
+
+
+def _without(pieces: Mapping[int, bytes], ids: Collection[int]) -> dict[int, bytes]:
+    return {index: piece for index, piece in pieces.items() if index not in ids}
+
+
+def _first_ids(configs: Sequence[Mapping[str, Any]], name: str) -> list[int]:
+    """The token ids under `name` (an int or a list of ints) of the first config that has any."""
+    for config in configs:
+        value = config.get(name)
+        if value is None or value == []:
+            continue
+        try:
+            return msgspec.convert(value if isinstance(value, list) else [value], list[TokenId])
+        except msgspec.ValidationError as error:
+            raise TextError(f"{name} must be a token id or a list of token ids, not {value!r}") from error
+    return []

@@ -1,0 +1,168 @@
+"""What crosses the border between the server and a worker: two tagged unions, msgpack, no pickle.
+
+Rows travel as packed columns (columns.py). The server numbers its `Update`s from 1 in each epoch; a worker applies
+them in that order, and one iteration takes updates up to and including the first that carries chunks. So whatever an
+update frees may be given away by the next one, and chunks run first in, first out.
+"""
+
+import msgspec
+
+from aiollm.wire.columns import Runs
+from aiollm.wire.sampling import SamplingParams
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker needs to know before it loads a model. Sizes are tokens unless a name says bytes."""
+
+    folder: str
+    load_format: str = "auto"
+    data_type: str = "auto"
+    device: str = "cpu"
+    rank: int = 0
+    ranks: int = 1
+    rendezvous: str = ""
+    """Path of the file through which the ranks of a group meet."""
+    rows: int = 64
+    """Requests that run at once."""
+    slots: int = 0
+    """KV slots; 0 measures what fits."""
+    mem_fraction: float = 0.9
+    max_length: int = 0
+    """Longest sequence, prompt and output together; 0 takes the smaller of the model's context and the pool."""
+    chunk_budget: int = 2048
+    """Largest number of prompt tokens in one iteration."""
+    threads: int = 0
+    """CPU threads of the maths library; 0 takes what the machine has, shared among the ranks."""
+
+
+class Setup(msgspec.Struct, frozen=True, tag="setup"):
+    """First message to a worker."""
+
+    epoch: int
+    settings: WorkerSettings
+
+
+class Admit(msgspec.Struct, frozen=True, array_like=True):
+    """A row begins a life. Its tokens and slots come as runs of the same or later updates."""
+
+    row: int
+    generation: int
+    prompt_length: int
+    """Tokens of the request itself; tokens beyond were generated before a pause."""
+    tokens: int
+    """Tokens known now: the row decodes once these are computed."""
+    limit: int
+    """Total length at which the row ends, prompt and output together."""
+    sampling: SamplingParams
+
+
+class Update(msgspec.Struct, frozen=True, tag="update", kw_only=True):
+    """One step of the server's ordered stream; fields are applied in the order they stand here."""
+
+    number: int
+    retire: bytes = b""
+    """Rows whose life ends."""
+    admit: list[Admit] = []
+    slots: Runs = Runs()
+    """KV slots by (row, position): cached prefixes, chunks, and credit for decoding."""
+    tokens: Runs = Runs()
+    """Token ids by (row, position)."""
+    chunk_rows: bytes = b""
+    chunk_starts: bytes = b""
+    chunk_counts: bytes = b""
+    """Prompt tokens [start, start + count) of a row, computed in the iteration that applies this update."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Finish what was launched and leave."""
+
+
+class Loading(msgspec.Struct, frozen=True, tag="loading"):
+    """Progress before Ready; fraction is in [0, 1]."""
+
+    phase: str
+    fraction: float
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
+    """The worker serves. `budget` lists (what, bytes) of the memory it measured."""
+
+    slots: int
+    max_length: int
+    vocabulary: int
+    architecture: str
+    data_type: str
+    budget: list[tuple[str, int]]
+    seconds: list[tuple[str, float]]
+
+
+class Header(msgspec.Struct, frozen=True, array_like=True):
+    """Rule C: stands before the results of every iteration."""
+
+    epoch: int
+    iteration: int
+    applied: int
+    """Last update applied before this iteration; its arena space is free."""
+    device_us: int
+    idle_us: int
+    """Time the device had nothing to do before this iteration."""
+    stalled: bytes
+    """Rows that could not run for want of credit."""
+
+
+HINT_NONE, HINT_STOP, HINT_LENGTH = 0, 1, 2
+
+
+class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Logprobs of a row's prompt tokens at positions start, start + 1, ...; columns of n and n * top values."""
+
+    row: int
+    generation: int
+    start: int
+    logprobs: bytes
+    top_ids: bytes
+    top_logprobs: bytes
+
+
+class Result(msgspec.Struct, frozen=True, tag="result", kw_only=True):
+    """What one iteration drew. A row may occur several times, in token order, or not at all."""
+
+    header: Header
+    rows: bytes = b""
+    generations: bytes = b""
+    tokens: bytes = b""
+    """-1: the logits of this row were not finite."""
+    logprobs: bytes = b""
+    hints: bytes = b""
+    """One byte a row: HINT_STOP and HINT_LENGTH say that the row is idle; the server is the judge."""
+    top: int = 0
+    """Alternatives per row in the next two columns."""
+    top_ids: bytes = b""
+    top_logprobs: bytes = b""
+    prompts: list[PromptLogprobs] = []
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed", kw_only=True):
+    """An iteration failed: its rows got no token, and the chunks it should have computed hold garbage."""
+
+    header: Header
+    rows: bytes
+    generations: bytes
+    starts: bytes
+    """First position that the iteration should have computed, per row."""
+    counts: bytes
+    error: str
+
+
+class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
+    """The worker gives up: what happened and what the user can change."""
+
+    error: str
+
+
+ToWorker = Setup | Update | Stop
+FromWorker = Loading | Ready | Result | Failed | Fatal
+
+encoder = msgspec.msgpack.Encoder()
+to_worker_decoder = msgspec.msgpack.Decoder(ToWorker)
+from_worker_decoder = msgspec.msgpack.Decoder(FromWorker)

@@ -1,0 +1,29 @@
+"""How a request wants its tokens drawn. Ranges are checked at the HTTP face; here they are facts."""
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Temperature 0 is greedy. The draw at position p of a sequence is a function of (seed, p) alone."""
+
+    max_tokens: int = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()
+    """Token ids that end the output, the model's end-of-sequence ids among them unless they are ignored."""
+    top_logprobs: int = -1
+    """-1: only the drawn token's logprob travels; n >= 0: also the n likeliest tokens of each position."""
+    prompt_logprobs: int = -1
+    """-1: none; n >= 0: the logprob of every prompt token but the first, and the n likeliest of each position."""
+
+    @property
+    def has_penalty(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1

@@ -1,0 +1,54 @@
+"""The values that name a step's tensors: what the decoder computes (Batch) and how rows are sampled (Sampling).
+
+Every tensor lies on the step's device. A *row* is a running request's index into the state tables; a *slot* is the
+place of one token's keys and values in the KV pool.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Batch(NamedTuple):
+    """The new tokens of one step, packed row after row: decode rows bring one token, prefill chunks bring many."""
+
+    rows: torch.Tensor  # [n] int64: the row of each sequence
+    starts: torch.Tensor  # [n + 1] int32: where each sequence's new tokens begin on the packed axis
+    lengths: torch.Tensor  # [n] int32: cached tokens plus new ones, after this step
+    positions: torch.Tensor  # [tokens] int64: position of each new token in its sequence
+    slots: torch.Tensor  # [tokens] int64: KV slot that each new token is stored in
+    slot_table: torch.Tensor  # [max_rows, max_length] int32: slot of (row, position)
+    max_new: int  # largest number of new tokens of one sequence
+    max_length: int  # largest of `lengths`
+
+
+class Sampling(NamedTuple):
+    """How to draw one token for each of r sequences. Bias entries also carry the masks of min_tokens (-inf)."""
+
+    rows: torch.Tensor  # [r] int64
+    temperature: torch.Tensor  # [r] float32; 0 is greedy
+    top_p: torch.Tensor  # [r] float32 in (0, 1]; 1 is off
+    top_k: torch.Tensor  # [r] int32; 0 is off
+    min_p: torch.Tensor  # [r] float32 in [0, 1]; 0 is off
+    presence: torch.Tensor  # [r] float32; 0 is off; counts generated tokens
+    frequency: torch.Tensor  # [r] float32; 0 is off; counts generated tokens
+    repetition: torch.Tensor  # [r] float32; 1 is off; counts prompt and generated tokens
+    seeds: torch.Tensor  # [r] int64
+    prompt_lengths: torch.Tensor  # [r] int64: where generated tokens begin in `tokens`
+    lengths: torch.Tensor  # [r] int64: tokens known so far = position of the token to draw
+    tokens: torch.Tensor  # [max_rows, max_length] int32: token history of (row, position)
+    bias_index: torch.Tensor  # [b] int64 into the r sequences
+    bias_ids: torch.Tensor  # [b] int64 token ids
+    bias_values: torch.Tensor  # [b] float32, added to the logits
+    any_random: bool  # some temperature > 0
+    any_penalty: bool  # some presence, frequency or repetition is on
+    top_n: int  # the largest number of alternatives whose logprobs are asked for
+
+
+class Sampled(NamedTuple):
+    """What a sampling op returns for r sequences."""
+
+    tokens: torch.Tensor  # [r] int64; -1 where the logits were not finite
+    logprobs: torch.Tensor  # [r] float32: log-softmax of the raw logits at the drawn token
+    top_ids: torch.Tensor  # [r, top_n] int64
+    top_logprobs: torch.Tensor  # [r, top_n] float32, of the raw logits, descending

@@ -1,0 +1,16 @@
+"""Log-probabilities of given tokens and of the likeliest ones."""
+
+import torch
+
+
+def logprobs(
+    logits: torch.Tensor, targets: torch.Tensor, top_n: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """logits [r, vocab], targets [r] int64 -> (logprobs [r], top_ids [r, top_n] int64, top_logprobs [r, top_n]).
+
+    Log-softmax in fp32; the top ones descend, and the order among equal ones is unspecified.
+    """
+    logits = logits.float()
+    total = logits.logsumexp(-1, keepdim=True)
+    top, ids = logits.topk(top_n)
+    return (logits.gather(1, targets[:, None]) - total).squeeze(1), ids, top - total

@@ -1,0 +1,505 @@
+"""The stamp device: the real scheduler, loop, runner and decoder over an Ops table that stores stamps for KV.
+
+Every slot holds (token, position). Attention checks each stamp it reads against the row's token history and returns a
+hash of the tokens read; sampling turns that hash into the next token. So the right output of a request is a pure
+function of its prompt (`oracle`), and one wrong slot anywhere changes it or breaks an assertion.
+
+`Stage` interleaves server, two overlap threads, a device that completes launches late, clients, faults and restarts,
+from one seed. `python tests/stamp.py --steps 1000000` runs it at length.
+"""
+
+import argparse
+import json
+import platform
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from aiollm.engine.integrity import check
+from aiollm.engine.request import Finish, PromptToken, Request, State, Token
+from aiollm.engine.scheduler import Limits, Loan, Scheduler, aggressive, worst_case
+from aiollm.kernels.batch import Batch, Sampled, Sampling
+from aiollm.kernels.ops import Ops
+from aiollm.wire import messages
+from aiollm.wire.columns import ints
+from aiollm.wire.messages import Failed, FromWorker, Result, ToWorker, Update
+from aiollm.wire.sampling import SamplingParams
+from aiollm.workers import state as worker_state
+from aiollm.workers.decisions import Decisions
+from aiollm.workers.loop import Flight, Loop, Outcome
+from aiollm.workers.model.decoder import Decoder
+from aiollm.workers.model.parameters import parameters
+from aiollm.workers.model.rotary import Rope
+from aiollm.workers.model.spec import DecoderSpec
+from aiollm.workers.runner import ModelRunner
+from aiollm.workers.staging import Staging
+from aiollm.workers.step import Step
+from aiollm.workers.stream import Pending
+from aiollm.workers.tp import TensorParallel
+
+VOCABULARY = 17
+EOS = 0
+LONGEST = 28
+POISON = -9  # token of a slot whose store failed; whatever is computed from it is poisoned too
+PRIME = 16777213  # hashes stay exact in a float32 logit
+POWERS = np.array([pow(31, i, PRIME) for i in range(LONGEST + 1)], np.int64)
+SPEC = DecoderSpec(
+    layers=1, hidden=1, heads=1, kv_heads=1, head_dim=2, intermediate=1, vocab=VOCABULARY, max_position=LONGEST,
+    norm_eps=1e-6, rope=Rope(dim=2, theta=1e4), tied_head=False,
+)  # fmt: skip
+
+
+class StampError(BaseException):
+    """The contract of the loop is broken. No Exception, so that no part of the server can take it for a client's."""
+
+
+def draw(hashed: int, seed: int, length: int) -> int:
+    """The token at position `length` after a prefix with this hash."""
+    return ((hashed * 2654435761 + seed * 40503 + length) >> 7) % VOCABULARY
+
+
+def oracle(prompt: Sequence[int], sampling: SamplingParams) -> list[int]:
+    """What a request must output, its stop token included."""
+    tokens, hashed = list(prompt), sum((t + 1) * int(POWERS[i]) for i, t in enumerate(prompt)) % PRIME
+    while len(tokens) < len(prompt) + sampling.max_tokens:
+        token = draw(hashed, sampling.seed, len(tokens))
+        tokens.append(token)
+        if token in sampling.stop_ids:
+            break
+        hashed = (hashed + (token + 1) * int(POWERS[len(tokens) - 1])) % PRIME
+    return tokens[len(prompt) :]
+
+
+def stamp_ops(history: torch.Tensor) -> Ops:
+    """`history` [rows, positions] is the token table that stamps are checked against."""
+    known = history.numpy()
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return x[:, :1].expand(-1, weight.shape[0])
+
+    def rotary_store(q: Any, k: Any, v: Any, q_norm: Any, k_norm: Any, eps: float, cos_sin: Any,
+                     positions: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, slots: torch.Tensor) -> Any:  # fmt: skip
+        where = slots.numpy()
+        if len(np.unique(where)) < len(where):
+            raise StampError("two tokens of one step share a slot")
+        k_pool.numpy()[where, 0, 0] = k[:, 0, 0].numpy()
+        v_pool.numpy()[where, 0, 0] = positions.numpy()
+        return q
+
+    def attention(q: Any, k_pool: torch.Tensor, v_pool: torch.Tensor, batch: Batch, scale: float) -> torch.Tensor:
+        rows, lengths = batch.rows.numpy(), batch.lengths.numpy()
+        at = np.arange(batch.max_length)
+        mine = at < lengths[:, None]
+        slots = batch.slot_table.numpy()[rows, : batch.max_length]
+        tokens, positions = k_pool.numpy()[slots, 0, 0], v_pool.numpy()[slots, 0, 0]
+        poisoned = (tokens == POISON) & mine
+        if ((positions != at) & mine & ~poisoned).any():
+            raise StampError("a slot holds another position")
+        if ((tokens != known[rows, : batch.max_length]) & mine & ~poisoned).any():
+            raise StampError("a slot holds another token")
+        hashes = np.cumsum((tokens + 1) * POWERS[: batch.max_length] * mine, axis=1) % PRIME
+        sequence = np.repeat(np.arange(len(rows)), np.diff(batch.starts.numpy()))
+        if poisoned.any():
+            k_pool.numpy()[batch.slots.numpy()[poisoned.any(axis=1)[sequence]], 0, 0] = POISON
+        return torch.from_numpy(hashes[sequence, batch.positions.numpy()]).view(-1, 1, 1).expand(-1, 1, 2)
+
+    def sample(logits: torch.Tensor, s: Sampling) -> Sampled:
+        hashed, seeds, lengths = logits[:, 0].long().tolist(), s.seeds.tolist(), s.lengths.tolist()
+        tokens = torch.tensor([draw(*row) for row in zip(hashed, seeds, lengths, strict=True)])
+        nothing = torch.empty(len(tokens), 0)
+        return Sampled(tokens, torch.zeros(len(tokens)), nothing.long(), nothing)
+
+    def logprobs(logits: torch.Tensor, targets: torch.Tensor, top_n: int) -> Any:
+        return targets.float(), targets.new_empty(len(targets), 0), logits.new_empty(len(targets), 0)
+
+    return Ops(
+        embedding=lambda ids, table: ids[:, None],
+        rms_norm=lambda x, weight, eps: x,
+        add_rms_norm=lambda x, residual, weight, eps: (x, residual),
+        linear=linear,
+        rotary_store=rotary_store,
+        attention=attention,
+        silu_mul=lambda x: x[:, :1],
+        sample=sample,
+        logprobs=logprobs,
+    )
+
+
+class LateStream:
+    """Completes launches in order, each only when told."""
+
+    def __init__(self) -> None:
+        self.queue: deque[tuple[Pending, Callable[[], object]]] = deque()
+
+    def launch(self, work: Callable[[], object]) -> Pending:
+        pending = Pending()
+        self.queue.append((pending, work))
+        return pending
+
+    def complete(self) -> Pending:
+        pending, work = self.queue.popleft()
+        pending.run(work)
+        return pending
+
+
+class NothingToDo(Exception):
+    """The loop waits for its inbox, with the baton in hand."""
+
+
+class Wire:
+    """Both directions between server and worker; what was sent arrives when `deliver` says so."""
+
+    def __init__(self) -> None:
+        self.sent: deque[bytes] = deque()
+        self.arrived: deque[bytes] = deque()
+        self.results: deque[bytes] = deque()
+
+    def send(self, message: ToWorker) -> None:
+        self.sent.append(messages.encoder.encode(message))
+
+    def deliver(self) -> None:
+        self.arrived.append(self.sent.popleft())
+
+    def drain(self) -> Iterable[ToWorker]:
+        while self.arrived:
+            yield messages.to_worker_decoder.decode(self.arrived.popleft())
+
+    def wait(self) -> bool:
+        raise NothingToDo
+
+    def put(self, message: FromWorker) -> None:
+        self.results.append(messages.encoder.encode(message))
+
+    def flush(self) -> None:
+        pass
+
+
+class FaultyRunner:
+    """Runs a step, or fails at random and leaves poison where it should have stored. Contract breaches are no faults."""
+
+    def __init__(self, runner: ModelRunner, chance: float, random: random.Random) -> None:
+        self.runner = runner
+        self.chance = chance
+        self.random = random
+        self.breach: StampError | None = None
+
+    def run(self, step: Step) -> Outcome:
+        if self.random.random() < self.chance:
+            state = self.runner.state
+            state.upload(step)
+            columns = step.ints.views(step.ints.buffer)
+            slots = state.slot_table[columns["token_rows"], columns["positions"]].long()
+            self.runner.kv[0][0][slots, 0, 0] = POISON
+            raise RuntimeError("injected")
+        try:
+            return self.runner.run(step)
+        except StampError as breach:
+            self.breach = breach
+            raise
+
+
+class Worker:
+    """A worker process without a process: real loop, state, runner and decoder; two threads as a pair of turns."""
+
+    def __init__(self, epoch: int, limits: Limits, chance: float, random: random.Random) -> None:
+        self.wire = Wire()
+        self.stream = LateStream()
+        state = worker_state.State(limits.rows, LONGEST, torch.device("cpu"))
+        ops = stamp_ops(state.tokens)
+        weights = {p.name: torch.zeros(p.shape, dtype=torch.int64) for p in parameters(SPEC, 0, 1)}
+        pool = torch.full((limits.slots + 1, 1, 2), -7, dtype=torch.int64)
+        self.pools = [(pool, pool.clone())]
+        tp = TensorParallel()
+        self.runner = FaultyRunner(ModelRunner(Decoder(SPEC, weights, ops, tp), self.pools, state, ops, tp), chance, random)
+        self.loop = Loop(
+            epoch, limits.rows, self.wire, self.wire, self.stream, self.runner, Staging(), Decisions()
+        )  # fmt: skip
+        self.flights: list[Flight | None] = [None, None]
+        self.turn = 0
+        self.steps = 0
+        self.hinted: dict[tuple[int, int], int] = {}
+
+    def ready(self) -> bool:
+        """The thread whose turn it is does not wait for the device."""
+        flight = self.flights[self.turn]
+        return flight is None or flight.pending.done
+
+    def take_turn(self) -> None:
+        """What the overlap thread does between taking and passing the baton."""
+        flight, self.flights[self.turn] = self.flights[self.turn], None
+        before = len(self.wire.results)
+        try:
+            launched = self.loop.turn(flight)
+        except NothingToDo:
+            return
+        finally:
+            self._note_hints(list(self.wire.results)[before:])
+        if launched is not None:
+            self.steps += 1
+            for key in zip(launched.rows.tolist(), launched.generations.tolist(), strict=True):
+                if launched.iteration > self.hinted.get(key, launched.iteration) + 1:
+                    raise StampError("a row was launched long after it had stopped")
+        self.flights[self.turn] = launched
+        self.turn = 1 - self.turn
+
+    def _note_hints(self, results: list[bytes]) -> None:
+        for body in results:
+            message = messages.from_worker_decoder.decode(body)
+            if isinstance(message, Result):
+                keys = zip(ints(message.rows).tolist(), ints(message.generations).tolist(), strict=True)
+                for key, hint in zip(keys, message.hints, strict=True):
+                    if hint:
+                        self.hinted[key] = message.header.iteration
+
+
+class Client:
+    """A sink that knows what must come."""
+
+    def __init__(self, prompt: list[int], sampling: SamplingParams) -> None:
+        self.expected = oracle(prompt, sampling)
+        self.prompt = prompt
+        self.got: list[int] = []
+        self.finish: Finish | None = None
+        self.prompt_seen: list[int] = []
+
+    def token(self, token: Token) -> str | None:
+        if self.finish is not None:
+            raise StampError("a token after the end")
+        self.got.append(token.id)
+        if self.got != self.expected[: len(self.got)]:
+            raise StampError(f"token {len(self.got)} is {token.id}, not {self.expected[len(self.got) - 1]}")
+        return None
+
+    def prompt_tokens(self, tokens: list[PromptToken]) -> None:
+        self.prompt_seen += [int(token.logprob) for token in tokens]
+        if self.prompt_seen != self.prompt[1 : 1 + len(self.prompt_seen)]:
+            raise StampError("prompt logprobs of other tokens")
+
+    def finished(self, finish: Finish) -> None:
+        if self.finish is not None:
+            raise StampError("ended twice")
+        self.finish = finish
+        if finish.reason in ("stop", "length") and self.got != self.expected:
+            raise StampError(f"ended by {finish.reason} with {self.got} of {self.expected}")
+
+
+class Stage:
+    """One seed's world. `step` lets one randomly chosen actor act; `settle` lets everything finish."""
+
+    def __init__(self, seed: int) -> None:
+        r = self.random = random.Random(seed)
+        self.limits = Limits(
+            rows=r.choice([1, 2, 4, 6]),
+            slots=r.choice([LONGEST, 40, 64, 120]),
+            max_length=LONGEST,
+            chunk_budget=r.choice([3, 7, 16, 40]),
+            chunk_size=r.choice([2, 5, 16, 40]),
+            prefix_cache=r.random() < 0.9,
+        )
+        self.faults = r.choice([0.0, 0.0, 0.01, 0.05])
+        self.deaths = r.choice([0.0, 0.0005])
+        self.core = Scheduler(self.limits, r.choice([worst_case, aggressive, aggressive]))
+        self.core.credit.step_seconds = r.choice([0.001, 0.02, 0.1])
+        self.alphabet = r.choice([2, 3, VOCABULARY])
+        self.systems = [[r.randrange(self.alphabet) for _ in range(r.randint(1, 12))] for _ in range(3)]
+        self.clients: list[Request] = []
+        self.loans: list[tuple[Loan, list[int], Any]] = []
+        self.worker = self._spawn()
+        self.steps = 0
+        self.finished = 0
+        self.late: deque[bytes] = deque()  # results of a worker that died, still in the pipe
+        self.actors: list[tuple[Callable[[], None], int]] = [
+            (self.deliver, 8), (self.turn, 10), (self.complete, 8), (self.receive, 8), (self.plan, 6),
+            (self.submit, 3), (self.abort, 1), (self.pause, 1), (self.lend, 1), (self.copy_out, 2), (self.die, 1),
+        ]  # fmt: skip
+        self.choices = [actor for actor, weight in self.actors for _ in range(weight)]
+
+    def _spawn(self) -> Worker:
+        return Worker(self.core.epoch, self.limits, self.faults, self.random)
+
+    def step(self) -> None:
+        self.random.choice(self.choices)()
+        if self.random.random() < 0.05:
+            check(self.core)
+
+    # The actors
+
+    def plan(self) -> None:
+        update = self.core.plan(0.0)
+        if update is not None:
+            self.worker.wire.send(update)
+
+    def deliver(self) -> None:
+        if self.worker.wire.sent:
+            self.worker.wire.deliver()
+
+    def complete(self) -> None:
+        if self.worker.stream.queue:
+            pending = self.worker.stream.complete()
+            if self.worker.runner.breach is not None:
+                raise self.worker.runner.breach
+            if pending.error is not None and str(pending.error) != "injected":
+                raise pending.error
+
+    def turn(self) -> None:
+        if self.worker.ready():
+            self.worker.take_turn()
+            self.steps += self.worker.steps
+            self.worker.steps = 0
+
+    def receive(self) -> None:
+        body = self.late.popleft() if self.late else None
+        if body is None and self.worker.wire.results:
+            body = self.worker.wire.results.popleft()
+        if body is not None:
+            message = messages.from_worker_decoder.decode(body)
+            if isinstance(message, Result):
+                self.core.on_result(message)
+            elif isinstance(message, Failed):
+                self.core.on_failed(message)
+
+    def submit(self) -> None:
+        r = self.random
+        if len(self.clients) >= 12:
+            return
+        prompt = [*r.choice(self.systems)] if r.random() < 0.7 else []
+        prompt += [r.randrange(self.alphabet) for _ in range(r.randint(0 if prompt else 1, 8))]
+        room = min(LONGEST, self.limits.slots + 1) - len(prompt)
+        sampling = SamplingParams(
+            max_tokens=r.randint(1, room) if room > 1 else 1,
+            seed=r.randrange(3),
+            stop_ids=(EOS,) if r.random() < 0.7 else (),
+            prompt_logprobs=0 if r.random() < 0.1 else -1,
+        )
+        request = Request("r", np.array(prompt, np.int64), sampling, Client(prompt, sampling), self.random.random())
+        self.clients.append(request)
+        self.core.submit(request)
+
+    def abort(self) -> None:
+        if self.clients and self.random.random() < 0.5:
+            self.core.abort(self.random.choice(self.clients))
+            self._sweep()
+
+    def pause(self) -> None:
+        running = [request for request in self.clients if request.state is State.RUNNING]
+        if running and self.random.random() < 0.5:
+            self.core.pause(self.random.choice(running))
+
+    def lend(self) -> None:
+        """A reader outside the stream takes a loan (rule F)."""
+        if self.clients and len(self.loans) < 2:
+            tokens = self.random.choice(self.clients).tokens()
+            self.loans.append((self.core.lend("", tokens), tokens.tolist(), self.worker.pools))
+
+    def copy_out(self) -> None:
+        """That reader reads, at a time of its own, and settles."""
+        if self.loans:
+            loan, tokens, pools = self.loans.pop(0)
+            if loan.epoch == self.core.epoch:
+                k_pool, v_pool = (pool.numpy() for pool in pools[0])
+                if k_pool[loan.slots, 0, 0].tolist() != tokens[: len(loan.slots)]:
+                    raise StampError("a reader outside the stream found other tokens")
+                if v_pool[loan.slots, 0, 0].tolist() != list(range(len(loan.slots))):
+                    raise StampError("a reader outside the stream found other positions")
+            self.core.settle(loan)
+
+    def die(self) -> None:
+        """kill -9: some results are still in the pipe, and may arrive after the new worker was started."""
+        if self.random.random() < self.deaths * 40:
+            self.late = deque(list(self.worker.wire.results)[: self.random.randint(0, 3)])
+            self.core.lose_worker()
+            self.worker = self._spawn()
+            self._sweep()
+
+    def _sweep(self) -> None:
+        ended = [request for request in self.clients if request.state is State.FINISHED]
+        for request in ended:
+            assert isinstance(request.sink, Client) and request.sink.finish is not None
+        self.finished += len(ended)
+        self.clients = [request for request in self.clients if request.state is not State.FINISHED]
+
+    def settle(self) -> None:
+        """Nothing new arrives; everything must end, and every slot must come back."""
+        for _ in range(4000):
+            self._sweep()
+            if not self.clients and not self.loans and not self.worker.stream.queue and not self.core.outstanding_chunks:
+                break
+            for actor in (self.plan, self.deliver, self.turn, self.complete, self.receive, self.copy_out):
+                actor()
+        else:
+            raise StampError("requests hang")
+        check(self.core)
+        assert self.core.pool.free + self.core.index.total == self.limits.slots, "slots are missing"
+
+
+def play(seed: int, actions: int) -> Stage:
+    """One world: `actions` random actions, then the end of everything."""
+    stage = Stage(seed)
+    sweep = stage._sweep
+    for at in range(actions):
+        stage.step()
+        if at % 16 == 0:
+            sweep()
+    stage.settle()
+    return stage
+
+
+class Totals(msgspec.Struct):
+    steps: int = 0
+    requests: int = 0
+    pauses: int = 0
+    worlds: int = 0
+    seconds: float = 0.0
+
+
+def run(steps: int, first_seed: int = 0, actions: int = 3000, report: Callable[[Totals], None] | None = None) -> Totals:
+    """Play worlds until the loops have launched `steps` iterations in all."""
+    totals, began = Totals(), time.monotonic()
+    torch.set_num_threads(1)
+    while totals.steps < steps:
+        seed = first_seed + totals.worlds
+        try:
+            stage = play(seed, actions)
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+        totals.worlds += 1
+        totals.steps += stage.steps
+        totals.requests += stage.finished
+        totals.pauses += stage.core.paused_total
+        totals.seconds = round(time.monotonic() - began, 1)
+        if report is not None:
+            report(totals)
+    return totals
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="random steps of the real engine and loop on the stamp device")
+    parser.add_argument("--steps", type=int, default=1_000_000, help="iterations launched by the loops")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first world")
+    parser.add_argument("--save", type=Path, help="write the totals as JSON")
+    args = parser.parse_args()
+
+    def report(totals: Totals) -> None:
+        if totals.worlds % 100 == 0:
+            print(f"{totals.steps} steps, {totals.worlds} worlds, {totals.requests} requests, {totals.seconds} s", flush=True)
+
+    totals = run(args.steps, args.seed, report=report)
+    result = {"what": "stamp device", **msgspec.to_builtins(totals), "first_seed": args.seed,
+              "python": platform.python_version(), "torch": torch.__version__, "machine": platform.processor() or platform.machine(),
+              "date": time.strftime("%Y-%m-%d")}  # fmt: skip
+    print(json.dumps(result))
+    if args.save:
+        args.save.parent.mkdir(parents=True, exist_ok=True)
+        args.save.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

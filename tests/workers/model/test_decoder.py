@@ -1,0 +1,128 @@
+"""The decoder against transformers, on tiny random checkpoints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tiny_model import write_tiny_model
+
+from aiollm.kernels.batch import Batch
+from aiollm.kernels.ops import Ops, cpu_ops, reference_ops
+from aiollm.workers.families.registry import describe
+from aiollm.workers.model.decoder import Decoder
+from aiollm.workers.tp import TensorParallel
+from aiollm.workers.weights import load
+
+CPU = torch.device("cpu")
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"family": "llama"},
+    "llama_tied": {"family": "llama", "tie_word_embeddings": True},
+    "llama_biased": {"family": "llama", "attention_bias": True, "mlp_bias": True},
+    "llama_llama3": {"family": "llama", "rope_parameters": LLAMA3},
+    "llama_yarn": {"family": "llama", "rope_parameters": YARN},
+    "llama_linear": {
+        "family": "llama",
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 3.0},
+    },
+    "llama_dynamic": {
+        "family": "llama",
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 5000.0, "factor": 3.0},
+    },
+    "mistral": {"family": "mistral"},
+    "qwen2": {"family": "qwen2"},
+    "qwen3": {"family": "qwen3"},
+    "qwen3_tied_biased": {"family": "qwen3", "tie_word_embeddings": True, "attention_bias": True},
+}
+ops_tables = pytest.mark.parametrize("ops", [reference_ops(), cpu_ops()], ids=["reference", "cpu"])
+PROMPTS = [torch.randint(97, (n,), generator=torch.Generator().manual_seed(n)) for n in (61, 1, 29)]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp(request.param), **MODELS[request.param])
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path) -> list[torch.Tensor]:
+    """The logits [tokens, vocab] that transformers computes for each prompt."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    with torch.no_grad():
+        return [model(prompt[None]).logits[0] for prompt in PROMPTS]
+
+
+class Session:
+    """A decoder with a KV pool of scattered slots, for the sequences of PROMPTS."""
+
+    def __init__(self, checkpoint: Path, ops: Ops) -> None:
+        description = describe(json.loads((checkpoint / "config.json").read_text()))
+        spec, tp = description.spec, TensorParallel()
+        assert description.unread == []
+        weights = load(checkpoint, spec, description.names, dtype=torch.float32, device=CPU, tp=tp)
+        self.decoder = Decoder(spec, weights, ops, tp)
+        shape = (301, spec.kv_heads, spec.head_dim)
+        self.kv = [(torch.full(shape, torch.nan), torch.full(shape, torch.nan)) for _ in range(spec.layers)]
+        self.slots = torch.randperm(300, generator=torch.Generator().manual_seed(1)).view(3, 100)
+        self.lengths = [0, 0, 0]
+
+    def step(self, new: dict[int, int]) -> dict[int, torch.Tensor]:
+        """Compute the next `new[row]` tokens of each row in one Batch -> their logits."""
+        rows = list(new)
+        spans = {row: range(self.lengths[row], self.lengths[row] + new[row]) for row in rows}
+        for row in rows:
+            self.lengths[row] += new[row]
+        counts = torch.tensor([0, *new.values()])
+        batch = Batch(
+            rows=torch.tensor(rows),
+            starts=counts.cumsum(0).int(),
+            lengths=torch.tensor([self.lengths[row] for row in rows], dtype=torch.int32),
+            positions=torch.cat([torch.tensor(spans[row]) for row in rows]),
+            slots=torch.cat([self.slots[row, spans[row]] for row in rows]),
+            slot_table=self.slots.int(),
+            max_new=max(new.values()),
+            max_length=max(self.lengths[row] for row in rows),
+        )
+        ids = torch.cat([PROMPTS[row][spans[row].start : spans[row].stop] for row in rows])
+        hidden = self.decoder.forward(ids, batch, self.kv)
+        return dict(zip(rows, self.decoder.logits(hidden).split(list(new.values())), strict=True))
+
+
+def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@ops_tables
+def test_whole_prefill(checkpoint: Path, expected: list[torch.Tensor], ops: Ops) -> None:
+    assert_same(Session(checkpoint, ops).step({0: 61})[0], expected[0])
+
+
+@ops_tables
+def test_chunked_prefill(checkpoint: Path, expected: list[torch.Tensor], ops: Ops) -> None:
+    session = Session(checkpoint, ops)
+    chunks = [session.step({0: min(7, 61 - begin)})[0] for begin in range(0, 61, 7)]
+    assert_same(torch.cat(chunks), expected[0])
+
+
+@ops_tables
+def test_decode_step_by_step(checkpoint: Path, expected: list[torch.Tensor], ops: Ops) -> None:
+    session = Session(checkpoint, ops)
+    steps = [session.step({2: 1})[2] for _ in range(29)]
+    assert_same(torch.cat(steps), expected[2])
+
+
+@ops_tables
+def test_chunks_and_decodes_mixed_in_one_batch(checkpoint: Path, expected: list[torch.Tensor], ops: Ops) -> None:
+    session = Session(checkpoint, ops)
+    seen: dict[int, list[torch.Tensor]] = {0: [], 1: [], 2: []}
+    for new in ({0: 40}, {2: 5, 0: 1}, {0: 1, 1: 1, 2: 20}, {2: 1, 0: 9}, {0: 10, 2: 3}):
+        for row, logits in session.step(new).items():
+            seen[row].append(logits)
+    for row in seen:
+        assert_same(torch.cat(seen[row]), expected[row])

@@ -1,0 +1,298 @@
+"""The contract of the loop on the stamp device: random worlds pass, and no world survives a missing rule."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import stamp
+
+from aiollm.engine import judge, radix, request, rows, scheduler
+from aiollm.wire.messages import Result, Update
+from aiollm.workers import loop, staging
+from aiollm.workers import rows as worker_rows
+
+Break = Callable[[pytest.MonkeyPatch], None]
+STEPS = 20_000  # the million is `make stamp`; its result is in tools/results
+
+
+def test_random_worlds_keep_every_stamp() -> None:
+    totals = stamp.run(STEPS)
+    assert totals.steps >= STEPS and totals.requests > STEPS / 10 and totals.pauses > 0
+
+
+def post_after_launch(patch: pytest.MonkeyPatch) -> None:
+    """A: the post of k must precede the launch of k + 2."""
+
+    def turn(self: loop.Loop, flight: loop.Flight | None) -> loop.Flight | None:
+        launched = self._lead()
+        if flight is not None:
+            self._post(flight)
+        return launched
+
+    patch.setattr(loop.Loop, "turn", turn)
+
+
+def unguarded_staging(patch: pytest.MonkeyPatch) -> None:
+    """A: host buffers are a ring guarded by events."""
+    original = staging.Staging.__init__
+    patch.setattr(staging.Staging, "__init__", lambda self: original(self, places=1))
+    patch.setattr(staging.Staging, "guard", lambda self, pending: None)
+
+
+def rows_that_survive_a_boundary(patch: pytest.MonkeyPatch) -> None:
+    """A: nothing chosen before the drain may be launched after it."""
+
+    def lead(self: loop.Loop) -> loop.Flight | None:
+        decode, stalled = self.rows.runnable()
+        self._drain()
+        chunks = self._apply(self.applied + loop.SMALL_UPDATES)
+        if chunks is None and not len(decode):
+            if not self.in_flight and not len(self.rows.runnable()[0]):
+                self.inbox.wait()
+            return None
+        return self._launch(chunks, decode, stalled)
+
+    patch.setattr(loop.Loop, "_lead", lead)
+
+
+def posts_without_generations(patch: pytest.MonkeyPatch) -> None:
+    """B: a post compares (row, generation)."""
+
+    def alive(self: worker_rows.Rows, index: np.ndarray, generations: np.ndarray) -> np.ndarray:
+        mask: np.ndarray = self.active[index] & ~self.idle[index]
+        return mask
+
+    patch.setattr(worker_rows.Rows, "alive", alive)
+
+
+def results_without_generations(patch: pytest.MonkeyPatch) -> None:
+    """B: results compare (row, generation)."""
+    patch.setattr(scheduler.Scheduler, "_alive", lambda self, index, generation: self.rows[index])
+
+
+def header_of_now(patch: pytest.MonkeyPatch) -> None:
+    """C: `applied` is what the iteration saw, not what was applied since."""
+    original = loop.Loop._post
+
+    def post(self: loop.Loop, flight: loop.Flight) -> None:
+        original(self, flight._replace(applied=self.applied + len(self._updates)))
+
+    patch.setattr(loop.Loop, "_post", post)
+
+
+def results_of_a_past_epoch(patch: pytest.MonkeyPatch) -> None:
+    """C: the epoch says which worker speaks."""
+    original = scheduler.Scheduler.on_header
+    patch.setattr(
+        scheduler.Scheduler,
+        "on_header",
+        lambda self, header: original(self, type(header)(self.epoch, *(getattr(header, f) for f in header.__struct_fields__[1:]))),
+    )
+
+
+def accounting_at_post(patch: pytest.MonkeyPatch) -> None:
+    """D: positions advance at launch."""
+    original_launched, original_post = worker_rows.Rows.launched, loop.Loop._post
+
+    def launched(self: worker_rows.Rows, index: np.ndarray, ends: np.ndarray) -> None:
+        original_launched(self, index, np.where(self.decoding[index], self.position[index], ends))
+
+    def post(self: loop.Loop, flight: loop.Flight) -> None:
+        mine = self.rows.generation[flight.rows] == flight.generations
+        self.rows.position[flight.rows[mine]] = np.maximum(
+            self.rows.position[flight.rows[mine]], (flight.starts + flight.counts)[mine]
+        )
+        original_post(self, flight)
+
+    patch.setattr(worker_rows.Rows, "launched", launched)
+    patch.setattr(loop.Loop, "_post", post)
+
+
+def no_length_at_launch(patch: pytest.MonkeyPatch) -> None:
+    """D: a row at its limit is not launched again, and the server must hear that it is idle in time."""
+
+    def runnable(self: worker_rows.Rows) -> tuple[np.ndarray, np.ndarray]:
+        wants = self.active & self.decoding
+        return np.flatnonzero(wants & (self.position < self.granted)), np.flatnonzero(wants & (self.position >= self.granted))
+
+    patch.setattr(worker_rows.Rows, "runnable", runnable)
+
+
+def updates_past_a_chunk(patch: pytest.MonkeyPatch) -> None:
+    """E: chunks are first in, first out; nothing that follows a chunk is applied before its launch."""
+
+    def apply(self: loop.Loop, until: int) -> Update | None:
+        chunks = None
+        while self._updates and (chunks is None or not self._updates[0].chunk_rows):
+            update = self._updates.popleft()
+            self.rows.apply(update)
+            self._uploads.append(update)
+            self.applied = update.number
+            chunks = update if update.chunk_rows else chunks
+        return chunks
+
+    patch.setattr(loop.Loop, "_apply", apply)
+
+
+def dropped_chunks(patch: pytest.MonkeyPatch) -> None:
+    """E: a chunk that was sent is computed, even if the row is retired meanwhile."""
+    original = loop.Loop._apply
+
+    def apply(self: loop.Loop, until: int) -> Update | None:
+        chunks = original(self, until)
+        if chunks is not None:
+            retired = [row for later in self._updates for row in worker_rows.ints(later.retire).tolist()]
+            if set(worker_rows.ints(chunks.chunk_rows).tolist()) <= set(retired):
+                return None
+        return chunks
+
+    patch.setattr(loop.Loop, "_apply", apply)
+
+
+def unpoisoned_chunks(patch: pytest.MonkeyPatch) -> None:
+    """E: a failed chunk poisons its slots."""
+    patch.setattr(scheduler.Scheduler, "_poison", lambda self, top: None)
+
+
+def matched_before_sent(patch: pytest.MonkeyPatch) -> None:
+    """E: a prompt's tokens may be matched once their chunk is sent, not before."""
+    original = scheduler.Scheduler._admit
+
+    def admit(self: scheduler.Scheduler, now: float) -> rows.Row | None:
+        row = original(self, now)
+        if row is not None and self.limits.prefix_cache and row.sent == row.indexed < len(row.tokens):
+            count = min(len(row.tokens) - row.sent, self._available())
+            slots = self._take(count)
+            node = self.index.extend(row.node, row.tokens[row.sent : row.sent + count], slots) if count else None
+            if node is None:
+                self.pool.give(slots)
+            else:
+                self._move_pin(row, node)
+                self._draft.slots.add(row.index, row.put(slots), slots)
+                row.sent += max(0, count - 1)
+        return row
+
+    patch.setattr(scheduler.Scheduler, "_admit", admit)
+
+
+def loans_without_pins(patch: pytest.MonkeyPatch) -> None:
+    """F: a reader outside the stream pins until it is done."""
+    original = scheduler.Scheduler.lend
+
+    def lend(self: scheduler.Scheduler, namespace: str, tokens: np.ndarray) -> scheduler.Loan:
+        loan = original(self, namespace, tokens)
+        self.index.unpin(loan.node)
+        return loan._replace(node=self.index.root(namespace))
+
+    patch.setattr(scheduler.Scheduler, "lend", lend)
+
+
+def loans_of_unpublished_slots(patch: pytest.MonkeyPatch) -> None:
+    """F: outside the stream only published KV may be read."""
+
+    def lend(self: scheduler.Scheduler, namespace: str, tokens: np.ndarray) -> scheduler.Loan:
+        node, slots = self.index.match(self.index.root(namespace), tokens)
+        self.index.pin(node)
+        self.loans += 1
+        return scheduler.Loan(self.epoch, node, slots)
+
+    patch.setattr(scheduler.Scheduler, "lend", lend)
+
+
+def last_token_in_the_index(patch: pytest.MonkeyPatch) -> None:
+    """G: the last known token has no KV yet."""
+
+    def stored(self: rows.Row) -> int:
+        known = self.request.known
+        return max(self.indexed, min(known, self.granted)) if known > len(self.tokens) else self.indexed
+
+    patch.setattr(rows.Row, "stored", property(stored))
+
+
+def retire_frees_too_little(patch: pytest.MonkeyPatch) -> None:
+    """G: one retire frees all that was granted."""
+    original = scheduler.Scheduler._retire
+
+    def retire(self: scheduler.Scheduler, row: rows.Row, keep: bool = True) -> None:
+        row.granted = max(row.indexed, row.stored, row.granted - 1)
+        original(self, row, keep)
+
+    patch.setattr(scheduler.Scheduler, "_retire", retire)
+
+
+def hints_as_verdicts(patch: pytest.MonkeyPatch) -> None:
+    """G: the server judges in token order; a duplicate judgement retires twice."""
+    original = scheduler.Scheduler.on_result
+
+    def on_result(self: scheduler.Scheduler, result: Result) -> int:
+        for at, (index, generation) in enumerate(judge.Judge(result).rows):
+            if result.hints[at] and (row := self._alive(index, generation)) is not None:
+                self._retire(row)
+                self._finish(row.request, request.Finish("stop"))
+        return original(self, result)
+
+    patch.setattr(scheduler.Scheduler, "on_result", on_result)
+
+
+def resume_from_the_prompt(patch: pytest.MonkeyPatch) -> None:
+    """H: a paused request continues with the tokens known now."""
+    patch.setattr(request.Request, "tokens", lambda self: self.prompt)
+
+
+def unpinned_prefixes(patch: pytest.MonkeyPatch) -> None:
+    """I: admission pins."""
+
+    def move_pin(self: scheduler.Scheduler, row: rows.Row, node: radix.Node) -> None:
+        row.node, row.indexed = node, node.end
+
+    patch.setattr(scheduler.Scheduler, "_move_pin", move_pin)
+    patch.setattr(radix.RadixIndex, "unpin", lambda self, node: None)
+
+
+def pins_while_waiting(patch: pytest.MonkeyPatch) -> None:
+    """I: waiting requests only peek."""
+    original = scheduler.Scheduler.submit
+
+    def submit(self: scheduler.Scheduler, waiting: request.Request) -> None:
+        original(self, waiting)
+        node, _ = self.index.match(self.index.root(""), waiting.tokens()[:-1])
+        self.index.pin(node)
+
+    patch.setattr(scheduler.Scheduler, "submit", submit)
+
+
+RULES: dict[str, list[Break]] = {
+    "A": [post_after_launch, unguarded_staging, rows_that_survive_a_boundary],
+    "B": [posts_without_generations, results_without_generations],
+    "C": [header_of_now, results_of_a_past_epoch],
+    "D": [accounting_at_post, no_length_at_launch],
+    "E": [updates_past_a_chunk, dropped_chunks, unpoisoned_chunks, matched_before_sent],
+    "F": [loans_without_pins, loans_of_unpublished_slots],
+    "G": [last_token_in_the_index, retire_frees_too_little, hints_as_verdicts],
+    "H": [resume_from_the_prompt],
+    "I": [unpinned_prefixes, pins_while_waiting],
+}
+
+
+@pytest.mark.parametrize("rule, remove", [(rule, remove) for rule in RULES for remove in RULES[rule]])
+def test_no_world_survives_without_rule(rule: str, remove: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove(monkeypatch)
+    with pytest.raises((stamp.StampError, AssertionError, ValueError, MemoryError, IndexError, KeyError)):
+        stamp.run(STEPS)
+
+
+def test_every_rule_is_removed_somewhere() -> None:
+    assert sorted(RULES) == list("ABCDEFGHI")
+
+
+def test_failed_rows_are_told_what_happened() -> None:
+    """The injected fault reaches the client as an error, and nothing else does."""
+    reasons: set[str] = set()
+    for seed in range(12):
+        stage = stamp.Stage(seed)
+        stage.worker.runner.chance = 0.2
+        for _ in range(400):
+            stage.step()
+            reasons |= {r.sink.finish.error for r in stage.clients if r.sink.finish and r.sink.finish.reason == "error"}  # type: ignore[attr-defined]
+        stage.settle()
+    assert "RuntimeError: injected" in reasons

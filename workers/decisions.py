@@ -1,0 +1,65 @@
+"""Rule O: with several ranks, rank 0 writes what it decided each turn and the others do the same.
+
+What an iteration computes follows from the updates applied and the posts made before it, and posts are a matter of
+turns; so a decision is how far to apply, whether to launch, and a checksum of the rows to prove it. The log is a pipe
+to each follower: ordered, blocking without spinning, and its end tells that rank 0 is gone.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from aiollm.workers.step import Integers
+
+_RECORD = struct.Struct("<qqBBI")
+
+
+class Decision(NamedTuple):
+    iteration: int
+    applied: int
+    launching: bool
+    stopping: bool
+    checksum: int
+
+
+class Decisions:
+    """Rank 0 has `followers` (descriptors to write), the others `source` (to read), a single rank neither."""
+
+    def __init__(self, source: int | None = None, followers: Sequence[int] = ()) -> None:
+        self._source = source
+        self._followers = followers
+
+    @property
+    def leads(self) -> bool:
+        return self._source is None
+
+    def write(self, iteration: int, applied: int, launching: bool, stopping: bool, rows: Integers) -> None:
+        if self._followers:
+            record = _RECORD.pack(iteration, applied, launching, stopping, _checksum(rows))
+            for fd in self._followers:
+                os.write(fd, record)  # less than PIPE_BUF: whole or not at all
+
+    def read(self) -> Decision:
+        """Wait for rank 0; EOFError when it is gone."""
+        assert self._source is not None
+        record = b""
+        while len(record) < _RECORD.size:
+            part = os.read(self._source, _RECORD.size - len(record))
+            if not part:
+                raise EOFError("rank 0 went away")
+            record += part
+        iteration, applied, launching, stopping, checksum = _RECORD.unpack(record)
+        return Decision(iteration, applied, bool(launching), bool(stopping), checksum)
+
+    def check(self, decision: Decision, iteration: int, applied: int, rows: Integers) -> None:
+        """Raises RuntimeError where this rank would do something else than rank 0 did."""
+        if (decision.iteration, decision.applied, decision.checksum) != (iteration, applied, _checksum(rows)):
+            raise RuntimeError(f"this rank fell out of step with rank 0 at iteration {iteration}")
+
+
+def _checksum(rows: Integers) -> int:
+    return zlib.crc32(np.ascontiguousarray(rows).tobytes())

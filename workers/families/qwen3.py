@@ -1,0 +1,17 @@
+"""Qwen 3 (dense): Llama with an RMS norm of each query and key head."""
+
+from dataclasses import replace
+
+from aiollm.workers.families import qwen2
+from aiollm.workers.model.config import Config
+from aiollm.workers.model.spec import DecoderSpec
+
+NAMES = qwen2.NAMES | {
+    "layers.{}.q_norm": "model.layers.{}.self_attn.q_norm.weight",
+    "layers.{}.k_norm": "model.layers.{}.self_attn.k_norm.weight",
+}
+
+
+def spec(config: Config) -> DecoderSpec:
+    biased = config.take(bool, "attention_bias", False)
+    return replace(qwen2.base(config), qk_norm=True, qkv_bias=biased, o_bias=biased)

@@ -1,0 +1,300 @@
+"""The iteration loop and its two overlap threads.
+
+Two identical threads take turns with a baton. A turn posts the thread's last iteration and launches its next one, in
+one critical section (rule A): post, drain, apply, choose, build, launch. Between its turns a thread waits for its
+launch and writes to the outbox; meanwhile the other one has its turn. So the post of iteration k precedes the launch
+of k + 2, and the device always has the next iteration queued.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from aiollm.wire import messages
+from aiollm.wire.columns import ints, pack, pack_floats
+from aiollm.wire.messages import Failed, FromWorker, Header, PromptLogprobs, Result, Stop, ToWorker, Update
+from aiollm.workers.decisions import Decisions
+from aiollm.workers.rows import Rows
+from aiollm.workers.staging import Staging
+from aiollm.workers.step import Integers, PromptSlice, Step, stage
+from aiollm.workers.stream import Pending, Stream
+
+SMALL_UPDATES = 64  # without chunks, applied in one iteration at most; bounds the time under the baton
+
+
+class Outcome(NamedTuple):
+    """What a step left on the host; columns as in kernels.batch.Sampled, prompts as in Step.prompts."""
+
+    tokens: np.ndarray  # [r] int64
+    logprobs: np.ndarray  # [r] float32
+    top_ids: np.ndarray  # [r, top_n] int64
+    top_logprobs: np.ndarray  # [r, top_n] float32
+    prompts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+class Runner(Protocol):
+    """Runs on the stream; everything it needs is in the step or on the device."""
+
+    def run(self, step: Step) -> Outcome: ...
+
+
+class Inbox(Protocol):
+    def drain(self) -> Iterable[ToWorker]:
+        """Whatever has arrived."""
+
+    def wait(self) -> bool:
+        """Block until something arrives; False if nothing ever will."""
+
+
+class Outbox(Protocol):
+    def put(self, message: FromWorker) -> None:
+        """Queue a message; called with the baton."""
+
+    def flush(self) -> None:
+        """Write what is queued, in order; called without the baton."""
+
+
+class Flight(NamedTuple):
+    """A launched iteration, until it is posted."""
+
+    iteration: int
+    applied: int
+    step: Step
+    rows: Integers
+    generations: Integers
+    starts: Integers
+    counts: Integers
+    sampled: Integers
+    at_limit: np.ndarray
+    stalled: Integers
+    pending: Pending
+
+
+class Loop:
+    """State of the loop; every method is called with the baton."""
+
+    def __init__(
+        self, epoch: int, rows: int, inbox: Inbox, outbox: Outbox, stream: Stream, runner: Runner, staging: Staging,
+        decisions: Decisions,
+    ) -> None:  # fmt: skip
+        self.epoch = epoch
+        self.rows = Rows(rows)
+        self.inbox = inbox
+        self.outbox = outbox
+        self.stream = stream
+        self.runner = runner
+        self.staging = staging
+        self.decisions = decisions
+        self.iteration = 0
+        self.applied = 0
+        self.stopping = False
+        self.in_flight = 0
+        self._updates: deque[Update] = deque()
+        self._uploads: list[Update] = []
+        self._last_end = 0.0
+
+    def turn(self, flight: Flight | None) -> Flight | None:
+        """Post the thread's last iteration, then launch its next; None if there is nothing to launch now."""
+        if flight is not None:
+            self._post(flight)
+        return self._lead() if self.decisions.leads else self._follow()
+
+    def _lead(self) -> Flight | None:
+        while True:
+            self._drain()
+            chunks = self._apply(self.applied + SMALL_UPDATES)
+            decode, stalled = self.rows.runnable()
+            launching = not self.stopping and (chunks is not None or len(decode) > 0)
+            if launching or self.in_flight or self.stopping:
+                self.decisions.write(self.iteration, self.applied, launching, self.stopping, decode)
+                return self._launch(chunks, decode, stalled) if launching else None
+            if not self.inbox.wait():
+                self.stopping = True
+
+    def _follow(self) -> Flight | None:
+        decision = self.decisions.read()
+        while self.applied + len(self._updates) < decision.applied:
+            self._drain()
+            if self.applied + len(self._updates) < decision.applied and not self.inbox.wait():
+                raise EOFError("the server went away")
+        chunks = self._apply(decision.applied)
+        decode, stalled = self.rows.runnable()
+        self.decisions.check(decision, self.iteration, self.applied, decode)
+        self.stopping = decision.stopping
+        return self._launch(chunks, decode, stalled) if decision.launching else None
+
+    def _drain(self) -> None:
+        for message in self.inbox.drain():
+            if isinstance(message, Update):
+                self._updates.append(message)
+            elif isinstance(message, Stop):
+                self.stopping = True
+
+    def _apply(self, until: int) -> Update | None:
+        """Apply updates up to number `until`, and no further than the first with chunks, which is returned."""
+        while self._updates and self.applied < until:
+            update = self._updates.popleft()
+            if update.number != self.applied + 1:
+                raise ValueError(f"update {update.number} arrived after {self.applied}")
+            self.rows.apply(update)
+            self._uploads.append(update)
+            self.applied = update.number
+            if update.chunk_rows:
+                return update
+        return None
+
+    def _launch(self, chunks: Update | None, decode: Integers, stalled: Integers) -> Flight:
+        rows, starts, counts = decode, self.rows.position[decode], np.ones(len(decode), np.int64)
+        if chunks is not None:
+            rows = np.concatenate([rows, ints(chunks.chunk_rows)])
+            starts = np.concatenate([starts, ints(chunks.chunk_starts)])
+            counts = np.concatenate([counts, ints(chunks.chunk_counts)])
+        self.rows.launched(rows, starts + counts)
+        sampled = np.flatnonzero(self.rows.decoding[rows])
+        step = self._build(rows, starts, counts, sampled, len(decode))
+        pending = self.stream.launch(lambda: self.runner.run(step))
+        self.staging.guard(pending)
+        self.iteration += 1
+        self.in_flight += 1
+        who = rows[sampled]
+        return Flight(
+            self.iteration, self.applied, step, rows, self.rows.generation[rows], starts, counts, sampled,
+            self.rows.position[who] + 1 >= self.rows.limit[who], stalled, pending,
+        )  # fmt: skip
+
+    def _build(self, rows: Integers, starts: Integers, counts: Integers, sampled: Integers, decodes: int) -> Step:
+        params = [self.rows.sampling[row] for row in rows[sampled].tolist()]
+        updates, self._uploads = self._uploads, []
+        return Step(
+            updates=updates,
+            admits=[admit for update in updates for admit in update.admit],
+            ints=stage(self.staging, rows, starts, counts, sampled),
+            sequences=len(rows),
+            tokens=int(counts.sum()),
+            sampled=len(sampled),
+            max_new=int(counts.max()),
+            max_length=int((starts + counts).max()),
+            any_random=any(p.temperature > 0 for p in params),
+            any_penalty=any(p.has_penalty for p in params),
+            top_n=max((p.top_logprobs for p in params), default=0),
+            bias=self.rows.bias(rows[sampled]),
+            prompts=self._prompt_slices(rows, starts, counts, decodes),
+        )
+
+    def _prompt_slices(self, rows: Integers, starts: Integers, counts: Integers, decodes: int) -> list[PromptSlice]:
+        slices, begin = [], decodes
+        for at in range(decodes, len(rows)):
+            row, start, count = int(rows[at]), int(starts[at]), int(counts[at])
+            wanted = min(count, int(self.rows.prompt[row]) - 1 - start)  # the token after the prompt is drawn
+            if self.rows.sampling[row].prompt_logprobs >= 0 and wanted > 0:
+                top = self.rows.sampling[row].prompt_logprobs
+                slices.append(PromptSlice(row, int(self.rows.generation[row]), begin, wanted, start + 1, top))
+            begin += count
+        return slices
+
+    def _post(self, flight: Flight) -> None:
+        """Take an iteration's outcome: who stopped, what is published. Rows that were retired meanwhile are silent."""
+        self.in_flight -= 1
+        pending = flight.pending
+        idle = max(0.0, pending.began - self._last_end) if self._last_end else 0.0
+        self._last_end = pending.ended
+        header = Header(
+            self.epoch, flight.iteration, flight.applied, int((pending.ended - pending.began) * 1e6), int(idle * 1e6),
+            pack(flight.stalled),
+        )  # fmt: skip
+        if pending.error is not None:
+            self._post_failure(flight, header, pending.error)
+            return
+        outcome = pending.result
+        assert isinstance(outcome, Outcome)
+        rows, generations = flight.rows[flight.sampled], flight.generations[flight.sampled]
+        alive = self.rows.alive(rows, generations)
+        hints = np.where(flight.at_limit, messages.HINT_LENGTH, messages.HINT_NONE).astype(np.uint8)
+        for at in np.flatnonzero(alive).tolist():
+            token = int(outcome.tokens[at])
+            if token < 0 or token in self.rows.stops[rows[at]]:
+                hints[at] = messages.HINT_STOP
+        self.rows.idle[rows[alive & (hints != messages.HINT_NONE)]] = True
+        self.outbox.put(
+            Result(
+                header=header,
+                rows=pack(rows[alive]),
+                generations=pack(generations[alive]),
+                tokens=pack(outcome.tokens[alive]),
+                logprobs=pack_floats(outcome.logprobs[alive]),
+                hints=hints[alive].tobytes(),
+                top=flight.step.top_n if flight.step.top_n > 0 else 0,
+                top_ids=pack(outcome.top_ids[alive]),
+                top_logprobs=pack_floats(outcome.top_logprobs[alive]),
+                prompts=[
+                    PromptLogprobs(p.row, p.generation, p.start, pack_floats(own), pack(ids), pack_floats(values))
+                    for p, (own, ids, values) in zip(flight.step.prompts, outcome.prompts, strict=True)
+                ],
+            )
+        )
+
+    def _post_failure(self, flight: Flight, header: Header, error: BaseException) -> None:
+        """A step that failed: its rows stop here, and the server learns what was not computed."""
+        dead = self.rows.generation[flight.rows] == flight.generations
+        self.rows.idle[flight.rows[dead]] = True
+        self.outbox.put(
+            Failed(
+                header=header,
+                rows=pack(flight.rows),
+                generations=pack(flight.generations),
+                starts=pack(flight.starts),
+                counts=pack(flight.counts),
+                error=f"{type(error).__name__}: {error}",
+            )
+        )
+
+
+class Baton:
+    """Strict turns between two threads: posts come in the order of the launches."""
+
+    def __init__(self) -> None:
+        self._mine = (threading.Semaphore(1), threading.Semaphore(0))
+
+    def take(self, me: int) -> None:
+        self._mine[me].acquire()
+
+    def pass_on(self, me: int) -> None:
+        self._mine[1 - me].release()
+
+
+def run(loop: Loop) -> None:
+    """Serve until the server says stop or goes away; raises what a turn raised."""
+    baton = Baton()
+    faults: list[BaseException] = []
+
+    def overlap(me: int) -> None:
+        flight: Flight | None = None
+        with loop.stream.context():
+            while True:
+                if flight is not None:
+                    flight.pending.wait()
+                baton.take(me)
+                try:
+                    if faults:
+                        return
+                    flight = loop.turn(flight)
+                    if loop.stopping and flight is None:
+                        return
+                except BaseException as error:
+                    faults.append(error)
+                    return
+                finally:
+                    baton.pass_on(me)
+                loop.outbox.flush()
+
+    threads = [threading.Thread(target=overlap, args=(me,), name=f"overlap-{me}") for me in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    loop.outbox.flush()
+    if faults:
+        raise faults[0]

@@ -1,0 +1,77 @@
+"""The rows as the loop sees them on the host: who is alive, how far each has been launched, how far it may go."""
+
+import numpy as np
+
+from aiollm.wire.columns import ints
+from aiollm.wire.messages import Update
+from aiollm.wire.sampling import SamplingParams
+from aiollm.workers.step import Bias, Integers
+
+DEAD = SamplingParams()
+
+
+class Rows:
+    """Columns by row id. A row is what (id, generation) names; the id alone is reused at once (rule B)."""
+
+    def __init__(self, count: int) -> None:
+        self.generation = np.zeros(count, np.int64)
+        self.active = np.zeros(count, bool)
+        self.decoding = np.zeros(count, bool)
+        self.idle = np.zeros(count, bool)
+        """Finished as far as this worker can tell; the server is the judge."""
+        self.position = np.zeros(count, np.int64)
+        """Next position to feed: advances at launch (rule D)."""
+        self.known = np.zeros(count, np.int64)
+        """Tokens known at admission; the row decodes once they are computed."""
+        self.granted = np.zeros(count, np.int64)
+        self.limit = np.zeros(count, np.int64)
+        self.prompt = np.zeros(count, np.int64)
+        self.sampling: list[SamplingParams] = [DEAD] * count
+        self.stops: list[frozenset[int]] = [frozenset()] * count
+
+    def apply(self, update: Update) -> None:
+        """Take the host's part of an update, in the order of its fields."""
+        self.active[ints(update.retire)] = False
+        for admit in update.admit:
+            row = admit.row
+            if self.active[row]:
+                raise ValueError(f"row {row} was admitted while it was running")
+            self.generation[row] = admit.generation
+            self.active[row], self.decoding[row], self.idle[row] = True, False, False
+            self.position[row] = self.granted[row] = 0
+            self.known[row], self.limit[row], self.prompt[row] = admit.tokens, admit.limit, admit.prompt_length
+            self.sampling[row] = admit.sampling
+            self.stops[row] = frozenset(admit.sampling.stop_ids)
+        rows, starts, counts = ints(update.slots.rows), ints(update.slots.starts), ints(update.slots.counts)
+        for row, start, count in zip(rows.tolist(), starts.tolist(), counts.tolist(), strict=True):
+            if not self.active[row] or self.granted[row] != start:
+                raise ValueError(f"slots of row {row} arrived for position {start}, not {self.granted[row]}")
+            self.granted[row] = start + count
+
+    def runnable(self) -> tuple[Integers, Integers]:
+        """Rows that can decode one token now, and rows that only lack credit."""
+        wants = self.active & self.decoding & ~self.idle & (self.position < self.limit - 1)
+        credit = self.position < self.granted
+        return np.flatnonzero(wants & credit), np.flatnonzero(wants & ~credit)
+
+    def launched(self, rows: Integers, ends: Integers) -> None:
+        """Positions advance at launch; a row whose known tokens are all launched decodes from here on."""
+        self.position[rows] = ends
+        self.decoding[rows] = ends >= self.known[rows]
+
+    def alive(self, rows: Integers, generations: Integers) -> np.ndarray:
+        """Which (row, generation) pairs still run and are not idle."""
+        mask: np.ndarray = self.active[rows] & (self.generation[rows] == generations) & ~self.idle[rows]
+        return mask
+
+    def bias(self, rows: Integers) -> Bias:
+        """Logit bias of the sampled rows, and the masks of those that are too young to stop."""
+        bias = Bias([], [], [])
+        for at, row in enumerate(rows.tolist()):
+            sampling = self.sampling[row]
+            masked = sampling.stop_ids if self.position[row] - self.prompt[row] < sampling.min_tokens else ()
+            for id, value in [*sampling.logit_bias.items(), *((id, float("-inf")) for id in masked)]:
+                bias.index.append(at)
+                bias.ids.append(id)
+                bias.values.append(value)
+        return bias

@@ -1,0 +1,78 @@
+"""Where launched work runs: in order, behind whatever was launched before it.
+
+On a CPU a stream is one thread with a queue, so that the loop overlaps there exactly as it does with a GPU.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+
+class Pending:
+    """A launched piece of work: wait for it, then read `result` or `error`. Times are time.monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self.result: object = None
+        self.error: BaseException | None = None
+        self.began = 0.0
+        self.ended = 0.0
+
+    def wait(self) -> None:
+        self._done.wait()
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    def run(self, work: Callable[[], object]) -> None:
+        """Do the work here and now; whatever it raises is the launch's error."""
+        self.began = time.monotonic()
+        try:
+            self.result = work()
+        except BaseException as error:
+            self.error = error
+        self.ended = time.monotonic()
+        self._done.set()
+
+
+class Stream(Protocol):
+    def launch(self, work: Callable[[], object]) -> Pending:
+        """Queue work behind all earlier work; returns at once."""
+
+    def context(self) -> AbstractContextManager[object]:
+        """What a thread must enter before it launches; thread-local, so each thread enters it."""
+
+    def close(self) -> None:
+        """Run what is queued, then end."""
+
+
+class HostStream:
+    """A CPU's stream: one thread, first in, first out. `enter` is the mode that thread works in."""
+
+    def __init__(self, enter: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
+        self._work: queue.SimpleQueue[tuple[Pending, Callable[[], object]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, args=(enter,), name="stream", daemon=True)
+        self._thread.start()
+
+    def _serve(self, enter: Callable[[], AbstractContextManager[object]]) -> None:
+        with enter():
+            while (item := self._work.get()) is not None:
+                pending, work = item
+                pending.run(work)
+                del item, work
+
+    def launch(self, work: Callable[[], object]) -> Pending:
+        pending = Pending()
+        self._work.put((pending, work))
+        return pending
+
+    def context(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def close(self) -> None:
+        self._work.put(None)
+        self._thread.join()

@@ -1,0 +1,133 @@
+"""Fill a decoder's parameters: from a folder of safetensors, or with random numbers."""
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from aiollm.workers.model.parameters import Piece, parameters
+from aiollm.workers.model.spec import DecoderSpec
+from aiollm.workers.tp import Shard, TensorParallel
+
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+# Tensors in some checkpoints that are no weights: tables that older code stored along.
+HARMLESS = re.compile(r"rotary_emb\.inv_freq$")
+
+
+class CheckpointError(ValueError):
+    """The tensors of a checkpoint are not those of the model that its configuration describes."""
+
+
+def load(
+    folder: Path,
+    spec: DecoderSpec,
+    names: Mapping[str, str],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    tp: TensorParallel,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> dict[str, torch.Tensor]:
+    """This rank's parameters out of `folder`, read tensor by tensor straight into their merged places.
+
+    `names` is a family's table. `progress` is told the fraction that is done. Every tensor that the model needs must be
+    there, in its shape, and every tensor that is there must be needed: CheckpointError otherwise.
+    """
+    with ExitStack() as stack:
+        tensors = {}
+        for path in _files(folder):
+            file = stack.enter_context(safe_open(path, framework="pt"))
+            tensors |= dict.fromkeys(file.keys(), file)
+
+        def find(source: str) -> str:
+            """The checkpoint's name of a logical tensor."""
+            if layer := re.match(r"layers\.(\d+)\.", source):
+                return names["layers.{}." + source[layer.end() :]].format(layer[1])
+            return names[source]
+
+        needed = {find(piece.source): piece for p in parameters(spec, tp.rank, tp.size) for piece in p.pieces}
+        ignored = {names["head"]} if spec.tied_head else set()
+        extra = [name for name in tensors if name not in needed and name not in ignored and not HARMLESS.search(name)]
+        _refuse("lacks", [name for name in needed if name not in tensors])
+        _refuse("holds, but the model has no place for,", extra)
+        slices = {name: tensors[name].get_slice(name) for name in needed}
+        _refuse("holds in another shape", [
+            f"{name} {slices[name].get_shape()} (expected {list(piece.shape)})"
+            for name, piece in needed.items()
+            if tuple(slices[name].get_shape()) != piece.shape
+        ])  # fmt: skip
+        _refuse("holds in a format that is not supported", [
+            f"{name} {view.get_dtype()}" for name, view in slices.items() if view.get_dtype() not in FLOATS
+        ])  # fmt: skip
+        return _fill(spec, dtype, device, tp, lambda piece: slices[find(piece.source)][piece.take], progress)
+
+
+def dummy(
+    spec: DecoderSpec, *, dtype: torch.dtype, device: torch.device, tp: TensorParallel, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Random parameters: the same model for the same seed, however many ranks share it (on one kind of device)."""
+
+    def fetch(piece: Piece) -> torch.Tensor:
+        if piece.source.endswith("norm"):
+            return torch.ones(piece.shape, device=device)[piece.take]
+        generator = torch.Generator(device).manual_seed(seed ^ zlib.crc32(piece.source.encode()))
+        return torch.randn(piece.shape, generator=generator, device=device).mul_(0.02)[piece.take]
+
+    return _fill(spec, dtype, device, tp, fetch, lambda fraction: None)
+
+
+def _fill(
+    spec: DecoderSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    tp: TensorParallel,
+    fetch: Callable[[Piece], torch.Tensor],
+    progress: Callable[[float], None],
+) -> dict[str, torch.Tensor]:
+    wanted = parameters(spec, tp.rank, tp.size)
+    total, done = sum(torch.Size(p.shape).numel() for p in wanted), 0
+    weights = {}
+    for parameter in wanted:
+        merged = torch.zeros(parameter.shape, dtype=dtype, device=device)  # zeros pad the last shard of the vocabulary
+        for piece in parameter.pieces:
+            part = fetch(piece)
+            merged[piece.row : piece.row + len(part)] = part
+        weights[parameter.name] = merged
+        done += merged.numel()
+        progress(done / total)
+    if spec.tied_head:
+        weights["head"] = _tied_head(weights["embedding"], Shard(spec, tp.rank, tp.size))
+    return weights
+
+
+def _tied_head(embedding: torch.Tensor, shard: Shard) -> torch.Tensor:
+    """This rank's rows of the embedding: a view of it, but where the shard needs padding."""
+    own = embedding[shard.first_token : shard.first_token + shard.tokens]
+    padding = shard.vocab - shard.tokens
+    return torch.cat([own, own.new_zeros(padding, own.shape[1])]) if padding else own
+
+
+def _files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: those of its index, or the only one."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        named = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        if outside := [name for name in named if Path(name).name != name]:
+            raise CheckpointError(f"{index}: names files outside its folder: {', '.join(outside)}")
+        files = [folder / name for name in named]
+    else:
+        files = [single]
+    if missing := [path.name for path in files if not path.is_file()]:
+        raise CheckpointError(f"{folder} has no {', '.join(missing)}")
+    return files
+
+
+def _refuse(what: str, found: list[str], shown: int = 5) -> None:
+    if found:
+        more = f" and {len(found) - shown} more" if len(found) > shown else ""
+        raise CheckpointError(f"the checkpoint {what} {', '.join(found[:shown])}{more}")
