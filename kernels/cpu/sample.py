@@ -8,6 +8,7 @@ from aiollm.kernels.ref.logprobs import logprobs
 from aiollm.kernels.ref.random import uniform
 from aiollm.kernels.ref.sample import add_bias, penalize
 
+
 def sample(logits: torch.Tensor, sampling: Sampling) -> Sampled:
     """logits [r, vocab] float32 -> Sampled. Rows pay for what they ask: a greedy one for an argmax."""
     processed = add_bias(logits, sampling) if len(sampling.bias_index) else logits

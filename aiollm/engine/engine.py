@@ -1,0 +1,194 @@
+"""The async shell around the core: wakes it, carries its updates to the workers and their results back.
+
+The only file of the engine that knows the event loop. Time spent here is per iteration, not per token.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from aiollm.engine.integrity import check
+from aiollm.engine.request import Finish, Request
+from aiollm.engine.scheduler import Limits, Predict, Scheduler
+from aiollm.wire.messages import Failed, FromWorker, Header, Loading, Ready, Result, Update
+
+log = logging.getLogger(__name__)
+
+
+class EngineBusy(Exception):
+    """The request cannot be taken now; `reason` is loading, draining, stopped or queue_full."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Status(NamedTuple):
+    """What /ready tells. `state` is loading, ready, draining or stopped; `error` says why it stopped."""
+
+    state: str
+    phase: str
+    progress: float
+    error: str
+
+
+class Workers(Protocol):
+    """The engine's view of the fleet."""
+
+    def send(self, update: Update) -> None:
+        """Queue an update for every rank."""
+
+    def applied(self, number: int) -> None:
+        """Updates up to `number` were applied: their arena space is free."""
+
+
+class Settings(NamedTuple):
+    """What the server decides before the workers answer; sizes come from `Ready`."""
+
+    rows: int
+    chunk_budget: int
+    chunk_size: int
+    prefix_cache: bool
+    predict: Predict
+    queue: int
+    """Requests that may wait; one more is refused."""
+
+
+class Engine:
+    """Submit, abort and read `status` from the event loop only."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.core: Scheduler | None = None
+        self.workers: Workers | None = None
+        self.ready: Ready | None = None
+        self.state = "loading"
+        self.phase = "starting"
+        self.progress = 0.0
+        self.error = ""
+        self.on_header: Callable[[Header, int], None] = lambda header, tokens: None
+        self._planned = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # The HTTP face's side
+
+    @property
+    def status(self) -> Status:
+        return Status(self.state, self.phase, self.progress, self.error)
+
+    @property
+    def limits(self) -> Limits:
+        """Sizes of the running model; EngineBusy while there is none."""
+        if self.core is None:
+            raise EngineBusy(self.state, self.error or f"the model is loading: {self.phase} {self.progress:.0%}")
+        return self.core.limits
+
+    def submit(self, *requests: Request) -> None:
+        """Queue requests together; EngineBusy while they cannot be taken, ValueError where one can never run."""
+        core = self.core
+        if self.state in ("draining", "stopped") or core is None:
+            raise EngineBusy(self.state, self.error or f"the server is {self.state}")
+        if len(core.waiting) + len(requests) > max(self.settings.queue, len(requests)):
+            raise EngineBusy("queue_full", f"{len(core.waiting)} requests are waiting, --max_queue is {self.settings.queue}")
+        for request in requests:
+            core.submit(request)
+        self._idle.clear()
+        self._wake()
+
+    def abort(self, request: Request) -> None:
+        """The client is gone, or wants no more: the row is retired at the next boundary."""
+        if self.core is not None:
+            self.core.abort(request)
+            self._wake()
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse what is new, let run what runs, and abort what is left after `seconds`."""
+        if self.state != "stopped":
+            self.state = "draining"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        if self.core is not None:
+            for request in [*self.core.waiting, *(row.request for row in self.core.running.values())]:
+                self.core.abort(request, Finish("error", error="the server is shutting down"))
+        self._wake()
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where a slot has no owner, or two."""
+        if self.core is not None:
+            check(self.core)
+
+    # The fleet's side
+
+    def on_loading(self, loading: Loading) -> None:
+        self.phase, self.progress = loading.phase, loading.fraction
+
+    def on_ready(self, ready: Ready, workers: Workers) -> int:
+        """A group of workers serves; after a death running requests wait in the same queue. The epoch is returned."""
+        self.ready, self.workers = ready, workers
+        if self.core is None:
+            settings = self.settings
+            limits = Limits(
+                settings.rows, ready.slots, ready.max_length, settings.chunk_budget, settings.chunk_size,
+                settings.prefix_cache,
+            )  # fmt: skip
+            self.core = Scheduler(limits, settings.predict)
+        if self.state == "loading":
+            self.state, self.phase, self.progress = "ready", "ready", 1.0
+        self._wake()
+        return self.core.epoch
+
+    def on_death(self) -> None:
+        """Rule M: the workers are gone; their rows wait for the next group."""
+        self.workers = None
+        if self.state == "ready":
+            self.state, self.phase, self.progress = "loading", "restarting the worker", 0.0
+        if self.core is not None:
+            self.core.lose_worker()
+        self._settle()
+
+    def on_stopped(self, error: str) -> None:
+        """No worker will come back: everything ends with the reason."""
+        self.state, self.error = "stopped", error
+        if self.core is not None:
+            for request in [*self.core.waiting, *(row.request for row in self.core.running.values())]:
+                self.core.abort(request, Finish("error", error=error))
+        self._settle()
+
+    def on_message(self, message: FromWorker) -> None:
+        """A result or a failed iteration; once per published iteration."""
+        core = self.core
+        if core is None or not isinstance(message, Result | Failed):
+            return
+        tokens = 0
+        if isinstance(message, Result):
+            tokens = core.on_result(message)
+        else:
+            log.error("an iteration failed: %s", message.error)
+            core.on_failed(message)
+        if self.workers is not None and message.header.epoch == core.epoch:
+            self.workers.applied(message.header.applied)
+            self.on_header(message.header, tokens)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Plan once before the loop waits again, however many events ask for it."""
+        if not self._planned:
+            self._planned = True
+            asyncio.get_running_loop().call_soon(self._plan)
+
+    def _plan(self) -> None:
+        self._planned = False
+        if self.core is not None and self.workers is not None:
+            update = self.core.plan(time.monotonic())
+            if update is not None:
+                self.workers.send(update)
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.core is None or self.core.idle:
+            self._idle.set()

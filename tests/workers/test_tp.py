@@ -1,0 +1,116 @@
+import json
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_model import write_tiny_model
+
+from aiollm.kernels.cases import make_batch
+from aiollm.kernels.ops import cpu_ops
+from aiollm.workers.families.registry import describe
+from aiollm.workers.model.decoder import Decoder
+from aiollm.workers.model.rotary import Rope
+from aiollm.workers.model.spec import DecoderSpec
+from aiollm.workers.tp import Shard, TensorParallel
+from aiollm.workers.weights import load
+
+CPU = torch.device("cpu")
+
+
+def run_rank(work: Callable[..., Any], rank: int, size: int, folder: Path, *arguments: Any) -> None:
+    torch.set_num_threads(1)
+    tp = TensorParallel.join(rank, size, folder / "rendezvous", CPU, timeout_seconds=60)
+    torch.save(work(tp, *arguments), folder / f"{rank}.pt")
+    tp.close()
+
+
+def on_ranks(size: int, folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """work(tp, *arguments) on each of `size` processes -> their results."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=run_rank, args=(work, r, size, folder, *arguments)) for r in range(size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * size
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+def logits_of(tp: TensorParallel, checkpoint: Path, dtype: torch.dtype) -> torch.Tensor:
+    """Logits of a whole prompt beside another sequence's, on this rank."""
+    description = describe(json.loads((checkpoint / "config.json").read_text()))
+    spec = description.spec
+    weights = load(checkpoint, spec, description.names, dtype=dtype, device=CPU, tp=tp)
+    decoder = Decoder(spec, weights, cpu_ops(), tp)
+    batch = make_batch([(0, 23), (0, 1)], slots=64, max_length=32)
+    shape = (65, decoder.shard.kv_heads, spec.head_dim)
+    kv = [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(spec.layers)]
+    ids = torch.arange(24) * 5 % spec.vocab
+    return decoder.logits(decoder.forward(ids, batch, kv))
+
+
+def collectives(tp: TensorParallel) -> dict[str, torch.Tensor]:
+    mine = float(tp.rank + 1)
+    return {
+        "sum": tp.all_reduce(torch.full((3,), mine)),
+        "half": tp.all_reduce(torch.full((3,), mine, dtype=torch.bfloat16)),
+        "gathered": tp.gather_vocab(torch.full((2, 3), mine)),
+        "ids": tp.broadcast(torch.tensor([7, 8]) * tp.rank, src=1),
+    }
+
+
+def test_collectives_of_two_ranks(tmp_path: Path) -> None:
+    for found in on_ranks(2, tmp_path, collectives):
+        assert found["sum"].tolist() == found["half"].tolist() == [3, 3, 3]
+        assert found["gathered"].tolist() == [[1, 1, 1, 2, 2, 2]] * 2
+        assert found["ids"].tolist() == [7, 8]
+
+
+def test_a_group_of_one_changes_nothing() -> None:
+    tp = TensorParallel.join(0, 1, Path("unused"), CPU)
+    x = torch.arange(6.0).view(2, 3)
+    assert tp.all_reduce(x) is tp.gather_vocab(x) is tp.broadcast(x) is x
+    tp.close()
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "overrides"),
+    [
+        ("llama", 2, {"attention_bias": True, "mlp_bias": True}),
+        ("qwen3", 2, {"tie_word_embeddings": True}),
+        ("qwen2", 4, {"num_attention_heads": 8}),  # four ranks share two KV heads
+    ],
+)
+def test_ranks_compute_what_one_computes(tmp_path: Path, family: str, size: int, overrides: dict[str, Any]) -> None:
+    checkpoint = write_tiny_model(tmp_path / "model", family, **overrides)
+    expected = logits_of(TensorParallel(), checkpoint, torch.float32)
+    found = on_ranks(size, tmp_path, logits_of, checkpoint, torch.float32)
+    for logits in found:
+        assert torch.equal(logits, found[0])
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def spec_of(heads: int, kv_heads: int, intermediate: int) -> DecoderSpec:
+    return DecoderSpec(
+        layers=1, hidden=8, heads=heads, kv_heads=kv_heads, head_dim=4, intermediate=intermediate, vocab=10,
+        max_position=8, norm_eps=1e-6, rope=Rope(4, 1e4), tied_head=False,
+    )  # fmt: skip
+
+
+def test_a_size_that_divides_no_heads_is_refused_with_those_that_do() -> None:
+    with pytest.raises(ValueError, match=r"tp 2 cannot share out 9 query heads, 3 KV heads .* possible: 1, 3, 9"):
+        Shard(spec_of(9, 3, 18), 0, 2)
+    with pytest.raises(ValueError, match=r"16 MLP columns; possible: 1, 2, 4, 8"):
+        Shard(spec_of(8, 2, 16), 0, 3)
+
+
+def test_each_rank_has_the_kv_heads_that_its_query_heads_read() -> None:
+    spec = spec_of(8, 2, 16)
+    for size in (1, 2, 4, 8):
+        for rank in range(size):
+            shard = Shard(spec, rank, size)
+            read = {head // 4 for head in range(shard.first_head, shard.first_head + shard.heads)}
+            assert read == set(range(shard.first_kv_head, shard.first_kv_head + shard.kv_heads))

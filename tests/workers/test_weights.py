@@ -1,0 +1,168 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_model import write_tiny_model
+
+from aiollm.workers.families.registry import Description, describe
+from aiollm.workers.model.parameters import parameters
+from aiollm.workers.tp import TensorParallel
+from aiollm.workers.weights import CheckpointError, dummy, load
+
+CPU = torch.device("cpu")
+
+
+def described(folder: Path) -> Description:
+    return describe(json.loads((folder / "config.json").read_text()))
+
+
+def loaded(folder: Path, rank: int = 0, size: int = 1, **overrides: Any) -> dict[str, torch.Tensor]:
+    description = described(folder)
+    options: dict[str, Any] = {"dtype": torch.float32, "device": CPU, "tp": TensorParallel(rank, size)} | overrides
+    return load(folder, description.spec, description.names, **options)
+
+
+def edited(folder: Path, **changes: torch.Tensor | None) -> Path:
+    """Replace tensors of the checkpoint, or drop those that are None."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file) | {name.replace("__", "."): tensor for name, tensor in changes.items()}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, file)
+    return folder
+
+
+def test_merges_the_tensors_of_the_file(tmp_path: Path) -> None:
+    weights = loaded(write_tiny_model(tmp_path, "qwen3", attention_bias=True))
+    file = load_file(tmp_path / "model.safetensors")
+    at = "model.layers.1.self_attn."
+    assert torch.equal(weights["layers.1.qkv"], torch.cat([file[f"{at}{x}_proj.weight"] for x in "qkv"]))
+    assert torch.equal(weights["layers.1.qkv_bias"], torch.cat([file[f"{at}{x}_proj.bias"] for x in "qkv"]))
+    assert torch.equal(weights["layers.2.k_norm"], file["model.layers.2.self_attn.k_norm.weight"])
+    assert torch.equal(weights["head"], file["lm_head.weight"])
+
+
+def test_the_shards_of_an_index_give_the_same_as_one_file(tmp_path: Path) -> None:
+    whole = write_tiny_model(tmp_path / "whole")
+    split = write_tiny_model(tmp_path / "split", max_shard_size="20KB")
+    assert len(list(split.glob("*.safetensors"))) > 2
+    expected, actual = loaded(whole), loaded(split)
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("size", [2, 6])
+def test_the_ranks_hold_all_of_the_model_between_them(tmp_path: Path, size: int) -> None:
+    write_tiny_model(tmp_path, intermediate_size=84)
+    whole = loaded(tmp_path)
+    ranks = [loaded(tmp_path, rank, size) for rank in range(size)]
+    down = torch.cat([rank["layers.0.down"] for rank in ranks], dim=1)
+    assert torch.equal(down, whole["layers.0.down"])
+    head = torch.cat([rank["head"] for rank in ranks])
+    assert torch.equal(head[:97], whole["head"])
+    assert not head[97:].any()
+    q, k, v = whole["layers.0.qkv"].split([48, 16, 16])
+    for i, rank in enumerate(ranks):
+        own_q, own_k, _ = rank["layers.0.qkv"].split([48 // size, 8, 8])
+        assert torch.equal(own_q, q[i * 48 // size : (i + 1) * 48 // size])
+        assert torch.equal(own_k, k[:8] if i < size // 2 else k[8:])  # with six ranks each KV head is on three
+
+
+def test_a_tied_head_is_the_embedding_itself(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, tie_word_embeddings=True)
+    weights = loaded(tmp_path)
+    assert weights["head"].data_ptr() == weights["embedding"].data_ptr()
+    second = loaded(tmp_path, rank=1, size=2)
+    assert torch.equal(second["head"][:48], weights["embedding"][49:])
+    assert not second["head"][48:].any()
+
+
+def test_converts_to_the_dtype_asked_for(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, dtype=torch.float16)
+    file = load_file(tmp_path / "model.safetensors")
+    weights = loaded(tmp_path, dtype=torch.bfloat16)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert torch.equal(weights["norm"], file["model.norm.weight"].bfloat16())
+
+
+def test_progress_rises_to_one(tmp_path: Path) -> None:
+    told: list[float] = []
+    loaded(write_tiny_model(tmp_path), progress=told.append)
+    assert told == sorted(told) and told[-1] == 1 and len(told) > 10
+
+
+def test_missing_tensors_are_named(tmp_path: Path) -> None:
+    edited(write_tiny_model(tmp_path), model__layers__2__mlp__up_proj__weight=None)
+    with pytest.raises(CheckpointError, match=r"lacks model\.layers\.2\.mlp\.up_proj\.weight"):
+        loaded(tmp_path)
+
+
+def test_tensors_without_a_place_are_named(tmp_path: Path) -> None:
+    edited(write_tiny_model(tmp_path), model__layers__0__self_attn__q_norm__weight=torch.ones(8))
+    with pytest.raises(CheckpointError, match=r"no place for, model\.layers\.0\.self_attn\.q_norm\.weight"):
+        loaded(tmp_path)
+
+
+def test_tensors_of_another_shape_are_named_with_both_shapes(tmp_path: Path) -> None:
+    edited(write_tiny_model(tmp_path), model__norm__weight=torch.ones(49))
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight \[49\] \(expected \[48\]\)"):
+        loaded(tmp_path)
+
+
+def test_quantized_tensors_are_refused(tmp_path: Path) -> None:
+    edited(write_tiny_model(tmp_path), model__norm__weight=torch.ones(48, dtype=torch.int8))
+    with pytest.raises(CheckpointError, match=r"not supported model\.norm\.weight I8"):
+        loaded(tmp_path)
+
+
+def test_known_left_overs_are_passed_over(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, tie_word_embeddings=True)
+    extra = {"lm_head__weight": torch.zeros(97, 48), "model__layers__0__self_attn__rotary_emb__inv_freq": torch.ones(4)}
+    weights = loaded(edited(tmp_path, **extra))
+    assert weights["head"].any()
+
+
+def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path)
+    index = {"weight_map": {"model.norm.weight": "../other.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="outside its folder"):
+        loaded(tmp_path)
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
+        loaded(tmp_path)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_dummy_has_the_shapes_of_a_checkpoint_and_is_one_model_for_any_number_of_ranks(
+    tmp_path: Path, tied: bool
+) -> None:
+    write_tiny_model(tmp_path, "qwen3", tie_word_embeddings=tied)
+    spec = described(tmp_path).spec
+    options: dict[str, Any] = {"dtype": torch.float32, "device": CPU, "seed": 3}
+    whole = dummy(spec, tp=TensorParallel(), **options)
+    real = loaded(tmp_path)
+    assert {name: t.shape for name, t in whole.items()} == {name: t.shape for name, t in real.items()}
+    halves = [dummy(spec, tp=TensorParallel(rank, 2), **options) for rank in range(2)]
+    for name in ("layers.0.down", "layers.2.o"):
+        assert torch.equal(torch.cat([half[name] for half in halves], dim=1), whole[name])
+    assert torch.equal(torch.cat([half["head"] for half in halves])[:97], whole["head"])
+    assert 0.01 < whole["layers.1.qkv"].std() < 0.03 and bool((whole["norm"] == 1).all())
+
+
+def test_a_shard_of_the_vocabulary_may_be_nothing_but_padding(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, vocab_size=6, num_attention_heads=4, num_key_value_heads=4, head_dim=12)
+    assert [loaded(tmp_path, rank, 4)["head"].any().item() for rank in range(4)] == [True, True, True, False]
+
+
+def test_parameters_cover_every_row_once(tmp_path: Path) -> None:
+    spec = described(write_tiny_model(tmp_path, "qwen2")).spec
+    for parameter in parameters(spec, 1, 2):
+        rows = [range(p.row, p.row + len(range(*p.take[0].indices(p.shape[0])))) for p in parameter.pieces]
+        assert [row for part in rows for row in part] == list(range(len([row for part in rows for row in part])))
+        assert sum(map(len, rows)) == parameter.shape[0] or parameter.name == "head"
