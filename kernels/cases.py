@@ -19,6 +19,11 @@ SEQUENCES: dict[str, list[tuple[int, int]]] = {
 }
 
 
+def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    """Standard normal numbers, rounded to `dtype`."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
 def make_batch(
     sequences: Sequence[tuple[int, int]], *, slots: int = 4096, max_length: int = 1024, seed: int = 0
 ) -> Batch:

@@ -159,6 +159,7 @@ class Wire:
     def __init__(self) -> None:
         self.sent: deque[bytes] = deque()
         self.arrived: deque[bytes] = deque()
+        self.posted: list[bytes] = []
         self.results: deque[bytes] = deque()
 
     def send(self, message: ToWorker) -> None:
@@ -175,10 +176,11 @@ class Wire:
         raise NothingToDo
 
     def put(self, message: FromWorker) -> None:
-        self.results.append(messages.encoder.encode(message))
+        self.posted.append(messages.encoder.encode(message))
 
     def flush(self) -> None:
-        pass
+        self.results += self.posted
+        self.posted = []
 
 
 class FaultyRunner:
@@ -217,7 +219,9 @@ class Worker:
         pool = torch.full((limits.slots + 1, 1, 2), -7, dtype=torch.int64)
         self.pools = [(pool, pool.clone())]
         tp = TensorParallel()
-        self.runner = FaultyRunner(ModelRunner(Decoder(SPEC, weights, ops, tp), self.pools, state, ops, tp), chance, random)
+        self.runner = FaultyRunner(
+            ModelRunner(Decoder(SPEC, weights, ops, tp), self.pools, state, ops, tp), chance, random
+        )
         self.loop = Loop(
             epoch, limits.rows, self.wire, self.wire, self.stream, self.runner, Staging(), Decisions()
         )  # fmt: skip
@@ -237,8 +241,9 @@ class Worker:
         before = len(self.wire.results)
         try:
             launched = self.loop.turn(flight)
+            self.wire.flush()
         except NothingToDo:
-            return
+            return  # with the baton: nobody flushes until a message arrives
         finally:
             self._note_hints(list(self.wire.results)[before:])
         if launched is not None:
@@ -429,7 +434,12 @@ class Stage:
         """Nothing new arrives; everything must end, and every slot must come back."""
         for _ in range(4000):
             self._sweep()
-            if not self.clients and not self.loans and not self.worker.stream.queue and not self.core.outstanding_chunks:
+            if (
+                not self.clients
+                and not self.loans
+                and not self.worker.stream.queue
+                and not self.core.outstanding_chunks
+            ):
                 break
             for actor in (self.plan, self.deliver, self.turn, self.complete, self.receive, self.copy_out):
                 actor()
@@ -489,7 +499,10 @@ def main() -> None:
 
     def report(totals: Totals) -> None:
         if totals.worlds % 100 == 0:
-            print(f"{totals.steps} steps, {totals.worlds} worlds, {totals.requests} requests, {totals.seconds} s", flush=True)
+            print(
+                f"{totals.steps} steps, {totals.worlds} worlds, {totals.requests} requests, {totals.seconds} s",
+                flush=True,
+            )
 
     totals = run(args.steps, args.seed, report=report)
     result = {"what": "stamp device", **msgspec.to_builtins(totals), "first_seed": args.seed,

@@ -37,6 +37,10 @@ class Decisions:
     def leads(self) -> bool:
         return self._source is None
 
+    @property
+    def alone(self) -> bool:
+        return self._source is None and not self._followers
+
     def write(self, iteration: int, applied: int, launching: bool, stopping: bool, rows: Integers) -> None:
         if self._followers:
             record = _RECORD.pack(iteration, applied, launching, stopping, _checksum(rows))

@@ -61,6 +61,7 @@ class Flight(NamedTuple):
     """A launched iteration, until it is posted."""
 
     iteration: int
+    turn: int
     applied: int
     step: Step
     rows: Integers
@@ -89,6 +90,7 @@ class Loop:
         self.staging = staging
         self.decisions = decisions
         self.iteration = 0
+        self.turns = 0
         self.applied = 0
         self.stopping = False
         self.in_flight = 0
@@ -100,6 +102,7 @@ class Loop:
         """Post the thread's last iteration, then launch its next; None if there is nothing to launch now."""
         if flight is not None:
             self._post(flight)
+        self.turns += 1
         return self._lead() if self.decisions.leads else self._follow()
 
     def _lead(self) -> Flight | None:
@@ -111,6 +114,7 @@ class Loop:
             if launching or self.in_flight or self.stopping:
                 self.decisions.write(self.iteration, self.applied, launching, self.stopping, decode)
                 return self._launch(chunks, decode, stalled) if launching else None
+            self.outbox.flush()  # nothing is in flight: the post of this turn must not wait for the next message
             if not self.inbox.wait():
                 self.stopping = True
 
@@ -161,7 +165,7 @@ class Loop:
         self.in_flight += 1
         who = rows[sampled]
         return Flight(
-            self.iteration, self.applied, step, rows, self.rows.generation[rows], starts, counts, sampled,
+            self.iteration, self.turns, self.applied, step, rows, self.rows.generation[rows], starts, counts, sampled,
             self.rows.position[who] + 1 >= self.rows.limit[who], stalled, pending,
         )  # fmt: skip
 
@@ -202,10 +206,12 @@ class Loop:
         idle = max(0.0, pending.began - self._last_end) if self._last_end else 0.0
         self._last_end = pending.ended
         header = Header(
-            self.epoch, flight.iteration, flight.applied, int((pending.ended - pending.began) * 1e6), int(idle * 1e6),
+            self.epoch, flight.iteration, flight.turn, flight.applied, int((pending.ended - pending.began) * 1e6), int(idle * 1e6),
             pack(flight.stalled),
         )  # fmt: skip
         if pending.error is not None:
+            if not self.decisions.alone:
+                raise pending.error  # rule O: the other ranks did compute it; the group starts again
             self._post_failure(flight, header, pending.error)
             return
         outcome = pending.result

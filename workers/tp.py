@@ -1,7 +1,7 @@
 """Tensor parallelism: one model over the workers of one host.
 
-Queries, keys, values and the inner layer of the MLP are split by columns, the layers behind them by rows with a sum over
-the ranks, the output layer by vocabulary (Shoeybi et al., 2019).
+Queries, keys, values and the inner layer of the MLP are split by columns, the layers behind them by rows with a sum
+over the ranks, the output layer by vocabulary (Shoeybi et al., 2019).
 """
 
 import os
@@ -64,6 +64,14 @@ class TensorParallel:
             dist.broadcast(x, src)
         return x
 
+    def smallest(self, value: int) -> int:
+        """The least of the ranks' values."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value])
+        dist.all_reduce(tensor, dist.ReduceOp.MIN)
+        return int(tensor)
+
     def close(self) -> None:
         """Leave the group."""
         if self.size > 1:
@@ -74,14 +82,7 @@ class Shard:
     """What one rank holds of a decoder. Where ranks outnumber the KV heads, each KV head is on several of them."""
 
     def __init__(self, spec: DecoderSpec, rank: int, size: int) -> None:
-        possible = [
-            n
-            for n in range(1, spec.heads + 1)
-            if spec.heads % n == 0
-            and (spec.kv_heads % n == 0 or n % spec.kv_heads == 0)
-            and spec.intermediate % n == 0
-        ]
-        if size not in possible:
+        if size not in (possible := possible_sizes(spec)):
             raise ValueError(
                 f"tp {size} cannot share out {spec.heads} query heads, {spec.kv_heads} KV heads and"
                 f" {spec.intermediate} MLP columns; possible: {', '.join(map(str, possible))}"
@@ -95,3 +96,13 @@ class Shard:
         self.first_column = rank * self.intermediate
         self.first_token = min(rank * self.vocab, spec.vocab)
         self.tokens = min(self.vocab, spec.vocab - self.first_token)  # rows that are no padding
+
+
+def possible_sizes(spec: DecoderSpec) -> list[int]:
+    """The numbers of ranks that a decoder can be shared out among."""
+
+    def divides(n: int) -> bool:
+        by_kv_head = spec.kv_heads % n == 0 or n % spec.kv_heads == 0
+        return by_kv_head and spec.heads % n == 0 and spec.intermediate % n == 0
+
+    return [n for n in range(1, spec.heads + 1) if divides(n)]

@@ -39,7 +39,7 @@ def load(
     there, in its shape, and every tensor that is there must be needed: CheckpointError otherwise.
     """
     with ExitStack() as stack:
-        tensors = {}
+        tensors: dict[str, safe_open] = {}
         for path in _files(folder):
             file = stack.enter_context(safe_open(path, framework="pt"))
             tensors |= dict.fromkeys(file.keys(), file)
@@ -55,7 +55,7 @@ def load(
         extra = [name for name in tensors if name not in needed and name not in ignored and not HARMLESS.search(name)]
         _refuse("lacks", [name for name in needed if name not in tensors])
         _refuse("holds, but the model has no place for,", extra)
-        slices = {name: tensors[name].get_slice(name) for name in needed}
+        slices = {name: tensors[name].get_slice(name) for name in needed}  # type: ignore[no-untyped-call]
         _refuse("holds in another shape", [
             f"{name} {slices[name].get_shape()} (expected {list(piece.shape)})"
             for name, piece in needed.items()

@@ -133,16 +133,16 @@ class RadixIndex:
                 self._unlink(node)
         return np.concatenate(freed)
 
-    def cut(self, node: Node, begin: int) -> Node | None:
-        """The subtree that holds what was stored from position `begin` on the way to `node`, cut off at `begin`.
+    def cut(self, node: Node, keys: Keys, begin: int, number: int) -> Node | None:
+        """The subtree below `node` on the way of `keys` that update `number` was to compute from position `begin`.
 
-        None where that part has left the index already. Rows that pin the subtree must let go before `remove`.
+        Cut off at `begin`; None where it has left the index already. Rows that pin it must let go before `remove`.
         """
-        for step in path(node):
-            if step.start <= begin < step.end:
-                if begin > step.start:
-                    self._split(step, begin - step.start)
-                return step
+        for child, length in self._walk(node, keys):
+            if child.number == number and child.start <= begin < child.start + length:
+                if begin > child.start:
+                    self._split(child, begin - child.start)
+                return child
         return None
 
     def remove(self, top: Node) -> Ints:

@@ -51,6 +51,9 @@ class Loan(NamedTuple):
     slots: Ints
 
 
+Sent = dict[tuple[int, int, int], tuple[Node, Keys]]
+"""The chunks of one update that went into the index: (row, generation, start) -> root and tokens up to its end."""
+
 Predict = Callable[[Request], int]
 """The total length that a request is expected to reach."""
 
@@ -90,7 +93,7 @@ class Scheduler:
         self.applied = 0
         self.loans = 0
         self._draft = Draft()
-        self._chunks: deque[tuple[int, dict[tuple[int, int, int], Node | None]]] = deque()
+        self._chunks: deque[tuple[int, Sent]] = deque()
         self.epoch += 1
 
     # What the outside asks for
@@ -169,11 +172,11 @@ class Scheduler:
         """Everything there is to tell the workers now, or None."""
         self._grant_credit()
         if len(self._chunks) < CHUNKS_AHEAD:
-            sent: dict[tuple[int, int, int], Node | None] = {}
+            sent: Sent = {}
             budget = self._send_chunks(self.limits.chunk_budget, sent)
             while budget > 0 and (row := self._admit(now)):
                 budget = self._send_chunk(row, budget, sent)
-            if sent:
+            if self._draft.chunk_rows:
                 self._chunks.append((self.number + 1, sent))
         if not self._draft:
             return None
@@ -214,7 +217,7 @@ class Scheduler:
         self.pause(victim.request)
         return victim is not row
 
-    def _send_chunks(self, budget: int, sent: dict[tuple[int, int, int], Node | None]) -> int:
+    def _send_chunks(self, budget: int, sent: Sent) -> int:
         for row in [row for row in self.running.values() if not row.decodes]:
             if budget <= 0:
                 break
@@ -226,7 +229,7 @@ class Scheduler:
             budget = self._send_chunk(row, budget, sent)
         return budget
 
-    def _send_chunk(self, row: Row, budget: int, sent: dict[tuple[int, int, int], Node | None]) -> int:
+    def _send_chunk(self, row: Row, budget: int, sent: Sent) -> int:
         """Draft the next chunk of a row, after taking over what others have sent by now; the budget that is left."""
         if self._may_match(row) and row.sent == row.indexed:
             self._match(row)
@@ -235,12 +238,11 @@ class Scheduler:
             return 0
         start, end = row.put(slots), row.sent + len(slots)
         self._draft.chunk(row.index, start, slots)
-        node = None
         if self.limits.prefix_cache and row.indexed == start:
             node = self.index.extend(row.node, row.tokens[start:end], slots, self.number + 1)
             if node is not None:
                 self._move_pin(row, node)
-        sent[row.index, row.generation, start] = node
+                sent[row.index, row.generation, start] = (self.index.root(row.request.namespace), row.tokens[:end])
         row.sent = end
         if row.decodes and end < row.room:  # the last chunk brings the first credit
             slots = self._take(min(2, row.room - end))
@@ -337,10 +339,9 @@ class Scheduler:
             if (row := self._alive(index, generation)) is not None:
                 self._retire(row, keep=False)
                 self._finish(row.request, Finish("error", error=failed.error))
-        sent = self._chunks[0][1] if self._chunks else {}
+        number, sent = self._chunks[0] if self._chunks else (0, {})
         for key in zip(rows, generations, ints(failed.starts).tolist(), strict=True):
-            node = sent.get(key)
-            if node is not None and (top := self.index.cut(node, key[2])) is not None:
+            if key in sent and (top := self.index.cut(*sent[key], key[2], number)) is not None:
                 self._poison(top)
         self._published(failed.header.applied)
 

@@ -94,6 +94,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     data_type: str
     budget: list[tuple[str, int]]
     seconds: list[tuple[str, float]]
+    unread: list[str] = []
+    """Keys of config.json that nobody understood."""
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True):
@@ -101,6 +103,8 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
 
     epoch: int
     iteration: int
+    turn: int
+    """Turn of the baton that launched it; a turn may launch nothing. Replays keep to it."""
     applied: int
     """Last update applied before this iteration; its arena space is free."""
     device_us: int

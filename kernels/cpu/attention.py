@@ -5,6 +5,9 @@ queries, each block against the keys up to its own last position, so that no sco
 The query heads that share a KV head are laid along the query axis: keys and values are never repeated.
 """
 
+from bisect import bisect_left
+from collections.abc import Iterator
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
@@ -14,9 +17,7 @@ GATHERED = 1 << 23  # padded elements of gathered keys at once: 32 MiB of fp32
 BLOCK = 64  # queries at once
 
 
-def attention(
-    q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, batch: Batch, scale: float
-) -> torch.Tensor:
+def attention(q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, batch: Batch, scale: float) -> torch.Tensor:
     """q [tokens, hq, d]; k_pool, v_pool [slots + 1, hkv, d] -> [tokens, hq, d] in q's dtype."""
     out = torch.empty(q.shape, dtype=q.dtype)
     starts, rows, lengths = batch.starts.tolist(), batch.rows.tolist(), batch.lengths.tolist()
@@ -28,14 +29,23 @@ def attention(
         elif end > begin:
             keys, values = _gather(k_pool, v_pool, batch.slot_table[row, : lengths[i]])
             _prefill(q[begin:end], keys, values, scale, out[begin:end])
-    decodes.sort()  # by length, so that padding is little
-    room = GATHERED // k_pool[0].numel()
-    while decodes:
-        longest = decodes[-1][0]
-        count = max(1, min(len(decodes), room // longest))
-        _decode(q, k_pool, v_pool, batch.slot_table, decodes[-count:], scale, out)
-        del decodes[-count:]
+    for group in _groups(decodes, GATHERED // k_pool[0].numel()):
+        _decode(q, k_pool, v_pool, batch.slot_table, group, scale, out)
     return out
+
+
+def _groups(sequences: list[tuple[int, int, int]], room: int) -> Iterator[list[tuple[int, int, int]]]:
+    """Part sequences (length first) into groups, ascending in length, whose padded length is at most `room` tokens.
+
+    The shortest of a group is at least half as long as its longest: one long row does not pad all the others.
+    """
+    left = sorted(sequences)
+    while left:
+        longest = left[-1][0]
+        similar = len(left) - bisect_left(left, (longest // 2,))
+        count = max(1, min(similar, room // longest))
+        yield left[-count:]
+        del left[-count:]
 
 
 def _prefill(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, out: torch.Tensor) -> None:

@@ -19,8 +19,9 @@ def sample(logits: torch.Tensor, sampling: Sampling) -> Sampled:
     possible = peak.isfinite()
     if sampling.any_random:
         chosen = ((sampling.temperature > 0) & possible).nonzero().squeeze(1)
-        knobs = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
-        columns = (*(knob[chosen].tolist() for knob in knobs), uniform(sampling.seeds, sampling.lengths)[chosen].tolist())
+        numbers = uniform(sampling.seeds, sampling.lengths)
+        knobs = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, numbers)
+        columns = [knob[chosen].tolist() for knob in knobs]
         for row, temperature, top_k, top_p, min_p, number in zip(chosen.tolist(), *columns, strict=True):
             weights = ((processed[row] - peak[row]) / temperature).exp()
             tokens[row : row + 1] = _draw(weights, top_k, top_p, min_p, number)
@@ -57,7 +58,7 @@ def _likeliest(weights: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
         ordered = ordered[:top_k]
     if top_p < 1:
         mass = ordered.cumsum(0, dtype=torch.float64)
-        ordered = ordered[: max(1, int((mass - ordered < top_p * mass[-1]).sum()))]
+        ordered = ordered[: int((mass - ordered < top_p * mass[-1]).sum())]
     cut = ordered[-1]
     ties = int((ordered == cut).sum())  # of the tokens that lie on the cut, the lowest ids are kept
     kept = weights.where(weights > cut, 0.0)

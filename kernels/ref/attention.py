@@ -5,9 +5,7 @@ import torch
 from aiollm.kernels.batch import Batch
 
 
-def attention(
-    q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, batch: Batch, scale: float
-) -> torch.Tensor:
+def attention(q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, batch: Batch, scale: float) -> torch.Tensor:
     """q [tokens, hq, d]; k_pool, v_pool [slots + 1, hkv, d] -> [tokens, hq, d] in q's dtype; fp32 inside.
 
     Sequence s owns the packed tokens starts[s] to starts[s + 1]; its keys and values lie in the slots

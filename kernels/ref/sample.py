@@ -67,6 +67,5 @@ def _kept(weights: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     kept = (sampling.top_k[:, None] == 0) | (rank < sampling.top_k[:, None])
     mass = ordered.where(kept, 0.0).cumsum(-1, dtype=torch.float64)
     kept &= mass - ordered < sampling.top_p[:, None] * mass[:, -1:]  # the mass before this token is too small
-    kept[:, 0] = True
     kept &= ordered >= sampling.min_p[:, None]
     return torch.zeros_like(kept).scatter(1, ids, kept)

@@ -1,6 +1,6 @@
 """Fresh memory is NaN in kernel tests: an operation that reads what it never wrote shows it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill what torch.empty, torch.empty_like and Tensor.new_empty return with NaN, or with the lowest integer."""
 
     def poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -22,4 +22,3 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
-    yield

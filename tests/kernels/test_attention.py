@@ -70,10 +70,13 @@ def test_cpu_splits_a_large_decode_into_groups(monkeypatch: pytest.MonkeyPatch) 
     assert_close(cpu.attention(*arguments), reference(*arguments))
 
 
+def test_cpu_does_not_pad_short_sequences_to_a_long_one() -> None:
+    groups = list(cpu._groups([(n, 0, 0) for n in (1000, 10, 501, 9, 600, 4)], room=1700))
+    assert [[length for length, _, _ in group] for group in groups] == [[1000], [501, 600], [9, 10], [4]]
+
+
 def test_a_query_of_a_strided_view_is_read_right() -> None:
     batch = make_batch(SEQUENCES["mixed"])
     q, k_pool, v_pool = inputs(batch, (4, 2, 16))
     wide = torch.cat([q, torch.full_like(q, float("nan"))], dim=1)
-    assert_close(
-        cpu.attention(wide[:, :4], k_pool, v_pool, batch, 0.25), reference(q, k_pool, v_pool, batch, 0.25)
-    )
+    assert_close(cpu.attention(wide[:, :4], k_pool, v_pool, batch, 0.25), reference(q, k_pool, v_pool, batch, 0.25))

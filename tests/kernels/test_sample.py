@@ -144,9 +144,7 @@ def test_ids_of_no_vocabulary_in_the_history_are_passed_over(sample: Sample) -> 
 
 @both
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_rows_that_are_not_finite_give_minus_one_and_leave_the_others_alone(
-    sample: Sample, temperature: float
-) -> None:
+def test_rows_that_are_not_finite_give_minus_one_and_leave_the_others_alone(sample: Sample, temperature: float) -> None:
     logits = random_logits(6)
     clean = sample(logits, make_sampling(6, temperature=temperature, top_p=0.9)).tokens
     logits[1, 5] = float("nan")

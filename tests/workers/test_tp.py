@@ -1,4 +1,3 @@
-import json
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -7,24 +6,11 @@ from typing import Any
 import pytest
 import torch
 from tiny_model import write_tiny_model
+from tp_ranks import CPU, collectives, logits_of, run_rank
 
-from aiollm.kernels.cases import make_batch
-from aiollm.kernels.ops import cpu_ops
-from aiollm.workers.families.registry import describe
-from aiollm.workers.model.decoder import Decoder
 from aiollm.workers.model.rotary import Rope
 from aiollm.workers.model.spec import DecoderSpec
-from aiollm.workers.tp import Shard, TensorParallel
-from aiollm.workers.weights import load
-
-CPU = torch.device("cpu")
-
-
-def run_rank(work: Callable[..., Any], rank: int, size: int, folder: Path, *arguments: Any) -> None:
-    torch.set_num_threads(1)
-    tp = TensorParallel.join(rank, size, folder / "rendezvous", CPU, timeout_seconds=60)
-    torch.save(work(tp, *arguments), folder / f"{rank}.pt")
-    tp.close()
+from aiollm.workers.tp import Shard, TensorParallel, possible_sizes
 
 
 def on_ranks(size: int, folder: Path, work: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -37,29 +23,6 @@ def on_ranks(size: int, folder: Path, work: Callable[..., Any], *arguments: Any)
         process.join(120)
     assert [process.exitcode for process in processes] == [0] * size
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
-
-
-def logits_of(tp: TensorParallel, checkpoint: Path, dtype: torch.dtype) -> torch.Tensor:
-    """Logits of a whole prompt beside another sequence's, on this rank."""
-    description = describe(json.loads((checkpoint / "config.json").read_text()))
-    spec = description.spec
-    weights = load(checkpoint, spec, description.names, dtype=dtype, device=CPU, tp=tp)
-    decoder = Decoder(spec, weights, cpu_ops(), tp)
-    batch = make_batch([(0, 23), (0, 1)], slots=64, max_length=32)
-    shape = (65, decoder.shard.kv_heads, spec.head_dim)
-    kv = [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(spec.layers)]
-    ids = torch.arange(24) * 5 % spec.vocab
-    return decoder.logits(decoder.forward(ids, batch, kv))
-
-
-def collectives(tp: TensorParallel) -> dict[str, torch.Tensor]:
-    mine = float(tp.rank + 1)
-    return {
-        "sum": tp.all_reduce(torch.full((3,), mine)),
-        "half": tp.all_reduce(torch.full((3,), mine, dtype=torch.bfloat16)),
-        "gathered": tp.gather_vocab(torch.full((2, 3), mine)),
-        "ids": tp.broadcast(torch.tensor([7, 8]) * tp.rank, src=1),
-    }
 
 
 def test_collectives_of_two_ranks(tmp_path: Path) -> None:
@@ -105,6 +68,10 @@ def test_a_size_that_divides_no_heads_is_refused_with_those_that_do() -> None:
         Shard(spec_of(9, 3, 18), 0, 2)
     with pytest.raises(ValueError, match=r"16 MLP columns; possible: 1, 2, 4, 8"):
         Shard(spec_of(8, 2, 16), 0, 3)
+
+
+def test_possible_sizes_of_a_known_model() -> None:
+    assert possible_sizes(spec_of(32, 8, 14336)) == [1, 2, 4, 8, 16, 32]
 
 
 def test_each_rank_has_the_kv_heads_that_its_query_heads_read() -> None:

@@ -12,19 +12,25 @@ NAMES = {
     "head": "lm_head.weight",
     "layers.{}.attention_norm": "model.layers.{}.input_layernorm.weight",
     "layers.{}.mlp_norm": "model.layers.{}.post_attention_layernorm.weight",
-    **{
-        f"layers.{{}}.{ours}": f"model.layers.{{}}.{theirs}"
-        for part, members in {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}.items()
-        for member in members
-        for ours, theirs in (
-            (member, f"{part}.{member}_proj.weight"),
-            (f"{member}_bias", f"{part}.{member}_proj.bias"),
-        )
-    },
+    "layers.{}.q": "model.layers.{}.self_attn.q_proj.weight",
+    "layers.{}.k": "model.layers.{}.self_attn.k_proj.weight",
+    "layers.{}.v": "model.layers.{}.self_attn.v_proj.weight",
+    "layers.{}.o": "model.layers.{}.self_attn.o_proj.weight",
+    "layers.{}.gate": "model.layers.{}.mlp.gate_proj.weight",
+    "layers.{}.up": "model.layers.{}.mlp.up_proj.weight",
+    "layers.{}.down": "model.layers.{}.mlp.down_proj.weight",
+    "layers.{}.q_bias": "model.layers.{}.self_attn.q_proj.bias",
+    "layers.{}.k_bias": "model.layers.{}.self_attn.k_proj.bias",
+    "layers.{}.v_bias": "model.layers.{}.self_attn.v_proj.bias",
+    "layers.{}.o_bias": "model.layers.{}.self_attn.o_proj.bias",
+    "layers.{}.gate_bias": "model.layers.{}.mlp.gate_proj.bias",
+    "layers.{}.up_bias": "model.layers.{}.mlp.up_proj.bias",
+    "layers.{}.down_bias": "model.layers.{}.mlp.down_proj.bias",
 }
 
 
 def spec(config: Config) -> DecoderSpec:
+    """The decoder of a config.json. Raises ConfigError, here as in every family, for what cannot be served."""
     config.require("pretraining_tp", 1)
     biased = config.take(bool, "attention_bias", False)
     mlp_bias = config.take(bool, "mlp_bias", False)

@@ -8,6 +8,7 @@ NAMES = llama.NAMES
 
 
 def spec(config: Config) -> DecoderSpec:
+    """Llama's, without its biases."""
     found = llama.base(config)
     window = config.take(int, "sliding_window", found.max_position)
     if window < found.max_position:

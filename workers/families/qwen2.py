@@ -10,6 +10,7 @@ NAMES = llama.NAMES
 
 
 def spec(config: Config) -> DecoderSpec:
+    """Llama's, with biases on queries, keys and values."""
     return replace(base(config), qkv_bias=True)
 
 

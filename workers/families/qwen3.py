@@ -13,5 +13,6 @@ NAMES = qwen2.NAMES | {
 
 
 def spec(config: Config) -> DecoderSpec:
+    """Qwen 2's, with normed heads and optional biases."""
     biased = config.take(bool, "attention_bias", False)
     return replace(qwen2.base(config), qk_norm=True, qkv_bias=biased, o_bias=biased)

@@ -41,7 +41,7 @@ class Attention:
         """x [tokens, hidden]; pools [slots + 1, local KV heads, head_dim], written in place -> [tokens, hidden]."""
         ops = self._ops
         qkv = ops.linear(x, self._qkv, self._qkv_bias).view(len(x), -1, self._width)
-        q, k, v = qkv.split(self._heads, dim=1)
+        q, k, v = qkv.split_with_sizes(self._heads, dim=1)
         q = ops.rotary_store(
             q, k, v, self._q_norm, self._k_norm, self._eps, self._cos_sin, batch.positions, k_pool, v_pool, batch.slots
         )

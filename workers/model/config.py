@@ -7,12 +7,13 @@ T = TypeVar("T")
 MISSING: Any = object()
 
 # Keys that say nothing about what the decoder computes.
-HARMLESS = frozenset(
-    """_name_or_path architectures attention_dropout auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id
-    id2label initializer_range is_encoder_decoder is_llama_config label2id max_window_layers model_type
-    output_attentions output_hidden_states pad_token_id problem_type return_dict tokenizer_class torch_dtype
-    transformers_version transformers.js_config unsloth_fixed unsloth_version use_cache vocab_file""".split()
-)
+HARMLESS = frozenset({
+    "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward",
+    "dtype", "eos_token_id", "id2label", "initializer_range", "is_encoder_decoder", "is_llama_config", "label2id",
+    "max_window_layers", "model_type", "output_attentions", "output_hidden_states", "pad_token_id", "problem_type",
+    "return_dict", "tokenizer_class", "torch_dtype", "transformers.js_config", "transformers_version",
+    "unsloth_fixed", "unsloth_version", "use_cache",
+})  # fmt: skip
 
 
 class ConfigError(ValueError):

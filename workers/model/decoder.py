@@ -16,9 +16,7 @@ from aiollm.workers.tp import Shard, TensorParallel
 class Decoder:
     """A stack of blocks between an embedding and an output layer. Holds weights, and no state of any request."""
 
-    def __init__(
-        self, spec: DecoderSpec, weights: Mapping[str, torch.Tensor], ops: Ops, tp: TensorParallel
-    ) -> None:
+    def __init__(self, spec: DecoderSpec, weights: Mapping[str, torch.Tensor], ops: Ops, tp: TensorParallel) -> None:
         """`weights` are those of `workers.weights.load` or `dummy` for the same spec and rank."""
         self.spec = spec
         self.shard = Shard(spec, tp.rank, tp.size)
@@ -39,9 +37,7 @@ class Decoder:
             for at, following in zip(names, [*(at + "attention_norm" for at in names[1:]), "norm"], strict=True)
         ]
 
-    def forward(
-        self, ids: torch.Tensor, batch: Batch, kv: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    ) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, batch: Batch, kv: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         """ids [tokens] int64 -> [tokens, hidden], after the final norm.
 
         `kv` holds the pools (K, V) of each layer, [slots + 1, shard.kv_heads, head_dim]: written at `batch.slots`,

@@ -21,35 +21,44 @@ class Piece(NamedTuple):
 
 class Parameter(NamedTuple):
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # on this rank
     pieces: tuple[Piece, ...]
+
+
+class Share(NamedTuple):
+    """This rank's `taken` of the `whole` rows or columns of one tensor, from `first` on."""
+
+    source: str
+    whole: int
+    first: int
+    taken: int
 
 
 def parameters(spec: DecoderSpec, rank: int, size: int) -> list[Parameter]:
     """All parameters of one rank. A tied output layer is none: it is the embedding."""
     shard = Shard(spec, rank, size)
     width = spec.head_dim
-    q = ("q", spec.heads * width, shard.first_head * width, shard.heads * width)
-    k = ("k", spec.kv_heads * width, shard.first_kv_head * width, shard.kv_heads * width)
-    v = ("v", *k[1:])
-    gate = ("gate", spec.intermediate, shard.first_column, shard.intermediate)
-    up = ("up", *gate[1:])
+    q = Share("q", spec.heads * width, shard.first_head * width, shard.heads * width)
+    k = Share("k", spec.kv_heads * width, shard.first_kv_head * width, shard.kv_heads * width)
+    qkv = [q, k, k._replace(source="v")]
+    gate = Share("gate", spec.intermediate, shard.first_column, shard.intermediate)
+    gate_up = [gate, gate._replace(source="up")]
     found = [_whole("embedding", spec.vocab, spec.hidden), _whole("norm", spec.hidden)]
     for i in range(spec.layers):
         at = f"layers.{i}."
         found += [_whole(at + "attention_norm", spec.hidden), _whole(at + "mlp_norm", spec.hidden)]
-        found.append(_stacked(at, "qkv", [q, k, v], spec.hidden))
-        found.append(_columns(at + "o", spec.hidden, spec.heads * width, q[2], q[3]))
-        found.append(_stacked(at, "gate_up", [gate, up], spec.hidden))
-        found.append(_columns(at + "down", spec.hidden, spec.intermediate, gate[2], gate[3]))
+        found.append(_stacked(at, "qkv", qkv, spec.hidden))
+        found.append(_columns(at + "o", spec.hidden, q))
+        found.append(_stacked(at, "gate_up", gate_up, spec.hidden))
+        found.append(_columns(at + "down", spec.hidden, gate))
         if spec.qk_norm:
             found += [_whole(at + "q_norm", width), _whole(at + "k_norm", width)]
         if spec.qkv_bias:
-            found.append(_stacked(at, "qkv_bias", [(f"{name}_bias", *rest) for name, *rest in (q, k, v)]))
+            found.append(_stacked(at, "qkv_bias", _biases(qkv)))
         if spec.o_bias:
             found.append(_whole(at + "o_bias", spec.hidden))
         if spec.mlp_bias:
-            found.append(_stacked(at, "gate_up_bias", [(f"{name}_bias", *rest) for name, *rest in (gate, up)]))
+            found.append(_stacked(at, "gate_up_bias", _biases(gate_up)))
             found.append(_whole(at + "down_bias", spec.hidden))
     if not spec.tied_head:
         rows = slice(shard.first_token, shard.first_token + shard.tokens)
@@ -62,16 +71,20 @@ def _whole(name: str, *shape: int) -> Parameter:
     return Parameter(name, shape, (Piece(name, shape, (slice(None),) * len(shape), 0),))
 
 
-def _stacked(at: str, name: str, parts: list[tuple[str, int, int, int]], *columns: int) -> Parameter:
-    """Parts (source, rows of the whole, first row taken, rows taken) below one another; without columns: a vector."""
+def _biases(shares: list[Share]) -> list[Share]:
+    return [share._replace(source=f"{share.source}_bias") for share in shares]
+
+
+def _stacked(at: str, name: str, shares: list[Share], *columns: int) -> Parameter:
+    """Shares of rows below one another; without columns they are parts of a vector."""
     pieces, row = [], 0
-    for source, rows, first, count in parts:
-        take = (slice(first, first + count), *(slice(None) for _ in columns))
-        pieces.append(Piece(at + source, (rows, *columns), take, row))
-        row += count
+    for share in shares:
+        take = (slice(share.first, share.first + share.taken), *(slice(None) for _ in columns))
+        pieces.append(Piece(at + share.source, (share.whole, *columns), take, row))
+        row += share.taken
     return Parameter(at + name, (row, *columns), tuple(pieces))
 
 
-def _columns(name: str, rows: int, columns: int, first: int, count: int) -> Parameter:
-    piece = Piece(name, (rows, columns), (slice(None), slice(first, first + count)), 0)
-    return Parameter(name, (rows, count), (piece,))
+def _columns(name: str, rows: int, share: Share) -> Parameter:
+    take = (slice(None), slice(share.first, share.first + share.taken))
+    return Parameter(name, (rows, share.taken), (Piece(name, (rows, share.whole), take, 0),))

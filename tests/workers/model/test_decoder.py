@@ -61,14 +61,15 @@ def expected(checkpoint: Path) -> list[torch.Tensor]:
 class Session:
     """A decoder with a KV pool of scattered slots, for the sequences of PROMPTS."""
 
-    def __init__(self, checkpoint: Path, ops: Ops) -> None:
+    def __init__(self, checkpoint: Path, ops: Ops, dtype: torch.dtype = torch.float32) -> None:
         description = describe(json.loads((checkpoint / "config.json").read_text()))
         spec, tp = description.spec, TensorParallel()
         assert description.unread == []
-        weights = load(checkpoint, spec, description.names, dtype=torch.float32, device=CPU, tp=tp)
+        weights = load(checkpoint, spec, description.names, dtype=dtype, device=CPU, tp=tp)
         self.decoder = Decoder(spec, weights, ops, tp)
         shape = (301, spec.kv_heads, spec.head_dim)
-        self.kv = [(torch.full(shape, torch.nan), torch.full(shape, torch.nan)) for _ in range(spec.layers)]
+        pools = torch.full((spec.layers, 2, *shape), torch.nan, dtype=dtype)
+        self.kv = [(k_pool, v_pool) for k_pool, v_pool in pools]
         self.slots = torch.randperm(300, generator=torch.Generator().manual_seed(1)).view(3, 100)
         self.lengths = [0, 0, 0]
 
@@ -126,3 +127,14 @@ def test_chunks_and_decodes_mixed_in_one_batch(checkpoint: Path, expected: list[
             seen[row].append(logits)
     for row in seen:
         assert_same(torch.cat(seen[row]), expected[row])
+
+
+@ops_tables
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_stays_near(
+    checkpoint: Path, expected: list[torch.Tensor], ops: Ops, dtype: torch.dtype
+) -> None:
+    session = Session(checkpoint, ops, dtype)
+    logits = torch.cat([session.step({0: 60, 2: 3})[0], session.step({2: 1, 0: 1})[0]])
+    assert logits.dtype == torch.float32
+    assert (logits - expected[0]).norm() < 6 * torch.finfo(dtype).eps * expected[0].norm()

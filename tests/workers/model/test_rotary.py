@@ -32,9 +32,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_table_equals_transformers(name: str) -> None:
-    config = transformers.LlamaConfig(
-        head_dim=64, max_position_embeddings=4096, rope_parameters=dict(PARAMETERS[name])
-    )
+    config = transformers.LlamaConfig(head_dim=64, max_position_embeddings=4096, rope_parameters=dict(PARAMETERS[name]))
     positions = torch.arange(4096)
     cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions[None])
     rope = read_rope(Config(config.to_dict()), 64, 4096)

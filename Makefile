@@ -1,0 +1,40 @@
+# Each target sets up what it needs, once, in .venv: a fresh machine needs Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+ARGS ?=
+
+.PHONY: help serve test check stamp parity clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make serve ARGS="serve MODEL --port 8000"   serve a model; without ARGS a small demo model'
+	@echo 'make test ARGS="tests/engine -k radix"      run the tests; without ARGS all of them'
+	@echo 'make check                                  ruff, mypy and the layout tests'
+	@echo 'make stamp                                  a million random steps on the stamp device'
+	@echo 'make parity                                 tokens compared with those of transformers'
+	@echo 'make clean                                  remove $(VENV)'
+	@echo 'PYTHON=python3.12 names another interpreter for $(VENV)'
+
+serve: $(VENV)/.serve
+	$(RUN) -m aiollm $(ARGS)
+
+test: $(VENV)/.test
+	$(RUN) -m pytest $(ARGS)
+
+check: $(VENV)/.check
+	$(RUN) tools/check
+
+stamp: $(VENV)/.test
+	$(RUN) tests/stamp.py --steps 1000000 --save tools/results/stamp.json
+
+parity: $(VENV)/.test
+	$(RUN) tools/parity.py $(ARGS)
+
+clean:
+	rm -rf $(VENV)
+
+# .venv/.test stands for "the extra `test` is installed"; .serve needs no extra.
+$(VENV)/.%: setup.cfg pyproject.toml constraints.txt tools/install
+	PYTHON="$(PYTHON)" tools/install $(VENV) $(filter-out serve,$*)
+	@touch $@

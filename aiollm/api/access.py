@@ -1,0 +1,64 @@
+"""What surrounds every handler: a request id, errors in our shape, a line in the log, a count."""
+
+import logging
+import re
+import time
+import uuid
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from aiollm.api.errors import described
+from aiollm.api.generation import GENERATION
+from aiollm.api.parts import PARTS
+
+log = logging.getLogger(__name__)
+
+PROBES = frozenset({"/health", "/livez", "/ping", "/ready", "/readyz", "/metrics"})
+CLIENT_GONE = 499  # in the log and the figures only
+REQUEST_ID = web.RequestKey("request_id", str)
+_GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+@web.middleware
+async def surround(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer for a handler that raised, and tell of every request once it is over."""
+    began = time.monotonic()
+    status = CLIENT_GONE
+    try:
+        response = await _answered(request, handler)
+        status = response.status
+        return response
+    finally:
+        request.app[PARTS].metrics.responses.labels(status).inc()
+        if request.path.rstrip("/") not in PROBES:
+            generation = request.get(GENERATION)
+            log.info(
+                "%s %s %d %s %.1fms%s", request.method, request.rel_url.raw_path[:200], status, request_id(request),
+                (time.monotonic() - began) * 1000, f" {generation.summary}" if generation else "",
+            )  # fmt: skip
+
+
+async def sign(http: web.Request, response: web.StreamResponse) -> None:
+    """Signal: every response carries the id of its request."""
+    response.headers["X-Request-Id"] = request_id(http)
+
+
+def request_id(http: web.Request) -> str:
+    """The client's own id if it is a decent one, else one drawn here; the same at every call."""
+    asked = http.headers.get("X-Request-Id", "")
+    if REQUEST_ID not in http:
+        http[REQUEST_ID] = asked if _GOOD_ID.fullmatch(asked) else uuid.uuid4().hex
+    return http[REQUEST_ID]
+
+
+async def _answered(http: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(http)
+    except ConnectionError:
+        raise  # the client went away while we wrote
+    except Exception as error:
+        if isinstance(error, web.HTTPMethodNotAllowed) and http.method == "OPTIONS":
+            allowed = ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))
+            return web.Response(status=204, headers={"Allow": allowed})
+        return described(error, http.path).response()

@@ -1,0 +1,88 @@
+"""The HTTP face put together: routes, and the server that listens."""
+
+import socket
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from aiollm.api import chat, completions, status
+from aiollm.api.access import sign, surround
+from aiollm.api.metrics import Metrics
+from aiollm.api.parts import PARTS, ModelInfo, Parts, Settings
+from aiollm.api.schema import SamplingDefaults
+from aiollm.engine.engine import Engine
+from aiollm.text.chat import ChatTemplate
+from aiollm.text.tokenizer import Tokenizer
+
+KEEP_ALIVE_SECONDS = 75  # idle connections, and half-sent headers
+LINGERING_SECONDS = 2  # for reading the rest of a refused body, so that the client sees the answer
+GET: dict[str, Handler] = {
+    "/health": status.health,
+    "/livez": status.health,
+    "/ping": status.health,
+    "/ready": status.ready,
+    "/readyz": status.ready,
+    "/metrics": status.metrics,
+    "/version": status.version,
+    "/v1/models": status.models,
+    "/v1/models/{id:.+}": status.model,
+}
+POST: dict[str, Handler] = {
+    "/v1/chat/completions": chat.chat_completions,
+    "/v1/completions": completions.completions,
+}
+
+
+def make_app(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    model: ModelInfo,
+    generation_config: Mapping[str, Any],
+    settings: Settings = Settings(),  # noqa: B008  a NamedTuple is immutable
+) -> web.Application:
+    """The application over an engine that may still be loading.
+
+    `generation_config` is the model's generation_config.json: sampling defaults. Raises ValueError where one of them
+    is out of range.
+    """
+    try:
+        defaults = msgspec.convert(dict(generation_config), SamplingDefaults)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"generation_config.json: {error}") from error
+    metrics = Metrics(engine)
+    engine.on_header = metrics.on_header
+    app = web.Application(middlewares=[surround])
+    app[PARTS] = Parts(engine, tokenizer, template, model, defaults, settings, metrics)
+    app.on_response_prepare.append(sign)
+    app.cleanup_ctx.append(_watch_lag)
+    for path, handler in GET.items():
+        for spelling in (path, path + "/"):
+            app.router.add_get(spelling, handler)
+    for path, handler in POST.items():
+        for spelling in (path, path + "/"):
+            app.router.add_post(spelling, handler)
+    return app
+
+
+async def serve(app: web.Application, host: str, port: int, sock: socket.socket | None = None) -> web.AppRunner:
+    """Listen on (host, port), or on a socket that is bound already; `cleanup()` of the runner ends it."""
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handler_cancellation=True,
+        keepalive_timeout=KEEP_ALIVE_SECONDS,
+        lingering_time=LINGERING_SECONDS,
+    )
+    await runner.setup()
+    site = web.TCPSite(runner, host, port) if sock is None else web.SockSite(runner, sock)
+    await site.start()
+    return runner
+
+
+async def _watch_lag(app: web.Application) -> AsyncIterator[None]:
+    with app[PARTS].metrics.watching_lag():
+        yield

@@ -1,0 +1,59 @@
+"""The body of a request: read within a size and a time, then decoded, in a thread when long."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from aiohttp import http_exceptions, web
+
+from aiollm.api.errors import ApiError
+
+# JSON decodes at some 100 MB/s: longer bodies would hold the event loop for more than 2 ms.
+THREAD_BYTES = 256 * 1024
+ENCODINGS = ("identity", "gzip", "deflate")
+T = TypeVar("T")
+
+
+async def read(request: web.Request, limit: int, seconds: float) -> bytes:
+    """The whole body, inflated. Raises ApiError: 413 beyond `limit` bytes, 408 after `seconds`, 415, 400."""
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ENCODINGS:
+        message = f"Content-Encoding {encoding[:40]} is not understood; use one of: {', '.join(ENCODINGS)}"
+        raise ApiError(415, message, code="unsupported_encoding")
+    too_large = ApiError(413, f"the request body exceeds the limit of {limit} bytes", code="body_too_large")
+    if (request.content_length or 0) > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.content.iter_any():
+                body += part
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        message = f"the request body did not arrive within {seconds:g} s"
+        raise ApiError(408, message, code="body_timeout") from None
+    except (web.RequestPayloadError, http_exceptions.HttpProcessingError) as error:
+        raise ApiError(400, f"the request body is broken: {error}", code="invalid_body") from error
+    return bytes(body)
+
+
+async def decoded(request: web.Request, body: bytes, decode: Callable[[bytes], T]) -> T:
+    """`decode(body)`; what is no JSON and does not claim to be is answered with 415."""
+    try:
+        return await in_thread_if(len(body) > THREAD_BYTES, decode, body)
+    except ApiError as error:
+        if error.code == "invalid_json" and not _claims_json(request):
+            message = f"the body is {request.content_type}, not JSON: send it with Content-Type: application/json"
+            raise ApiError(415, message, code="unsupported_media_type") from error
+        raise
+
+
+async def in_thread_if(long: bool, function: Callable[..., T], *args: object) -> T:
+    """`function(*args)`, beside the event loop if it is going to take long."""
+    return await asyncio.to_thread(function, *args) if long else function(*args)
+
+
+def _claims_json(request: web.Request) -> bool:
+    kind = request.content_type
+    return "Content-Type" not in request.headers or kind == "application/json" or kind.endswith("+json")

@@ -1,0 +1,140 @@
+"""POST /v1/chat/completions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from aiollm.api import body
+from aiollm.api.answer import Template, answer
+from aiollm.api.choice import Choice, Delta, Entry, Output
+from aiollm.api.convert import output_limit, prompt_array, sampling_params
+from aiollm.api.errors import invalid
+from aiollm.api.generation import Generation, Prompt, Usage
+from aiollm.api.logprobs import TokenNames, chat_logprobs
+from aiollm.api.parts import PARTS, Parts
+from aiollm.api.schema import ChatRequest, decode_chat
+from aiollm.text.folder import TextError
+
+encode = msgspec.json.encode
+
+
+async def chat_completions(http: web.Request) -> web.StreamResponse:
+    """Answer a chat request; every refusal comes before the first byte of a 200."""
+    parts = http.app[PARTS]
+    data = await body.read(http, parts.body_limit, parts.settings.body_timeout)
+    request = await body.decoded(http, data, decode_chat)
+    parts.served_name(request.model)
+    prompt = await _prompt(parts, request, len(data) > body.THREAD_BYTES)
+    generation = Generation(parts, request, "chatcmpl", [prompt])
+    return await answer(http, request, generation, ChatShape(parts, request, generation))
+
+
+async def _prompt(parts: Parts, request: ChatRequest, long: bool) -> Prompt:
+    try:
+        text = await body.in_thread_if(long, _render, parts, request)
+        ids = await parts.tokenizer.encode_async(text, request.add_special_tokens is True)
+    except TextError as error:
+        named = str(error).startswith(("chat_template_kwargs", "continue_final_message"))
+        param = str(error).split(":")[0].split(" ")[0] if named else "messages"
+        raise invalid(param, str(error)) from error
+    array = prompt_array(parts, ids, "messages")
+    asked = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
+    if asked == 0:
+        raise invalid("max_tokens", "max_tokens: expected at least 1")
+    max_tokens = output_limit(parts, len(array), asked, None, "messages")
+    top = (request.top_logprobs or 0) if request.logprobs else -1
+    output = Output(
+        stops=request.stops,
+        include_stop=request.include_stop_str_in_output is True,
+        skip_special_tokens=request.skip_special_tokens is not False,
+        spaces_between_special_tokens=request.spaces_between_special_tokens is not False,
+        keep_entries=request.logprobs is True,
+    )
+    return Prompt(array, sampling_params(parts, request, max_tokens, top, -1), output)
+
+
+def _render(parts: Parts, request: ChatRequest) -> str:
+    kwargs: dict[str, Any] = dict(request.chat_template_kwargs or {})
+    if request.reasoning_effort is not None:
+        kwargs["reasoning_effort"] = request.reasoning_effort
+    return parts.template.render(
+        msgspec.to_builtins(request.messages),
+        add_generation_prompt=request.add_generation_prompt is not False,
+        continue_final_message=request.continue_final_message is True,
+        kwargs=kwargs,
+    )
+
+
+class ChatShape:
+    """answer.Shape of chat: role chunks first, then content, then one finish chunk a choice."""
+
+    def __init__(self, parts: Parts, request: ChatRequest, generation: Generation) -> None:
+        self._generation = generation
+        self._names = TokenNames(parts.tokenizer, request.return_tokens_as_token_ids is True)
+        self._logprobs = request.logprobs is True
+        self._token_ids = request.return_token_ids is True
+        self._sent = [0] * len(generation.choices)
+        kind = "chat.completion.chunk" if request.streams else "chat.completion"
+        self._template = Template(generation, kind)
+        self._heads = [b'{"index":%d,"delta":{"content":' % choice.index for choice in generation.choices]
+
+    def opening(self) -> bytes:
+        return b"".join(
+            self._template.event(
+                b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
+                % choice.index,
+                more=self._prompt_ids() if choice.index == 0 else b"",
+            )
+            for choice in self._generation.choices
+        )
+
+    def delta(self, choice: Choice, delta: Delta, usage: Usage | None) -> bytes:
+        logprobs = encode(chat_logprobs(delta.entries, self._names)) if self._logprobs else b"null"
+        parts = (self._heads[choice.index], encode(delta.text), b'},"logprobs":', logprobs, b',"finish_reason":null')
+        return self._template.event(b"".join((*parts, self._new_ids(choice), b"}")), usage)
+
+    def closing(self, choice: Choice, delta: Delta | None, usage: Usage | None) -> bytes:
+        assert choice.finish is not None
+        last = self.delta(choice, delta, usage) if delta is not None else b""
+        end = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":%s,"stop_reason":%s%s}' % (
+            choice.index, encode(choice.finish.reason), encode(choice.finish.stop), self._new_ids(choice),
+        )  # fmt: skip
+        return last + self._template.event(end, usage)
+
+    def usage(self, usage: Usage) -> bytes:
+        return self._template.event(b"", usage)
+
+    def whole(self) -> dict[str, Any]:
+        choices = [self._choice(choice, choice.take() or Delta("", [])) for choice in self._generation.choices]
+        document = {**self._template.fields, "choices": choices, "usage": self._generation.usage}
+        return document | ({"prompt_token_ids": self._prompt_list()} if self._token_ids else {})
+
+    def _choice(self, choice: Choice, delta: Delta) -> dict[str, Any]:
+        assert choice.finish is not None
+        return {
+            "index": choice.index,
+            "message": {"role": "assistant", "content": delta.text},
+            "logprobs": self._whole_logprobs(delta.entries),
+            "finish_reason": choice.finish.reason,
+            "stop_reason": choice.finish.stop,
+        } | ({"token_ids": choice.request.output} if self._token_ids else {})
+
+    def _whole_logprobs(self, entries: Sequence[Entry]) -> dict[str, Any] | None:
+        return chat_logprobs(entries, self._names) if self._logprobs else None
+
+    def _new_ids(self, choice: Choice) -> bytes:
+        """The generated ids that no chunk has told yet, as a field."""
+        if not self._token_ids:
+            return b""
+        ids = choice.request.output[self._sent[choice.index] :]
+        self._sent[choice.index] += len(ids)
+        return b',"token_ids":' + encode(ids)
+
+    def _prompt_ids(self) -> bytes:
+        return b',"prompt_token_ids":' + encode(self._prompt_list()) if self._token_ids else b""
+
+    def _prompt_list(self) -> list[int]:
+        prompt: list[int] = self._generation.choices[0].request.prompt.tolist()
+        return prompt

@@ -1,0 +1,160 @@
+"""The output of one choice: ids become text, stop strings cut it, logprobs go with the text they belong to.
+
+Positions are counted in characters of the choice's text, the echoed prompt included:
+
+    [0, released)        given out, or waiting for the handler to take it
+    [released, decoded)  held back: it may become a stop string
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aiollm.engine.request import Finish, PromptToken, Request, Token
+from aiollm.text.detokenizer import TAIL_IDS, Detokenizer
+from aiollm.text.stop import StopStrings
+from aiollm.text.tokenizer import Tokenizer
+from aiollm.wire.sampling import SamplingParams
+
+
+class Entry(NamedTuple):
+    """A token of the text: its logprob (None for the first of a prompt) and the character where its text begins."""
+
+    id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+    start: int
+
+
+class Delta(NamedTuple):
+    """What a choice gives out at once. A character's entries come together with its last byte's."""
+
+    text: str
+    entries: list[Entry]
+
+
+class Output(NamedTuple):
+    """How a choice's output is wanted."""
+
+    stops: Sequence[str] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    keep_entries: bool = False
+    """Whether the logprobs of tokens are wanted beside the text."""
+    echo: str | None = None
+    """The prompt's text, if the choice begins with it."""
+    discard: bool = False
+    """Drop what is generated: only the echo is wanted."""
+
+
+class Choice:
+    """The sink of one request (engine.request.Sink)."""
+
+    def __init__(
+        self,
+        index: int,
+        request_id: str,
+        prompt: NDArray[np.int64],
+        sampling: SamplingParams,
+        tokenizer: Tokenizer,
+        output: Output,
+        *,
+        namespace: str,
+        arrived: float,
+        on_text: Callable[[], None],
+        on_end: Callable[[], None],
+        inter_token: Callable[[float], None],
+    ) -> None:
+        """`on_text` and `on_end` wake whoever takes the output; `inter_token` is told seconds between tokens."""
+        self.index = index
+        self.request = Request(request_id, prompt, sampling, self, arrived, namespace, tokenizer.eos_ids)
+        self.generated = 0
+        self.finish: Finish | None = None
+        self.first: float | None = None
+        self.last = arrived
+        self._output = output
+        self._on_text, self._on_end, self._inter_token = on_text, on_end, inter_token
+        self._detokenizer = _detokenizer(tokenizer, prompt[-TAIL_IDS:].tolist(), output)
+        self._stops = StopStrings(output.stops, output.include_stop)
+        self._prompt = _detokenizer(tokenizer, (), output)
+        self._prompt_decoded = 0
+        self._text: list[str] = []
+        self._entries: deque[Entry] = deque()
+        self._released = self._decoded = 0
+        if output.echo is not None:
+            self._give(output.echo)
+            self._decoded = self._released
+            if sampling.prompt_logprobs >= 0:
+                self._prompt_entry(int(prompt[0]), None, ())
+
+    def token(self, token: Token) -> str | None:
+        """Take one generated token; the stop string that it completes ends the request."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now
+        else:
+            self._inter_token(now - self.last)
+        self.last = now
+        stop = None
+        if not self._output.discard:
+            self.generated += 1
+            if not token.ends or (self._output.include_stop and token.id not in self.request.eos_ids):
+                stop = self._take_in(token)
+        self._on_text()
+        return stop
+
+    def prompt_tokens(self, tokens: list[PromptToken]) -> None:
+        """Take logprobs of prompt tokens; they come before the first generated token."""
+        for token in tokens:
+            self._prompt_entry(int(self.request.prompt[token.position]), token.logprob, token.top)
+
+    def finished(self, finish: Finish) -> None:
+        """Nothing follows: what was held back is no stop string."""
+        self.last = time.monotonic()
+        if not isinstance(finish.stop, str) and finish.reason in ("stop", "length"):
+            text = self._detokenizer.finish()
+            self._give(self._stops.push(text)[0] + self._stops.finish())
+            self._released = self._decoded + 1  # every entry goes out
+        self.finish = finish
+        self._on_end()
+
+    def take(self) -> Delta | None:
+        """What may be given out since the last call; None where there is nothing, or no token came yet."""
+        if self.first is None and self.finish is None:
+            return None
+        text = "".join(self._text)
+        self._text.clear()
+        entries = []
+        while self._entries and self._entries[0].start < self._released:
+            entries.append(self._entries.popleft())
+        return Delta(text, entries) if text or entries else None
+
+    def _take_in(self, token: Token) -> str | None:
+        if self._output.keep_entries:
+            self._entries.append(Entry(token.id, token.logprob, token.top, self._decoded))
+        text = self._detokenizer.push((token.id,))
+        self._decoded += len(text)
+        if self.generated <= self.request.sampling.min_tokens:
+            self._give(text)
+            return None
+        text, stop = self._stops.push(text)
+        self._give(text)
+        return stop
+
+    def _give(self, text: str) -> None:
+        if text:
+            self._text.append(text)
+            self._released += len(text)
+
+    def _prompt_entry(self, id: int, logprob: float | None, top: tuple[tuple[int, float], ...]) -> None:
+        self._entries.append(Entry(id, logprob, top, self._prompt_decoded))
+        self._prompt_decoded += len(self._prompt.push((id,)))
+
+
+def _detokenizer(tokenizer: Tokenizer, tail: Sequence[int], output: Output) -> Detokenizer:
+    return Detokenizer(tokenizer, tail, output.skip_special_tokens, output.spaces_between_special_tokens)

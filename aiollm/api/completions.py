@@ -1,0 +1,124 @@
+"""POST /v1/completions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from aiollm.api import body
+from aiollm.api.answer import Template, answer
+from aiollm.api.choice import Choice, Delta, Entry, Output
+from aiollm.api.convert import output_limit, prompt_array, sampling_params
+from aiollm.api.errors import invalid
+from aiollm.api.generation import Generation, Prompt, Usage
+from aiollm.api.logprobs import TokenNames, completion_logprobs
+from aiollm.api.parts import PARTS, Parts
+from aiollm.api.schema import CompletionRequest, decode_completion
+from aiollm.text.folder import TextError
+
+DEFAULT_MAX_TOKENS = 16
+encode = msgspec.json.encode
+
+
+async def completions(http: web.Request) -> web.StreamResponse:
+    """Answer a completion request; every refusal comes before the first byte of a 200."""
+    parts = http.app[PARTS]
+    data = await body.read(http, parts.body_limit, parts.settings.body_timeout)
+    request = await body.decoded(http, data, decode_completion)
+    parts.served_name(request.model)
+    if request.suffix is not None:
+        raise invalid("suffix", "suffix: this server does not insert text before a suffix", "unsupported_field")
+    prompts = [await _prompt(parts, request, prompt) for prompt in request.prompts]
+    generation = Generation(parts, request, "cmpl", prompts)
+    return await answer(http, request, generation, CompletionShape(parts, request, generation))
+
+
+async def _prompt(parts: Parts, request: CompletionRequest, prompt: str | list[int]) -> Prompt:
+    if isinstance(prompt, str):
+        try:
+            ids = await parts.tokenizer.encode_async(prompt, request.add_special_tokens is not False)
+        except TextError as error:
+            raise invalid("prompt", f"prompt: {error}") from error
+    else:
+        ids = prompt
+    array = prompt_array(parts, ids, "prompt")
+    max_tokens = output_limit(parts, len(array), request.max_tokens, DEFAULT_MAX_TOKENS, "prompt")
+    if max_tokens == 0 and not request.echo:
+        raise invalid("max_tokens", "max_tokens: expected at least 1; 0 is only allowed with echo: true")
+    top = request.logprobs if request.logprobs is not None else -1
+    skip = request.skip_special_tokens is not False
+    echo = None
+    if request.echo:
+        echo = prompt if isinstance(prompt, str) else parts.tokenizer.decode(ids, skip)
+    output = Output(
+        stops=request.stops,
+        include_stop=request.include_stop_str_in_output is True,
+        skip_special_tokens=skip,
+        spaces_between_special_tokens=request.spaces_between_special_tokens is not False,
+        keep_entries=request.logprobs is not None,
+        echo=echo,
+        discard=max_tokens == 0,
+    )
+    sampling = sampling_params(parts, request, max_tokens, top, top if request.echo else -1)
+    return Prompt(array, sampling, output)
+
+
+class CompletionShape:
+    """answer.Shape of text completions: the last piece of a choice carries its finish reason."""
+
+    def __init__(self, parts: Parts, request: CompletionRequest, generation: Generation) -> None:
+        self._generation = generation
+        self._names = TokenNames(parts.tokenizer, request.return_tokens_as_token_ids is True)
+        self._logprobs = request.logprobs is not None
+        self._token_ids = request.return_token_ids is True
+        self._sent = [0] * len(generation.choices)
+        self._template = Template(generation, "text_completion")
+        self._heads = [b'{"index":%d,"text":' % choice.index for choice in generation.choices]
+
+    def opening(self) -> bytes:
+        return b""
+
+    def delta(self, choice: Choice, delta: Delta, usage: Usage | None) -> bytes:
+        return self._event(choice, delta, usage, b',"finish_reason":null,"stop_reason":null')
+
+    def closing(self, choice: Choice, delta: Delta | None, usage: Usage | None) -> bytes:
+        assert choice.finish is not None
+        end = b',"finish_reason":%s,"stop_reason":%s' % (encode(choice.finish.reason), encode(choice.finish.stop))
+        return self._event(choice, delta or Delta("", []), usage, end)
+
+    def usage(self, usage: Usage) -> bytes:
+        return self._template.event(b"", usage)
+
+    def whole(self) -> dict[str, Any]:
+        choices = [self._choice(choice, choice.take() or Delta("", [])) for choice in self._generation.choices]
+        return {**self._template.fields, "choices": choices, "usage": self._generation.usage}
+
+    def _event(self, choice: Choice, delta: Delta, usage: Usage | None, end: bytes) -> bytes:
+        logprobs = encode(self._shaped(delta.entries))
+        text = (self._heads[choice.index], encode(delta.text), b',"logprobs":', logprobs, end, self._ids(choice), b"}")
+        return self._template.event(b"".join(text), usage)
+
+    def _choice(self, choice: Choice, delta: Delta) -> dict[str, Any]:
+        assert choice.finish is not None
+        ids = {"prompt_token_ids": choice.request.prompt.tolist(), "token_ids": choice.request.output}
+        return {
+            "index": choice.index,
+            "text": delta.text,
+            "logprobs": self._shaped(delta.entries),
+            "finish_reason": choice.finish.reason,
+            "stop_reason": choice.finish.stop,
+        } | (ids if self._token_ids else {})
+
+    def _shaped(self, entries: Sequence[Entry]) -> dict[str, Any] | None:
+        return completion_logprobs(entries, self._names) if self._logprobs else None
+
+    def _ids(self, choice: Choice) -> bytes:
+        """The generated ids that no chunk has told yet, as a field; the first one brings the prompt's."""
+        if not self._token_ids:
+            return b""
+        sent = self._sent[choice.index]
+        ids = choice.request.output[sent:]
+        self._sent[choice.index] += len(ids)
+        prompt = b"" if sent else b',"prompt_token_ids":' + encode(choice.request.prompt.tolist())
+        return prompt + b',"token_ids":' + encode(ids)

@@ -1,0 +1,90 @@
+"""From a checked request to what the engine takes: sampling parameters, and lengths that fit the context."""
+
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aiollm.api.errors import ApiError, invalid
+from aiollm.api.parts import Parts
+from aiollm.api.schema import GenerationRequest
+from aiollm.wire.sampling import SamplingParams
+
+INT64 = 2**64
+T = TypeVar("T")
+
+
+def prompt_array(parts: Parts, ids: Sequence[int], param: str) -> NDArray[np.int64]:
+    """Prompt ids for the engine. Raises ApiError where there are none, or one is not in the vocabulary."""
+    if not ids:
+        raise invalid(param, f"{param}: it has no tokens; give at least one")
+    array = np.asarray(ids, np.int64)
+    _check_ids(parts, param, (int(array.max()),))
+    return array
+
+
+def output_limit(parts: Parts, prompt: int, asked: int | None, default: int | None, where: str) -> int:
+    """How many tokens may be generated after a prompt of `prompt` tokens; None as default is all that fit.
+
+    Raises ApiError where that is more than the context holds.
+    """
+    context = parts.context
+    wanted = asked if asked is not None else min(default or context, context - prompt)
+    if prompt + max(1, wanted) <= context:
+        return wanted
+    output = max(1, wanted)
+    raise ApiError(
+        400,
+        f"This model's maximum context length is {context} tokens. However, you requested {prompt + output} tokens "
+        f"({prompt} in the {where}, {output} in the completion). Please shorten the {where} or the completion.",
+        code="context_length_exceeded",
+        param=where,
+    )
+
+
+def sampling_params(
+    parts: Parts, request: GenerationRequest, max_tokens: int, top_logprobs: int, prompt_logprobs: int
+) -> SamplingParams:
+    """Sampling parameters of the first choice. Raises ApiError for ids outside the vocabulary and for min_tokens."""
+    defaults = parts.defaults
+    min_tokens = request.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise invalid("min_tokens", f"min_tokens: {min_tokens} is more than the {max_tokens} tokens of max_tokens")
+    stop_ids = tuple(request.stop_token_ids or ())
+    _check_ids(parts, "stop_token_ids", stop_ids)
+    _check_ids(parts, "logit_bias", request.logit_bias or ())
+    eos_ids = () if request.ignore_eos else tuple(sorted(parts.tokenizer.eos_ids))
+    top_k = _first(request.top_k, defaults.top_k, 0)
+    return SamplingParams(
+        max_tokens=max(1, max_tokens),  # one token is computed and dropped where none is wanted
+        min_tokens=min_tokens,
+        temperature=_first(request.temperature, defaults.temperature, 1.0),
+        top_p=_first(request.top_p, defaults.top_p, 1.0),
+        top_k=top_k if 0 < top_k < parts.vocabulary else 0,
+        min_p=_first(request.min_p, defaults.min_p, 0.0),
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repetition_penalty=_first(request.repetition_penalty, request.repeat_penalty, defaults.repetition_penalty, 1.0),
+        logit_bias=request.logit_bias or {},
+        seed=request.seed if request.seed is not None else secrets.randbits(63),
+        stop_ids=tuple(dict.fromkeys(eos_ids + stop_ids)),
+        top_logprobs=top_logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def seed_of(seed: int, index: int) -> int:
+    """The seed of choice `index` of a prompt, kept in int64."""
+    return (seed + index + INT64 // 2) % INT64 - INT64 // 2
+
+
+def _first(*values: T | None) -> T:
+    """The first value that was given; the last one always is."""
+    return next(value for value in values if value is not None)
+
+
+def _check_ids(parts: Parts, param: str, ids: Iterable[int]) -> None:
+    if (largest := max(ids, default=0)) >= parts.vocabulary:
+        raise invalid(param, f"{param}: token id {largest} is outside the vocabulary of {parts.vocabulary} ids")

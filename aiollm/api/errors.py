@@ -1,0 +1,85 @@
+"""Refusals and failures in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
+
+import http
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from aiollm.engine.engine import EngineBusy
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER = {"loading": "5", "queue_full": "1"}  # seconds; draining and stopped servers come back later, or never
+UNREAD_BODY = (408, 413)  # answers to a body that was not read to its end: the connection cannot go on
+
+
+class ApiError(Exception):
+    """What the client is told. `param` names the field at fault, `code` is a slug that programs may compare."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> web.Response:
+        """A fresh response; the connection is closed where the request's body was left unread."""
+        response = web.Response(
+            status=self.status,
+            body=msgspec.json.encode(self.body()) + b"\n",
+            content_type="application/json",
+            headers=self.headers,
+        )
+        if self.status in UNREAD_BODY:
+            response.force_close()
+        return response
+
+
+def invalid(param: str | None, message: str, code: str = "invalid_value") -> ApiError:
+    """A field of the request that cannot be accepted."""
+    return ApiError(400, message, code=code, param=param)
+
+
+def engine_error(message: str, available: bool) -> ApiError:
+    """A request that the engine gave up: 500, not to be repeated, or 503 where the server itself goes away."""
+    if available:
+        return ApiError(500, message, code="engine_error", headers={"x-should-retry": "false"})
+    return ApiError(503, message, code="engine_unavailable", headers={"Retry-After": "30"})
+
+
+def described(error: Exception, path: str) -> ApiError:
+    """Any exception that a handler raised, in our shape; those that nobody foresaw are logged."""
+    path = path[:200]
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, EngineBusy):
+        retry = {"Retry-After": RETRY_AFTER.get(error.reason, "30")}
+        return ApiError(503, str(error), code=error.reason, headers=retry)
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))
+        message = f"{path} does not take {error.method}, only {allowed}"
+        return ApiError(405, message, code="method_not_allowed", headers={"Allow": allowed})
+    if isinstance(error, web.HTTPNotFound):
+        return ApiError(404, f"there is nothing at {path}", code="not_found")
+    if isinstance(error, web.HTTPException):
+        status = http.HTTPStatus(error.status)
+        return ApiError(error.status, error.text or status.phrase, code=status.name.lower())
+    log.error("a handler failed", exc_info=error)
+    return ApiError(500, "internal error", code="internal_error", headers={"x-should-retry": "false"})

@@ -1,0 +1,53 @@
+"""Logprobs in the two shapes of OpenAI's API: a list of tokens for chat, parallel lists for completions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from aiollm.api.choice import Entry
+from aiollm.text.tokenizer import Tokenizer
+
+LOWEST = -9999.0  # stands for minus infinity, which JSON cannot say
+
+
+class TokenNames:
+    """How tokens are shown: as text, or as "token_id:17" where the client asked for ids."""
+
+    def __init__(self, tokenizer: Tokenizer, as_ids: bool) -> None:
+        self._tokenizer = tokenizer
+        self._as_ids = as_ids
+
+    def text(self, id: int) -> str:
+        return f"token_id:{id}" if self._as_ids else self._tokenizer.token_text(id)
+
+    def chat(self, id: int, logprob: float | None) -> dict[str, Any]:
+        value = None if logprob is None else max(LOWEST, logprob)
+        return {"token": self.text(id), "logprob": value, "bytes": list(self._tokenizer.token_bytes(id))}
+
+
+def chat_logprobs(entries: Sequence[Entry], names: TokenNames) -> dict[str, Any]:
+    """`logprobs` of a chat choice."""
+    return {
+        "content": [
+            {**names.chat(entry.id, entry.logprob), "top_logprobs": [names.chat(*pair) for pair in entry.top]}
+            for entry in entries
+        ]
+    }
+
+
+def completion_logprobs(entries: Sequence[Entry], names: TokenNames) -> dict[str, Any]:
+    """`logprobs` of a completion choice. The drawn token is always among top_logprobs, so there may be one more."""
+    return {
+        "tokens": [names.text(entry.id) for entry in entries],
+        "token_logprobs": [None if entry.logprob is None else max(LOWEST, entry.logprob) for entry in entries],
+        "top_logprobs": [_top(entry, names) for entry in entries],
+        "text_offset": [entry.start for entry in entries],
+    }
+
+
+def _top(entry: Entry, names: TokenNames) -> dict[str, float] | None:
+    if entry.logprob is None:
+        return None
+    top: dict[str, float] = {}
+    for id, logprob in (*entry.top, (entry.id, entry.logprob)):
+        top.setdefault(names.text(id), max(LOWEST, logprob))  # of several ids with one text the likeliest stays
+    return top

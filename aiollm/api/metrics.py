@@ -1,0 +1,125 @@
+"""Figures for Prometheus. Counts are kept here; gauges are read from the engine when they are asked for."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from aiollm.api.choice import Choice
+from aiollm.engine.engine import Engine
+from aiollm.wire.messages import Header
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+LAG_INTERVAL = 0.25  # seconds between two looks at the event loop's lateness
+TOKEN_BUCKETS = [2**i for i in range(21)]
+# Seconds; written as milliseconds where they are short.
+TTFT_BUCKETS = [ms / 1000 for ms in (1, 5, 10, 20, 40, 60, 80, 100, 250, 500, 750)] + [
+    1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560,
+]  # fmt: skip
+INTER_TOKEN_BUCKETS = [
+    ms / 1000 for ms in (1, 2.5, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2500, 10_000, 40_000)
+]
+LONG_BUCKETS = [0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680]
+ITERATION_BUCKETS = [ms / 1000 for ms in (0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 200, 500, 1000, 5000)]
+LAG_BUCKETS = [ms / 1000 for ms in (0.1, 0.5, 1, 2, 5, 10, 20, 50, 100, 250, 1000, 5000)]
+
+
+class Metrics:
+    """One registry for each server; names follow vLLM's with the prefix aiollm_."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(EngineGauges(engine))
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"aiollm_{name}", text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"aiollm_{name}", text, buckets=buckets, registry=self.registry)
+
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of admitted choices")
+        self.generation_tokens = counter("generation_tokens", "Tokens generated")
+        self.success = counter("request_success", "Choices that ended, by reason", ("finished_reason",))
+        self.queries = counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
+        self.hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
+        self.idle = counter("device_idle_seconds", "Time the device waited between iterations")
+        self.responses = counter("http_responses", "HTTP responses by status", ("status",))
+        self.first_token = histogram("time_to_first_token_seconds", "From arrival to the first token", TTFT_BUCKETS)
+        self.inter_token = histogram("inter_token_latency_seconds", "Between tokens of a choice", INTER_TOKEN_BUCKETS)
+        self.end_to_end = histogram("e2e_request_latency_seconds", "From arrival to the last token", LONG_BUCKETS)
+        self.queue = histogram("request_queue_time_seconds", "From arrival to admission", TTFT_BUCKETS)
+        self.prompt_lengths = histogram("request_prompt_tokens", "Prompt tokens of a choice", TOKEN_BUCKETS)
+        self.output_lengths = histogram("request_generation_tokens", "Tokens generated for a choice", TOKEN_BUCKETS)
+        self.iteration = histogram("iteration_seconds", "Device time of one iteration", ITERATION_BUCKETS)
+        self.iteration_tokens = histogram("iteration_tokens", "Tokens drawn by one iteration", TOKEN_BUCKETS)
+        self.lag = histogram("event_loop_lag_seconds", "How late the event loop runs what is due", LAG_BUCKETS)
+
+    def text(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def on_header(self, header: Header, tokens: int) -> None:
+        """The engine's hook: one iteration was published."""
+        self.idle.inc(header.idle_us * 1e-6)
+        self.iteration.observe(header.device_us * 1e-6)
+        self.iteration_tokens.observe(tokens)
+        self.generation_tokens.inc(tokens)
+
+    def ended(self, choice: Choice) -> None:
+        """One choice ended, in whatever way."""
+        request = choice.request
+        self.success.labels(choice.finish.reason if choice.finish else "abort").inc()
+        self.end_to_end.observe(choice.last - request.arrived)
+        self.prompt_lengths.observe(len(request.prompt))
+        self.output_lengths.observe(choice.generated)
+        if request.admitted is not None:
+            self.queue.observe(request.admitted - request.arrived)
+            self.prompt_tokens.inc(len(request.prompt))
+            self.queries.inc(len(request.prompt))
+            self.hits.inc(request.cached_tokens)
+        if choice.first is not None:
+            self.first_token.observe(choice.first - request.arrived)
+
+    @contextlib.contextmanager
+    def watching_lag(self) -> Iterator[None]:
+        """Measure the running event loop's lateness until the block ends."""
+        loop = asyncio.get_running_loop()
+        handle: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal handle
+            self.lag.observe(max(0.0, loop.time() - handle.when()))
+            handle = loop.call_later(LAG_INTERVAL, look)
+
+        handle = loop.call_later(LAG_INTERVAL, look)
+        try:
+            yield
+        finally:
+            handle.cancel()
+
+
+class EngineGauges(Collector):
+    """What the scheduler knows at the moment of the scrape."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        core = self._engine.core
+        running = len(core.running) if core else 0
+        waiting = len(core.waiting) if core else 0
+        usage = 1 - (core.pool.free + core.index.evictable) / core.limits.slots if core else 0.0
+        cached = (core.index.evictable + core.index.pinned) / core.limits.slots if core else 0.0
+        yield GaugeMetricFamily("aiollm_num_requests_running", "Choices that have a row", running)
+        yield GaugeMetricFamily("aiollm_num_requests_waiting", "Choices in the queue", waiting)
+        yield GaugeMetricFamily("aiollm_kv_cache_usage_perc", "Share of KV slots that running rows hold, 0..1", usage)
+        yield GaugeMetricFamily("aiollm_prefix_cache_usage_perc", "Share of KV slots that the index owns, 0..1", cached)
+        yield GaugeMetricFamily("aiollm_ready", "1 while requests are served", self._engine.status.state == "ready")
+        pauses = core.paused_total if core else 0
+        yield CounterMetricFamily("aiollm_num_preemptions", "Rows paused for want of KV slots", pauses)

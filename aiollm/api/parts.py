@@ -1,0 +1,73 @@
+"""What the handlers work with, put together once by `make_app`."""
+
+from typing import NamedTuple
+
+from aiohttp import web
+
+from aiollm.api.errors import ApiError
+from aiollm.api.metrics import Metrics
+from aiollm.api.schema import SamplingDefaults
+from aiollm.engine.engine import Engine
+from aiollm.text.chat import ChatTemplate
+from aiollm.text.tokenizer import Tokenizer
+
+
+class ModelInfo(NamedTuple):
+    """`names` are what clients may call the model, the first one first; `root` is where it came from."""
+
+    names: tuple[str, ...]
+    created: int
+    root: str
+
+
+class Settings(NamedTuple):
+    """Times are seconds, sizes bytes."""
+
+    max_n: int = 128
+    """Choices of one prompt."""
+    max_choices: int = 1024
+    """Choices of one HTTP request, over all of its prompts."""
+    bytes_per_token: int = 16
+    body_allowance: int = 4 * 1024 * 1024
+    """A body may have this and bytes_per_token for each token of the context."""
+    body_timeout: float = 30
+    keep_alive: float = 15
+    """Silence on a stream after which a comment is sent, so that no proxy gives the connection up."""
+    write_timeout: float = 60
+    """A client that reads nothing for so long is cut off."""
+
+
+class Parts(NamedTuple):
+    engine: Engine
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    model: ModelInfo
+    defaults: SamplingDefaults
+    settings: Settings
+    metrics: Metrics
+
+    @property
+    def context(self) -> int:
+        """The longest sequence that can run, prompt and output together; EngineBusy while the model loads."""
+        limits = self.engine.limits
+        return min(limits.max_length, limits.slots + 1)  # the last token of a sequence needs no slot
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids below this are known to both the model and the tokenizer."""
+        ready = self.engine.ready
+        return min(self.tokenizer.vocab_size, ready.vocabulary) if ready else self.tokenizer.vocab_size
+
+    @property
+    def body_limit(self) -> int:
+        return self.settings.bytes_per_token * self.context + self.settings.body_allowance
+
+    def served_name(self, asked: str | None) -> str:
+        """The name to answer under. Raises ApiError for one that is not served."""
+        if asked is None or asked in self.model.names:
+            return asked or self.model.names[0]
+        message = f"The model `{asked[:200]}` does not exist; this server has: {', '.join(self.model.names)}"
+        raise ApiError(404, message, code="model_not_found", param="model")
+
+
+PARTS = web.AppKey("parts", Parts)

@@ -1,0 +1,248 @@
+"""The two requests of OpenAI's API as types: every field with its range, checked while JSON is decoded.
+
+Unknown fields are ignored, null is the default. Fields that would change the output and that this server does not
+have are refused by name, so that nobody takes an answer for something it is not.
+"""
+
+import re
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from aiollm.api.errors import invalid
+
+MAX_STOPS = 32
+MAX_STOP_CHARS = 4096  # of all stop strings together
+INT32 = 2**31 - 1
+
+TokenId = Annotated[int, Meta(ge=0, le=INT32)]
+Count = Annotated[int, Meta(ge=0, le=INT32)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+TopP = Annotated[float, Meta(gt=0, le=1)]
+TopK = Annotated[int, Meta(ge=-1, le=INT32)]
+MinP = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+RepetitionPenalty = Annotated[float, Meta(gt=0, le=10)]
+Stop = Annotated[str, Meta(min_length=1, max_length=1024)]
+Salt = Annotated[str, Meta(min_length=1, max_length=256)]
+Scalar = str | int | float | bool | None
+
+
+class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model's generation_config.json says of fields that a request leaves out."""
+
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+
+
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
+    type: str
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What chat and text completions share."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: Count | None = None
+    min_tokens: Count | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    repeat_penalty: RepetitionPenalty | None = None
+    logit_bias: Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=256)] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    return_token_ids: bool | None = None
+    cache_salt: Salt | None = None
+    response_format: ResponseFormat | None = None
+    allowed_token_ids: Any = None
+    bad_words: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    prompt_embeds: Any = None
+    prompt_logprobs: Any = None
+    structured_outputs: Any = None
+    truncate_prompt_tokens: Any = None
+    use_beam_search: Any = None
+
+    @property
+    def streams(self) -> bool:
+        return self.stream is True
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    type: str
+    text: str | None = None
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | Annotated[list[Part], Meta(min_length=1)] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Scalar] | None = None
+    reasoning_effort: str | None = None
+    chat_template: Any = None
+    documents: Any = None
+    function_call: Any = None
+    functions: Any = None
+    tool_choice: Any = None
+    tools: Any = None
+
+
+class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
+    """POST /v1/completions. A prompt is text or token ids; a list of prompts gives choices prompt by prompt."""
+
+    prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
+    echo: bool | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    best_of: int | None = None
+    suffix: Any = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt, as text or ids. Raises ApiError where the forms are mixed."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        kinds = {type(item) for item in prompt}
+        if kinds == {int}:
+            return [[item for item in prompt if isinstance(item, int)]]
+        if len(kinds) > 1:
+            raise invalid("prompt", "prompt: strings, token ids and lists of token ids cannot be mixed")
+        return [item for item in prompt if not isinstance(item, int)]
+
+
+R = TypeVar("R", ChatRequest, CompletionRequest)
+
+REFUSED = {
+    kind: [field.name for field in msgspec.structs.fields(kind) if field.type is Any]
+    for kind in (ChatRequest, CompletionRequest)
+}
+"""Fields that are known and not served: anything but null, false or "none" is refused."""
+_AT = re.compile(r"(?P<problem>.*) - at (?:`key` in )?`\$\.(?P<path>[^`]*)`", re.DOTALL)
+_MISSING = re.compile(r"missing required field `(\w+)`")
+
+
+def decode_chat(body: bytes) -> ChatRequest:
+    """Raises ApiError where the body is not a chat request."""
+    request = _decode(msgspec.json.Decoder(ChatRequest), body)
+    _check_chat(request)
+    return request
+
+
+def decode_completion(body: bytes) -> CompletionRequest:
+    """Raises ApiError where the body is not a completion request."""
+    request = _decode(msgspec.json.Decoder(CompletionRequest), body)
+    _check(request)
+    if request.best_of not in (None, request.n or 1):
+        raise invalid("best_of", "best_of: choices are not ranked here, so it can only equal n")
+    return request
+
+
+def _decode(decoder: msgspec.json.Decoder[R], body: bytes) -> R:
+    try:
+        body.decode()  # msgspec does not look into the strings of fields that it skips
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        _refuse(error)
+    except RecursionError:
+        raise invalid(None, "the JSON of the request body is nested too deeply", "invalid_json") from None
+    except ValueError as error:  # msgspec.DecodeError and UnicodeDecodeError among them
+        reason = str(error) if body else "it is empty"
+        raise invalid(None, f"the request body is not valid JSON: {reason}", "invalid_json") from error
+
+
+def _refuse(error: msgspec.ValidationError) -> NoReturn:
+    """The field at fault is the head of the path at the end of msgspec's message."""
+    text = str(error)
+    if found := _AT.fullmatch(text):
+        path, problem = found["path"], found["problem"]
+        raise invalid(re.split(r"\W", path)[0], f"{path}: {problem[0].lower()}{problem[1:]}") from error
+    if missing := _MISSING.search(text):
+        raise invalid(missing[1], f"{missing[1]}: this field is required", "missing_field") from error
+    raise invalid(None, f"the request body must be a JSON object: {text}", "invalid_json") from error
+
+
+def _check(request: GenerationRequest) -> None:
+    """What holds between fields of either request."""
+    for name in REFUSED[type(request)]:  # type: ignore[index]  # the two requests are the only subclasses
+        value = getattr(request, name)
+        if not (value is None or value is False or value == "none"):
+            raise invalid(name, f"{name}: this server does not support this field", "unsupported_field")
+    if request.response_format is not None and request.response_format.type != "text":
+        kind = request.response_format.type
+        raise invalid("response_format", f"response_format: type {kind!r} is not supported", "unsupported_field")
+    if request.stream_options is not None and not request.stream:
+        raise invalid("stream_options", "stream_options: only allowed with stream: true")
+    if sum(map(len, request.stops)) > MAX_STOP_CHARS:
+        raise invalid("stop", f"stop: all strings together may have {MAX_STOP_CHARS} characters")
+    if None not in (request.repetition_penalty, request.repeat_penalty):
+        raise invalid("repeat_penalty", "repeat_penalty: another name of repetition_penalty; give one of the two")
+
+
+def _check_chat(request: ChatRequest) -> None:
+    _check(request)
+    if request.max_completion_tokens not in (None, request.max_tokens) and request.max_tokens is not None:
+        raise invalid("max_tokens", "max_tokens: differs from max_completion_tokens; give one of the two")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise invalid("top_logprobs", "top_logprobs: only allowed with logprobs: true")
+    if request.add_generation_prompt and request.continue_final_message:
+        raise invalid("continue_final_message", "continue_final_message: not together with add_generation_prompt")
+    for index, message in enumerate(request.messages):
+        _check_message(f"messages[{index}]", message)
+
+
+def _check_message(path: str, message: Message) -> None:
+    if message.content is None and message.role != "assistant":
+        raise invalid("messages", f"{path}.content: required for the role {message.role}")
+    if message.role == "tool" and not message.tool_call_id:
+        raise invalid("messages", f"{path}.tool_call_id: required for the role tool")
+    for index, part in enumerate(message.content if isinstance(message.content, list) else []):
+        if part.type != "text":
+            raise invalid("messages", f"{path}.content[{index}]: this model takes text only, not {part.type[:40]!r}")
+        if part.text is None:
+            raise invalid("messages", f"{path}.content[{index}].text: this field is required")

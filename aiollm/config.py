@@ -1,0 +1,320 @@
+"""Every setting once: flags, environment variables, ranges, help and error messages all follow from `Config`.
+
+The setting `port` is given as `--port`, or as AIOLLM_PORT in the environment; the command line wins. Flags may be
+written with underscores (LightLLM) or dashes (vLLM), and some have an alias in one of the two.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, get_args, get_origin
+
+import msgspec
+from msgspec import Meta
+
+from aiollm import __version__
+
+GROUPS = MODEL, NETWORK, DEVICE, SCHEDULING, OPERATION = "Model", "Network", "Device", "Scheduling", "Operation"
+
+PREFIX = "AIOLLM_"
+OTHER_VARIABLES = {"CACHE_DIR": "the folder where downloaded and converted models are kept (~/.cache/aiollm)"}
+
+# Flags of LightLLM and vLLM that ask for what is always so: accepted, and answered with the reason. The value is the
+# placeholder of the flag's argument, "" where it takes none.
+NO_EFFECT = {
+    "trust_remote_code": ("", "code from a checkpoint is never executed"),
+    "tokenizer_mode": ("MODE", "tokenizer.json is always read by the fast tokenizer"),
+    "enable_chunked_prefill": ("", "prompts are always computed in chunks"),
+    "enable_prefix_caching": ("", "it is on unless --disable_dynamic_prompt_cache is given"),
+}
+
+
+class Setting(NamedTuple):
+    """What `Config` says of a field, beside its type, range and default."""
+
+    group: str
+    """Its heading in --help."""
+    unit: str
+    """Placeholder of the flag's value."""
+    text: str
+    aliases: Sequence[str] = ()
+    spellings: Mapping[str, str] = MappingProxyType({})
+    """Other spellings of its values."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The settings of one server. Sizes are tokens, times are seconds."""
+
+    model_dir: Annotated[
+        str,
+        Setting(
+            MODEL,
+            "MODEL",
+            "Hugging Face folder, .gguf file or Hugging Face id like org/name; without it a small demo model is served",
+            aliases=["model"],
+        ),
+    ] = ""
+    revision: Annotated[str, Setting(MODEL, "REVISION", "branch, tag or commit of a Hugging Face id")] = ""
+    model_name: Annotated[
+        tuple[str, ...],
+        Setting(MODEL, "NAME", "names that requests may use; none takes the model's own", ["served-model-name"]),
+    ] = ()
+    data_type: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        Setting(
+            MODEL,
+            "TYPE",
+            "numbers of weights and KV cache; auto takes the checkpoint's where the device computes with it",
+            aliases=["dtype"],
+            spellings={"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"},
+        ),
+    ] = "auto"
+    load_format: Annotated[
+        Literal["auto", "dummy"],
+        Setting(MODEL, "FORMAT", "dummy fills the weights with random numbers, to measure without a checkpoint"),
+    ] = "auto"
+    eos_id: Annotated[
+        tuple[Annotated[int, Meta(ge=0)], ...],
+        Setting(MODEL, "ID", "token ids that end an output; none takes the model's own"),
+    ] = ()
+
+    host: Annotated[str, Setting(NETWORK, "ADDRESS", "where to listen; 0.0.0.0 is every interface")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535), Setting(NETWORK, "PORT", "TCP port; 0 takes a free one")] = 8000
+
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Setting(DEVICE, "DEVICE", "what computes; auto takes a GPU where there is one"),
+    ] = "auto"
+    tp: Annotated[
+        int, Meta(ge=1), Setting(DEVICE, "RANKS", "GPUs that share one model", aliases=["tensor-parallel-size"])
+    ] = 1
+    mem_fraction: Annotated[
+        float,
+        Meta(gt=0, le=1),
+        Setting(
+            DEVICE,
+            "FRACTION",
+            "share of the device's memory for weights, KV cache and work space",
+            aliases=["gpu-memory-utilization"],
+        ),
+    ] = 0.9
+    max_total_token_num: Annotated[
+        int, Meta(ge=0), Setting(DEVICE, "TOKENS", "size of the KV cache; 0 measures what fits into mem_fraction")
+    ] = 0
+    threads: Annotated[int, Meta(ge=0), Setting(DEVICE, "THREADS", "CPU threads for computing; 0 takes all")] = 0
+
+    max_req_total_len: Annotated[
+        int,
+        Meta(ge=0),
+        Setting(
+            SCHEDULING,
+            "TOKENS",
+            "longest request, prompt and output together; 0 takes the model's context, or the KV cache if smaller",
+            aliases=["max-model-len"],
+        ),
+    ] = 0
+    running_max_req_size: Annotated[
+        int, Meta(ge=1), Setting(SCHEDULING, "REQUESTS", "requests that run at once", aliases=["max-num-seqs"])
+    ] = 64
+    max_queue: Annotated[
+        int, Meta(ge=0), Setting(SCHEDULING, "REQUESTS", "requests that may wait; one more is refused")
+    ] = 1024
+    chunked_prefill_size: Annotated[
+        int,
+        Meta(ge=1),
+        Setting(
+            SCHEDULING,
+            "TOKENS",
+            "prompt tokens computed in one iteration; more finishes prompts sooner, fewer keeps running streams smooth",
+            aliases=["max-num-batched-tokens"],
+        ),
+    ] = 2048
+    schedule_policy: Annotated[
+        Literal["conservative", "aggressive"],
+        Setting(
+            SCHEDULING,
+            "POLICY",
+            "admit a request when its longest possible output fits (conservative) or its likely one (aggressive)",
+        ),
+    ] = "conservative"
+    disable_dynamic_prompt_cache: Annotated[
+        bool, Setting(SCHEDULING, "", "compute every prompt from its first token", ["no-enable-prefix-caching"])
+    ] = False
+
+    drain_timeout: Annotated[
+        float,
+        Meta(ge=0, le=86400),
+        Setting(OPERATION, "SECONDS", "how long running requests may go on after SIGTERM"),
+    ] = 30.0
+    max_restarts: Annotated[
+        int, Meta(ge=0), Setting(OPERATION, "TIMES", "how often a worker that died is started again")
+    ] = 3
+    record: Annotated[
+        str, Setting(OPERATION, "FILE", "keep the messages to the worker, to be replayed without a server")
+    ] = ""
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Setting(OPERATION, "LEVEL", "the least grave of what is logged")
+    ] = "info"
+
+
+class Field(NamedTuple):
+    """A field of `Config`, taken apart."""
+
+    name: str
+    type: Any
+    """With its ranges, as msgspec reads it."""
+    plain: Any
+    meta: Meta
+    setting: Setting
+    default: Any
+
+    @property
+    def several(self) -> bool:
+        return get_origin(self.plain) is tuple
+
+
+def _field(field: msgspec.structs.FieldInfo) -> Field:
+    plain, *notes = get_args(field.type)
+    (setting,) = (note for note in notes if isinstance(note, Setting))
+    meta = next((note for note in notes if isinstance(note, Meta)), Meta())
+    return Field(field.name, field.type, plain, meta, setting, field.default)
+
+
+FIELDS = {field.name: _field(field) for field in msgspec.structs.fields(Config)}
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
+    """The settings of `aiollm [serve [MODEL]] [flags]`; `argv` is without the program's name.
+
+    --help and --version print and exit with 0. What cannot be understood is named on stderr, and the exit code is 2.
+    """
+    serve = argv[:1] == ["serve"]
+    parser = _Parser()
+    found, rest = parser.parse_known_args([_with_underscores(word) for word in argv[serve:]])
+    flags: dict[str, Any] = vars(found)
+    for name in sorted(NO_EFFECT.keys() & flags.keys()):
+        print(f"aiollm: --{name} has no effect: {NO_EFFECT[name][1]}", file=sys.stderr)
+        del flags[name]
+    for word in argv:
+        if word.startswith("-") and _with_underscores(word) in rest:
+            parser.error(f"unknown flag {word.partition('=')[0]}{_nearest(word, parser.flags)}")
+    if rest and not serve:
+        parser.error(f"unexpected argument {rest[0]}; `aiollm serve {rest[0]}` serves a model")
+    if rest:
+        models = [*rest, flags["model_dir"]] if "model_dir" in flags else rest
+        if len(models) > 1:
+            parser.error(f"more than one model: {', '.join(models)}")
+        flags["model_dir"] = rest[0]
+
+    values = {}
+    for name, text in _variables(environ).items():
+        if name not in flags:
+            raw = text.replace(",", " ").split() if FIELDS[name].several else text
+            values[name] = _value(parser, FIELDS[name], PREFIX + name.upper(), raw)
+    for name, raw in flags.items():
+        flag = " or ".join(f"--{spelling}" for spelling in (name, *FIELDS[name].setting.aliases))
+        values[name] = _value(parser, FIELDS[name], flag, raw)
+    return Config(**values)
+
+
+def allowed(plain: Any, meta: Meta) -> str:
+    """The values of a type within a range, in words: "an integer from 0 to 65535"."""
+    if get_origin(plain) is Annotated:
+        return allowed(*get_args(plain))
+    if get_origin(plain) is Literal:
+        *some, last = get_args(plain)
+        return f"{', '.join(some)} or {last}"
+    if get_origin(plain) is tuple:
+        return f"one or more, each {allowed(get_args(plain)[0], Meta())}"
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}[plain]
+    if meta.ge is not None and meta.le is not None:
+        return f"{words} from {meta.ge} to {meta.le}"
+    limits = {"above": meta.gt, "of at least": meta.ge, "at most": meta.le}
+    stated = " and ".join(f"{word} {limit}" for word, limit in limits.items() if limit is not None)
+    return f"{words} {stated}".strip()
+
+
+class _Parser(argparse.ArgumentParser):
+    """The flags of `FIELDS`; their values stay text. Errors are one line, not the usage of thirty flags."""
+
+    def __init__(self) -> None:
+        variables = "; ".join(f"{PREFIX}{name}: {text}" for name, text in OTHER_VARIABLES.items())
+        super().__init__(
+            prog="aiollm",
+            usage="aiollm [serve [MODEL]] [flags]",
+            description="Serves a language model over HTTP.",
+            epilog=f"Each flag can also be set in the environment, as {PREFIX}PORT=9000. {variables}. "
+            "Dashes and underscores in flags are the same.",
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=110),
+        )
+        self.add_argument("--version", action="version", version=f"aiollm {__version__}")
+        self.flags = ["--help", "--version"]
+        groups = {title: self.add_argument_group(title) for title in GROUPS}
+        for field in FIELDS.values():
+            options: dict[str, Any] = {"dest": field.name, "metavar": field.setting.unit}
+            if field.plain is bool:
+                options = {"dest": field.name, "action": "store_const", "const": "true"}
+            elif field.several:
+                options["nargs"] = "+"
+            groups[field.setting.group].add_argument(f"--{field.name}", help=_help(field), **options)
+            for alias in field.setting.aliases:
+                self.add_argument(_with_underscores(f"--{alias}"), help=argparse.SUPPRESS, **options)
+            self.flags += [f"--{spelling}" for spelling in (field.name, *field.setting.aliases)]
+        for name, (unit, _) in NO_EFFECT.items():
+            takes: dict[str, Any] = {"metavar": unit} if unit else {"action": "store_true"}
+            self.add_argument(f"--{name}", help=argparse.SUPPRESS, **takes)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"aiollm: {message}\n`aiollm --help` lists the flags\n")
+
+
+def _help(field: Field) -> str:
+    """Text, range, default and aliases."""
+    notes = []
+    if field.plain not in (str, bool, tuple[str, ...]):
+        notes.append(allowed(field.plain, field.meta))
+    if field.default not in ("", ()) and field.plain is not bool:
+        notes.append(f"default {field.default}")
+    notes += [f"also --{alias}" for alias in field.setting.aliases]
+    text = f"{field.setting.text} [{'; '.join(notes)}]" if notes else field.setting.text
+    return text.replace("%", "%%")
+
+
+def _value(parser: _Parser, field: Field, source: str, raw: str | list[str]) -> Any:
+    """`raw` as the field's type; the parser's error names `source`, the value and the range."""
+    try:
+        spelt = field.setting.spellings.get(raw, raw) if isinstance(raw, str) else raw
+        return msgspec.convert(spelt, field.type, strict=False)
+    except msgspec.ValidationError:
+        given = raw if isinstance(raw, str) else " ".join(raw)
+        parser.error(f"{source}: {given} must be {allowed(field.plain, field.meta)}")
+
+
+def _variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The settings in the environment. A name that means nothing is only warned of: Kubernetes makes its own
+    (AIOLLM_SERVICE_HOST) where a service is called aiollm."""
+    known = {PREFIX + name.upper(): name for name in FIELDS}
+    others = [PREFIX + name for name in OTHER_VARIABLES]
+    found = {}
+    for variable in sorted(name for name in environ if name.startswith(PREFIX) and environ[name]):
+        if variable in known:
+            found[known[variable]] = environ[variable]
+        elif variable not in others:
+            hint = _nearest(variable, [*known, *others])
+            print(f"aiollm: the variable {variable} is not known{hint}", file=sys.stderr)
+    return found
+
+
+def _with_underscores(word: str) -> str:
+    """--max-model-len=4 -> --max_model_len=4; a word that is no flag stays as it is."""
+    name, equals, value = word.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else word
+
+
+def _nearest(word: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word.partition("=")[0], names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,155 @@
+"""Workers without a model: they keep the contract of the loop and answer from a script."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from aiollm.engine.engine import Engine
+from aiollm.wire.columns import ints, pack, pack_floats
+from aiollm.wire.messages import Header, PromptLogprobs, Result, Update
+from aiollm.workers.rows import Rows
+
+EOS = 258
+HOPS = 6  # turns of the loop between two iterations: enough for the server to write what the first one brought
+
+Reply = Callable[[list[int], int], Sequence[int]]
+"""(prompt ids, seed) -> output ids; after them comes EOS, again and again."""
+
+
+def echo(prompt: list[int], seed: int) -> Sequence[int]:
+    return prompt
+
+
+def logprob(id: int) -> float:
+    """The made-up logprob of a token: exact in float32."""
+    return -id / 64
+
+
+class EchoWorkers:
+    """Implements engine.Workers. One iteration at a time; set `held` and call `step` to turn it by hand."""
+
+    def __init__(self, engine: Engine, rows: int) -> None:
+        self._engine = engine
+        self._rows = Rows(rows)
+        self._tokens: list[list[int]] = [[] for _ in range(rows)]
+        self._queue: deque[Update] = deque()
+        self._applied = 0
+        self._iteration = 0
+        self._scheduled = False
+        self.reset()
+
+    def reset(self) -> None:
+        self.reply: Reply = echo
+        self.held = False
+        self.launched = 0  # tokens drawn since the reset
+
+    def say(self, *texts: str) -> None:
+        """Answer with texts: choice i of a request with seed 0 gets texts[i]."""
+        self.reply = lambda prompt, seed: list(texts[seed % len(texts)].encode())
+
+    def send(self, update: Update) -> None:
+        self._queue.append(update)
+        self._schedule()
+
+    def applied(self, number: int) -> None:
+        assert number <= self._applied
+
+    def _schedule(self, hops: int = 1) -> None:
+        if not self._scheduled and not self.held:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._hop, hops)
+
+    def _hop(self, hops: int) -> None:
+        if hops > 1:
+            asyncio.get_running_loop().call_soon(self._hop, hops - 1)
+            return
+        self._scheduled = False
+        self.step()
+        if self._queue or len(self._rows.runnable()[0]):
+            self._schedule(HOPS)
+
+    def step(self) -> None:
+        """One iteration: updates up to the first with chunks, its chunks, and one token of every row with credit."""
+        chunks: list[tuple[int, int, int]] = []
+        while self._queue and not chunks:
+            update = self._queue.popleft()
+            self._apply(update)
+            columns = (update.chunk_rows, update.chunk_starts, update.chunk_counts)
+            chunks = list(zip(*(ints(column).tolist() for column in columns), strict=True))
+        decoding, stalled = self._rows.runnable()
+        sampled = decoding.tolist()
+        prompts = []
+        for row, start, count in chunks:
+            self._rows.launched(np.array([row]), np.array([start + count]))
+            prompts += self._prompt_logprobs(row, start, start + count)
+            if self._rows.decoding[row]:
+                sampled.append(row)
+        self._rows.launched(decoding, self._rows.position[decoding] + 1)
+        self._iteration += 1
+        ids = [self._draw(row) for row in sampled]
+        top = max((self._rows.sampling[row].top_logprobs for row in sampled), default=0)
+        top = max(top, 0)
+        likeliest = [self._likeliest(id, top) for id in ids]
+        self._engine.on_message(
+            Result(
+                header=Header(
+                    epoch=self._engine.core.epoch,
+                    iteration=self._iteration,
+                    turn=self._iteration,
+                    applied=self._applied,
+                    device_us=1000,
+                    idle_us=10,
+                    stalled=pack(stalled),
+                ),
+                rows=pack(sampled),
+                generations=pack(self._rows.generation[sampled]),
+                tokens=pack(ids),
+                logprobs=pack_floats([logprob(id) for id in ids]),
+                hints=bytes(len(ids)),
+                top=top,
+                top_ids=pack([id for column in likeliest for id in column]),
+                top_logprobs=pack_floats([logprob(id) for column in likeliest for id in column]),
+                prompts=prompts,
+            )
+        )
+
+    def _apply(self, update: Update) -> None:
+        self._rows.apply(update)
+        self._applied = update.number
+        for admit in update.admit:
+            self._tokens[admit.row] = []
+        columns = (update.tokens.rows, update.tokens.starts, update.tokens.counts)
+        values = ints(update.tokens.values).tolist()
+        for row, start, count in zip(*(ints(column).tolist() for column in columns), strict=True):
+            assert len(self._tokens[row]) == start
+            self._tokens[row] += values[:count]
+            del values[:count]
+
+    def _draw(self, row: int) -> int:
+        """The next id of a row; it turns idle where it ends."""
+        sampling, prompt = self._rows.sampling[row], int(self._rows.prompt[row])
+        at = int(self._rows.position[row]) - prompt
+        script = self.reply(self._tokens[row][:prompt], sampling.seed)
+        id = script[at] if at < len(script) else EOS
+        if id in sampling.stop_ids and at < sampling.min_tokens:
+            id = ord("~")  # masked: something else is drawn
+        self.launched += 1
+        self._tokens[row].append(id)
+        self._rows.idle[row] |= id in sampling.stop_ids
+        return id
+
+    @staticmethod
+    def _likeliest(id: int, top: int) -> list[int]:
+        """`id` and those after it: less likely ones."""
+        return [id + i for i in range(top)]
+
+    def _prompt_logprobs(self, row: int, start: int, end: int) -> list[PromptLogprobs]:
+        top, prompt = self._rows.sampling[row].prompt_logprobs, int(self._rows.prompt[row])
+        ids = self._tokens[row][start + 1 : min(end + 1, prompt)]
+        if top < 0 or not ids:
+            return []
+        likeliest = [other for id in ids for other in self._likeliest(id, top)]
+        columns = pack_floats([logprob(id) for id in ids]), pack(likeliest), pack_floats(list(map(logprob, likeliest)))
+        return [PromptLogprobs(row, int(self._rows.generation[row]), start + 1, *columns)]

@@ -1,0 +1,354 @@
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from conftest import CREATED, Runner
+
+from aiollm.api.schema import decode_chat
+
+PATH = "/v1/chat/completions"
+HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "seed": 0}
+
+
+def payloads(events: bytes) -> list[Any]:
+    """The JSON of each event; the stream must end with [DONE]."""
+    parts = events.decode().split("\n\n")
+    assert parts[-2:] == ["data: [DONE]", ""]
+    assert all(part.startswith("data: ") for part in parts[:-2])
+    return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
+
+
+def content(chunks: list[Any], index: int = 0) -> str:
+    choices = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
+    return "".join(choice["delta"].get("content", "") for choice in choices)
+
+
+def post(served: Runner, body: dict[str, Any], *texts: str) -> Any:
+    async def main() -> Any:
+        if texts:
+            served.stand.workers.say(*texts)
+        status, answer = await served.stand.post(PATH, body)
+        assert status == 200, answer
+        return answer
+
+    return served.run(main())
+
+
+def stream(served: Runner, body: dict[str, Any], *texts: str) -> bytes:
+    async def main() -> bytes:
+        if texts:
+            served.stand.workers.say(*texts)
+        return await served.stand.events(PATH, body)
+
+    return served.run(main())
+
+
+def test_an_answer_has_openai_s_shape(served: Runner) -> None:
+    answer = post(served, {**HI, "cache_salt": "shape"}, "Hello")
+    assert re.fullmatch(r"chatcmpl-[0-9a-f]{32}", answer.pop("id"))
+    assert answer.pop("created") > CREATED
+    assert answer == {
+        "object": "chat.completion",
+        "model": "tiny",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Hello"},
+                "logprobs": None,
+                "finish_reason": "stop",
+                "stop_reason": None,
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 21,
+            "completion_tokens": 6,
+            "total_tokens": 27,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
+    }
+
+
+def test_a_stream_has_exactly_the_bytes_that_clients_expect(served: Runner) -> None:
+    events = stream(served, {**HI, "cache_salt": "golden", "stream_options": {"include_usage": True}}, "Hey")
+    head = re.match(rb'data: (\{"id":"chatcmpl-[0-9a-f]{32}","object":"chat.completion.chunk","created":\d+', events)
+    assert head is not None
+    choices = [
+        b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}',
+        b'{"index":0,"delta":{"content":"H"},"logprobs":null,"finish_reason":null}',
+        b'{"index":0,"delta":{"content":"e"},"logprobs":null,"finish_reason":null}',
+        b'{"index":0,"delta":{"content":"y"},"logprobs":null,"finish_reason":null}',
+        b'{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop","stop_reason":null}',
+    ]
+    usage = (
+        b'"usage":{"prompt_tokens":21,"total_tokens":25,"completion_tokens":4,'
+        b'"prompt_tokens_details":{"cached_tokens":0}}'
+    )
+    expected = [head[1] + b',"model":"tiny","choices":[' + choice + b"]}" for choice in choices]
+    expected.append(head[1] + b',"model":"tiny","choices":[],' + usage + b"}")
+    assert events == b"".join(b"data: " + event + b"\n\n" for event in expected) + b"data: [DONE]\n\n"
+
+
+def test_usage_comes_only_when_asked_for_and_then_last(served: Runner) -> None:
+    assert not any("usage" in chunk for chunk in payloads(stream(served, HI, "a")))
+    chunks = payloads(stream(served, {**HI, "stream_options": {"include_usage": True}}, "a"))
+    assert [bool(chunk.get("usage")) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[-1]["choices"] == []
+
+
+def test_continuous_usage_counts_up(served: Runner) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = payloads(stream(served, {**HI, "stream_options": options}, "abc"))
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks[1:]] == [1, 2, 3, 4, 4]
+
+
+def test_n_choices_open_in_order_and_end_once_each(served: Runner) -> None:
+    texts = ["first", "2nd", "the third one", ""]
+    chunks = payloads(stream(served, {**HI, "n": 4}, *texts))
+    opening = [chunk["choices"][0] for chunk in chunks[:4]]
+    assert [(choice["index"], choice["delta"]) for choice in opening] == [
+        (index, {"role": "assistant", "content": ""}) for index in range(4)
+    ]
+    assert [content(chunks, index) for index in range(4)] == texts
+    ends = [choice["index"] for chunk in chunks for choice in chunk["choices"] if choice["finish_reason"]]
+    assert sorted(ends) == [0, 1, 2, 3] and ends[0] == 3
+
+
+def test_n_choices_come_in_order_without_a_stream(served: Runner) -> None:
+    answer = post(served, {**HI, "n": 3}, "one", "two", "three")
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert [choice["message"]["content"] for choice in answer["choices"]] == ["one", "two", "three"]
+    assert answer["usage"]["prompt_tokens"] == 21 and answer["usage"]["completion_tokens"] == 4 + 4 + 6
+
+
+def test_seeds_of_choices_stay_in_64_bits(served: Runner) -> None:
+    seen = []
+    served.stand.workers.reply = lambda prompt, seed: seen.append(seed) or [ord("x")]
+
+    async def main() -> None:
+        served.stand.workers.reply = lambda prompt, seed: seen.append(seed) or [ord("x")]
+        await served.stand.post(PATH, {**HI, "n": 2, "seed": 2**63 - 1})
+
+    served.run(main())
+    assert set(seen) == {2**63 - 1, -(2**63)}
+
+
+def test_a_cached_prefix_is_reported(served: Runner) -> None:
+    post(served, {**HI, "cache_salt": "cached"}, "a")
+    usage = post(served, {**HI, "cache_salt": "cached"}, "a")["usage"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 20}
+    other = post(served, {**HI, "cache_salt": "another"}, "a")["usage"]
+    assert other["prompt_tokens_details"] == {"cached_tokens": 0}
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize(
+    ("text", "stop", "expected", "reason"),
+    [
+        ("abcdef", "cd", "ab", "cd"),
+        ("abcdef", ["xyz", "ef"], "abcd", "ef"),
+        ("abcab", "abd", "abcab", None),
+        ("STOP", "STOP", "", "STOP"),
+        ("你好吗", "好", "你", "好"),
+        ("a🙂b", "🙂", "a", "🙂"),
+    ],
+)
+def test_stop_strings_cut_the_text(
+    served: Runner, streams: bool, text: str, stop: Any, expected: str, reason: str | None
+) -> None:
+    body = {**HI, "stop": stop}
+    if streams:
+        chunks = payloads(stream(served, body, text))
+        assert content(chunks) == expected
+        last = chunks[-1]["choices"][0]
+    else:
+        last = post(served, body, text)["choices"][0]
+        assert last["message"]["content"] == expected
+    assert (last["finish_reason"], last["stop_reason"]) == ("stop", reason)
+
+
+def test_no_part_of_a_stop_string_is_ever_streamed(served: Runner) -> None:
+    chunks = payloads(stream(served, {**HI, "stop": "</end>"}, "ok </en </end>"))
+    deltas = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks[1:]]
+    assert "".join(deltas) == "ok </en "
+    assert "</en " in deltas  # held back until it could not be a stop string any more
+
+
+def test_a_stop_string_may_belong_to_the_output(served: Runner) -> None:
+    answer = post(served, {**HI, "stop": "cd", "include_stop_str_in_output": True}, "abcdef")
+    assert answer["choices"][0]["message"]["content"] == "abcd"
+
+
+def test_a_stop_at_the_last_token_wins_over_the_length(served: Runner) -> None:
+    choice = post(served, {**HI, "stop": "cd", "max_tokens": 4}, "abcdef")["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("ab", "stop")
+
+
+@pytest.mark.parametrize(("include", "text"), [(False, "ab"), (True, "abc")])
+def test_a_stop_token_ends_the_output_and_is_named(served: Runner, include: bool, text: str) -> None:
+    body = {**HI, "stop_token_ids": [ord("c")], "include_stop_str_in_output": include}
+    answer = post(served, body, "abcdef")
+    assert answer["choices"][0]["message"]["content"] == text
+    assert answer["choices"][0]["stop_reason"] == ord("c")
+    assert answer["usage"]["completion_tokens"] == 3
+
+
+def test_stop_strings_wait_for_min_tokens(served: Runner) -> None:
+    choice = post(served, {**HI, "stop": "a", "min_tokens": 3}, "aaaba")["choices"][0]
+    assert choice["message"]["content"] == "aaab"
+
+
+def test_max_tokens_end_with_length(served: Runner) -> None:
+    for name in ("max_tokens", "max_completion_tokens"):
+        answer = post(served, {**HI, name: 3}, "abcdef")
+        assert answer["choices"][0]["message"]["content"] == "abc"
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert answer["usage"]["completion_tokens"] == 3
+
+
+def test_a_character_of_several_tokens_is_never_cut(served: Runner) -> None:
+    chunks = payloads(stream(served, HI, "a🙂é"))
+    deltas = [chunk["choices"][0]["delta"].get("content") for chunk in chunks[1:-1]]
+    assert deltas == ["a", "🙂", "é"]
+
+
+def test_text_that_ends_within_a_character_shows_it_as_broken(served: Runner) -> None:
+    assert content(payloads(stream(served, {**HI, "max_tokens": 3}, "a🙂"))) == "a\ufffd"
+    assert post(served, {**HI, "max_tokens": 3}, "a🙂")["choices"][0]["message"]["content"] == "a\ufffd"
+
+
+def token(id: int, top: int = 0) -> dict[str, Any]:
+    names = [bytes([id + i]).decode("utf-8", "replace") for i in range(top)]
+    return {
+        "token": bytes([id]).decode("utf-8", "replace"),
+        "logprob": -id / 64,
+        "bytes": [id],
+        "top_logprobs": [
+            {"token": name, "logprob": -(id + i) / 64, "bytes": [id + i]} for i, name in enumerate(names)
+        ],
+    }
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_logprobs_go_with_the_text_they_belong_to(served: Runner, streams: bool) -> None:
+    body = {**HI, "logprobs": True, "top_logprobs": 2, "stop": "c"}
+    if streams:
+        chunks = payloads(stream(served, body, "a£bcd"))
+        choices = [chunk["choices"][0] for chunk in chunks]
+        entries = [entry for choice in choices if choice["logprobs"] for entry in choice["logprobs"]["content"]]
+        assert all(bool(choice["logprobs"]) == bool(choice["delta"].get("content")) for choice in choices)
+    else:
+        entries = post(served, body, "a£bcd")["choices"][0]["logprobs"]["content"]
+    assert entries == [token(id, 2) for id in "a£b".encode()]
+
+
+def test_logprobs_without_alternatives(served: Runner) -> None:
+    answer = post(served, {**HI, "logprobs": True}, "ab")
+    assert answer["choices"][0]["logprobs"] == {"content": [token(97), token(98)]}
+
+
+def test_token_ids_may_stand_for_tokens(served: Runner) -> None:
+    body = {**HI, "logprobs": True, "return_tokens_as_token_ids": True, "return_token_ids": True}
+    answer = post(served, body, "ab")
+    assert [entry["token"] for entry in answer["choices"][0]["logprobs"]["content"]] == ["token_id:97", "token_id:98"]
+    assert answer["choices"][0]["token_ids"] == [97, 98, 258]
+    assert len(answer["prompt_token_ids"]) == 21
+    chunks = payloads(stream(served, body, "ab"))
+    assert chunks[0]["prompt_token_ids"] == answer["prompt_token_ids"]
+    assert [id for chunk in chunks[1:] for id in chunk["choices"][0]["token_ids"]] == [97, 98, 258]
+
+
+def test_eos_may_be_ignored(served: Runner) -> None:
+    answer = post(served, {**HI, "ignore_eos": True, "max_tokens": 5}, "ab")
+    assert answer["choices"][0]["message"]["content"] == "ab"
+    assert answer["usage"]["completion_tokens"] == 5
+    shown = post(served, {**HI, "ignore_eos": True, "max_tokens": 3, "skip_special_tokens": False}, "ab")
+    assert shown["choices"][0]["message"]["content"] == "ab<|im_end|>"
+
+
+def test_the_last_message_may_be_continued(served: Runner) -> None:
+    async def main() -> None:
+        messages = [*HI["messages"], {"role": "assistant", "content": "I am"}]
+        prompts = []
+        served.stand.workers.reply = lambda prompt, seed: prompts.append(prompt) or [ord("!")]
+        status, _ = await served.stand.post(PATH, {"messages": messages, "continue_final_message": True})
+        assert status == 200
+        assert bytes(id for id in prompts[0] if id < 256).endswith(b"assistant\nI am")
+
+    served.run(main())
+
+
+def test_content_may_come_in_text_parts(served: Runner) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    answer = post(served, {"messages": [{"role": "user", "content": parts}], "max_tokens": 1}, "x")
+    assert answer["usage"]["prompt_tokens"] == 22
+
+
+def test_any_served_name_may_be_asked_for(served: Runner) -> None:
+    assert post(served, {**HI, "model": "org/tiny"}, "x")["model"] == "org/tiny"
+    assert post(served, {**HI, "model": None}, "x")["model"] == "tiny"
+
+
+def test_sampling_defaults_are_the_model_s_unless_the_request_says_otherwise(folder: Path) -> None:
+    import asyncio
+
+    from conftest import stand
+
+    async def main() -> None:
+        config = {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.1, "do_sample": True}
+        async with stand(folder, generation_config=config) as served:
+            seen = []
+            submit = served.engine.submit
+
+            def watched(*requests: Any) -> None:
+                seen.extend(request.sampling for request in requests)
+                submit(*requests)
+
+            served.engine.submit = watched  # type: ignore[method-assign]
+            await served.post(PATH, HI)
+            await served.post(PATH, {**HI, "temperature": 0, "top_k": None, "repetition_penalty": 1})
+            assert (seen[0].temperature, seen[0].top_k, seen[0].top_p, seen[0].repetition_penalty) == (0.6, 20, 1, 1.1)
+            assert (seen[1].temperature, seen[1].top_k, seen[1].repetition_penalty) == (0, 20, 1)
+
+    asyncio.run(main())
+
+
+def test_the_openai_client_chats_and_streams(served: Runner) -> None:
+    async def main() -> None:
+        served.stand.workers.say("Hello 🙂")
+        async with openai.AsyncOpenAI(base_url=served.stand.url + "/v1", api_key="none") as client:
+            messages: Any = HI["messages"]
+            whole = await client.chat.completions.create(model="tiny", messages=messages, seed=0)
+            assert whole.choices[0].message.content == "Hello 🙂" and whole.usage is not None
+            chunks = await client.chat.completions.create(model="tiny", messages=messages, seed=0, stream=True)
+            text = "".join([chunk.choices[0].delta.content or "" async for chunk in chunks])
+            assert text == "Hello 🙂"
+            options: Any = {"include_usage": True}
+            async with client.chat.completions.stream(
+                model="tiny", messages=messages, seed=0, n=2, logprobs=True, stream_options=options
+            ) as events:
+                final = await events.get_final_completion()
+            assert [choice.message.content for choice in final.choices] == ["Hello 🙂"] * 2
+            assert final.choices[0].message.role == "assistant"
+            assert final.usage is not None and final.usage.completion_tokens == 2 * 11
+
+    served.run(main())
+
+
+def test_the_openai_client_sees_errors_as_such(served: Runner) -> None:
+    async def main() -> None:
+        async with openai.AsyncOpenAI(base_url=served.stand.url + "/v1", api_key="none") as client:
+            with pytest.raises(openai.NotFoundError, match="does not exist"):
+                await client.chat.completions.create(model="other", messages=HI["messages"])
+            with pytest.raises(openai.BadRequestError) as refused:
+                await client.chat.completions.create(model="tiny", messages=HI["messages"], temperature=3)
+            assert refused.value.param == "temperature"
+
+    served.run(main())
+
+
+def test_a_body_decodes_to_defaults() -> None:
+    request = decode_chat(b'{"messages":[{"role":"user","content":"x"}],"temperature":null,"unknown":{"a":[1]}}')
+    assert request.temperature is None and not request.streams and request.stops == []

@@ -1,0 +1,153 @@
+"""Flags, environment and --help, all generated from the settings."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import pytest
+
+from aiollm import __version__
+from aiollm.config import FIELDS, NO_EFFECT, Config, parse
+
+
+def refusal(capsys: pytest.CaptureFixture[str], argv: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
+    """What stands on stderr where `argv` is refused."""
+    with pytest.raises(SystemExit) as stopped:
+        parse(argv, environ or {})
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def help_text(capsys: pytest.CaptureFixture[str]) -> str:
+    """--help in one line, so that it does not matter where lines break."""
+    with pytest.raises(SystemExit) as stopped:
+        parse(["--help"], {})
+    assert stopped.value.code == 0
+    return " ".join(capsys.readouterr().out.replace("-\n", "-").split()).replace("- ", "-")
+
+
+def test_no_argument_gives_every_default() -> None:
+    assert parse([], {}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--model_dir", "m"], {"model_dir": "m"}),
+        (["--model-dir", "m"], {"model_dir": "m"}),
+        (["--model", "m"], {"model_dir": "m"}),
+        (["--model=m=1-x"], {"model_dir": "m=1-x"}),
+        (["serve", "m"], {"model_dir": "m"}),
+        (["serve", "m", "--port", "1"], {"model_dir": "m", "port": 1}),
+        (["serve", "--port", "1", "m"], {"model_dir": "m", "port": 1}),
+        (["serve", "--port=1"], {"port": 1}),
+        (["--served-model-name", "a", "b", "--port", "1"], {"model_name": ("a", "b"), "port": 1}),
+        (["--max-model-len", "512"], {"max_req_total_len": 512}),
+        (["--gpu-memory-utilization", "0.5"], {"mem_fraction": 0.5}),
+        (["--tensor-parallel-size", "2"], {"tp": 2}),
+        (["--max-num-seqs", "3"], {"running_max_req_size": 3}),
+        (["--max-num-batched-tokens", "100"], {"chunked_prefill_size": 100}),
+        (["--no-enable-prefix-caching"], {"disable_dynamic_prompt_cache": True}),
+        (["--disable_dynamic_prompt_cache"], {"disable_dynamic_prompt_cache": True}),
+        (["--dtype", "bfloat16"], {"data_type": "bf16"}),
+        (["--data_type", "fp16"], {"data_type": "fp16"}),
+        (["--eos_id", "2", "7"], {"eos_id": (2, 7)}),
+        (["--drain_timeout", "2.5"], {"drain_timeout": 2.5}),
+    ],
+)
+def test_flags_of_lightllm_and_vllm_set_the_same_settings(argv: Sequence[str], expected: Mapping[str, object]) -> None:
+    assert parse(argv, {}) == msgspec.structs.replace(Config(), **expected)
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--port", "99999"], ["--port", "99999", "from 0 to 65535"]),
+        (["--port", "many"], ["--port", "many", "an integer"]),
+        (["--mem_fraction", "0"], ["--mem_fraction", "--gpu-memory-utilization", "above 0 and at most 1"]),
+        (["--mem_fraction", "nan"], ["--mem_fraction", "nan"]),
+        (["--max-num-seqs", "0"], ["--running_max_req_size", "--max-num-seqs", "at least 1"]),
+        (["--dtype", "int8"], ["--data_type", "int8", "auto, fp32, bf16 or fp16"]),
+        (["--eos_id", "5", "-1"], ["--eos_id", "5 -1", "at least 0"]),
+        (["--port"], ["--port", "expected one argument"]),
+        (["--prot", "1"], ["unknown flag --prot", "did you mean --port?"]),
+        (["--max-modl-len=1"], ["unknown flag --max-modl-len", "did you mean --max-model-len?"]),
+        (["--xyzzy"], ["unknown flag --xyzzy"]),
+        (["--por", "1"], ["unknown flag --por"]),
+        (["m"], ["unexpected argument m", "aiollm serve m"]),
+        (["serve", "a", "b"], ["more than one model: a, b"]),
+        (["serve", "a", "--model", "b"], ["more than one model: a, b"]),
+    ],
+)
+def test_a_refusal_names_flag_value_and_range(
+    capsys: pytest.CaptureFixture[str], argv: Sequence[str], parts: Sequence[str]
+) -> None:
+    message = refusal(capsys, argv)
+    for part in parts:
+        assert part in message
+    assert "Traceback" not in message
+
+
+def test_a_flag_far_from_all_others_gets_no_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean" not in refusal(capsys, ["--xyzzy"])
+
+
+def test_the_environment_sets_what_the_command_line_leaves_open() -> None:
+    environ = {
+        "AIOLLM_PORT": "9000",
+        "AIOLLM_HOST": "::1",
+        "AIOLLM_MODEL_NAME": "a, b",
+        "AIOLLM_EOS_ID": "1 2",
+        "AIOLLM_DISABLE_DYNAMIC_PROMPT_CACHE": "1",
+        "AIOLLM_DATA_TYPE": "",
+        "PORT": "1",
+    }
+    config = parse(["--host", "0.0.0.0"], environ)
+    expected = Config(
+        port=9000, host="0.0.0.0", model_name=("a", "b"), eos_id=(1, 2), disable_dynamic_prompt_cache=True
+    )
+    assert config == expected
+
+
+def test_a_bad_variable_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusal(capsys, [], {"AIOLLM_PORT": "tcp://10.0.0.1:80"})
+    assert "AIOLLM_PORT: tcp://10.0.0.1:80 must be an integer from 0 to 65535" in message
+
+
+def test_an_unknown_variable_is_warned_of_and_ignored(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse([], {"AIOLLM_PROT": "1", "AIOLLM_CACHE_DIR": "/tmp"}) == Config()
+    assert capsys.readouterr().err == "aiollm: the variable AIOLLM_PROT is not known; did you mean AIOLLM_PORT?\n"
+
+
+@pytest.mark.parametrize("name", NO_EFFECT)
+def test_flags_without_effect_are_answered_with_the_reason(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    unit, reason = NO_EFFECT[name]
+    assert parse([f"--{name.replace('_', '-')}", *(["x"] if unit else [])], {}) == Config()
+    assert reason in capsys.readouterr().err
+
+
+def test_help_tells_of_every_setting_with_range_default_and_alias(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_text(capsys)
+    for field in FIELDS.values():
+        assert f"--{field.name} {field.setting.unit}".strip() in text
+        assert all(f"also --{alias}" in text for alias in field.setting.aliases)
+        assert field.setting.text in text
+    assert "TCP port; 0 takes a free one [an integer from 0 to 65535; default 8000]" in text
+    assert "AIOLLM_PORT" in text
+
+
+def test_no_two_flags_have_one_name() -> None:
+    names = [name for field in FIELDS.values() for name in (field.name, *field.setting.aliases)]
+    plain = [name.replace("-", "_") for name in [*names, *NO_EFFECT]]
+    assert sorted(plain) == sorted(set(plain))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(["--version"], {})
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"aiollm {__version__}\n"
+
+
+def test_settings_cannot_be_changed_later() -> None:
+    with pytest.raises(AttributeError):
+        Config().port = 1  # type: ignore[misc]

@@ -1,0 +1,84 @@
+"""A worker process: one rank. Started by the server with the descriptors of its pipes, or by hand to replay a record.
+
+    python -m aiollm.workers --replay FILE [--device cuda] [--model_dir FOLDER]
+"""
+
+import argparse
+import os
+import signal
+import sys
+
+import torch
+
+from aiollm.wire.arena import Arena
+from aiollm.wire.framing import FrameReader, FrameWriter
+from aiollm.wire.messages import Fatal, Setup
+from aiollm.workers import loop, replay
+from aiollm.workers.decisions import Decisions
+from aiollm.workers.load import load
+from aiollm.workers.pipes import PipeInbox, PipeOutbox
+from aiollm.workers.staging import Staging
+from aiollm.workers.stream import HostStream
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m aiollm.workers", description="one rank of an aiollm server")
+    parser.add_argument("--replay", metavar="FILE", help="run a message stream that a server kept with --record")
+    parser.add_argument("--device", help="replay on this device instead of the recorded one")
+    parser.add_argument("--model_dir", help="replay with this model folder instead of the recorded one")
+    for name in ("inbox", "outbox", "arena", "source"):
+        parser.add_argument(f"--{name}", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--followers", type=int, nargs="*", default=[], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.replay:
+        return replay.main(args.replay, args.device, args.model_dir)
+    if args.inbox is None or args.outbox is None or args.arena is None:
+        parser.error("a worker is started by the server; by hand, use --replay FILE")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when its workers leave
+    return serve(args.inbox, args.outbox, args.arena, Decisions(args.source, args.followers))
+
+
+def serve(inbox_fd: int, outbox_fd: int, arena_fd: int, decisions: Decisions) -> int:
+    """Load, then iterate until the server says stop or is gone. What goes wrong is the last message and line."""
+    for fd in (inbox_fd, outbox_fd):
+        os.set_blocking(fd, False)
+    inbox = PipeInbox(FrameReader(inbox_fd, Arena.attach(arena_fd)))
+    outbox = PipeOutbox(FrameWriter(outbox_fd), speaks=decisions.leads)
+    try:
+        setup = _first(inbox)
+        if setup is None:
+            return 0
+
+        def tell(message: loop.FromWorker) -> None:
+            outbox.put(message)
+            outbox.flush()
+
+        runner, ready = load(setup.settings, tell)
+        stream = HostStream(torch.inference_mode)
+        state = loop.Loop(setup.epoch, setup.settings.rows, inbox, outbox, stream, runner, Staging(), decisions)
+        tell(ready)
+        loop.run(state)
+        stream.close()
+        return 0
+    except BrokenPipeError:
+        return 0  # the server is gone
+    except Exception as error:
+        if not isinstance(error, ValueError | MemoryError | OSError):
+            sys.excepthook(type(error), error, error.__traceback__)
+        outbox.put(Fatal(f"{type(error).__name__}: {error}"))
+        outbox.flush()
+        return 1
+
+
+def _first(inbox: PipeInbox) -> Setup | None:
+    """The Setup that opens the stream; None if the server left before it said anything."""
+    while inbox.wait():
+        for message in inbox.drain():
+            if not isinstance(message, Setup):
+                raise ValueError(f"the first message is {type(message).__name__}, not Setup")
+            return message
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""From settings to a runner: read the model, measure the memory, warm up, say what was found."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from aiollm.kernels.ops import Ops, cpu_ops, reference_ops
+from aiollm.wire.messages import Loading, Ready, WorkerSettings
+from aiollm.workers import kv, weights
+from aiollm.workers.families.registry import describe
+from aiollm.workers.model.decoder import Decoder
+from aiollm.workers.runner import ModelRunner
+from aiollm.workers.staging import Staging
+from aiollm.workers.state import State
+from aiollm.workers.step import Bias, Step, stage
+from aiollm.workers.tp import Shard, TensorParallel
+
+DATA_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NAMES = {dtype: name for name, dtype in DATA_TYPES.items()}
+
+
+class Phases:
+    """Seconds of each phase of the start, and news of them."""
+
+    def __init__(self, tell: Callable[[Loading], None]) -> None:
+        self.seconds: list[tuple[str, float]] = []
+        self._tell = tell
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[Callable[[float], None]]:
+        """Time a phase; the value is called with the fraction that is done, and passes on a few of them a second."""
+        began = told = time.monotonic()
+        self._tell(Loading(name, 0.0))
+
+        def progress(fraction: float) -> None:
+            nonlocal told
+            if time.monotonic() - told > 0.2:
+                told = time.monotonic()
+                self._tell(Loading(name, fraction))
+
+        yield progress
+        self.seconds.append((name, round(time.monotonic() - began, 3)))
+
+
+def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> tuple[ModelRunner, Ready]:
+    """Raises ValueError or MemoryError with a sentence for the user where the model cannot be served as asked."""
+    phases = Phases(tell)
+    device = torch.device(settings.device)
+    torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 1) // settings.ranks))
+    with phases.phase("meeting the other ranks" if settings.ranks > 1 else "reading the configuration"):
+        tp = TensorParallel.join(settings.rank, settings.ranks, Path(settings.rendezvous), device)
+        config = json.loads((Path(settings.folder) / "config.json").read_bytes())
+        spec, names, unread = describe(config)
+        shard = Shard(spec, tp.rank, tp.size)
+    dtype = _data_type(settings.data_type, device, config)
+    with phases.phase("loading weights") as progress:
+        if settings.load_format == "dummy":
+            parameters = weights.dummy(spec, dtype=dtype, device=device, tp=tp)
+        else:
+            parameters = weights.load(
+                Path(settings.folder), spec, names, dtype=dtype, device=device, tp=tp, progress=progress
+            )
+    with phases.phase("allocating the KV cache"):
+        per_slot = kv.bytes_per_slot(spec, shard, dtype)
+        slots = tp.smallest(settings.slots or kv.fitting(per_slot, device, settings.mem_fraction))
+        max_length = min(settings.max_length or spec.max_position, spec.max_position, slots + 1)
+        pools = kv.allocate(slots, spec, shard, dtype, device)
+        state = State(settings.rows, max_length, device)
+    ops = _ops(device)
+    runner = ModelRunner(Decoder(spec, parameters, ops, tp), pools, state, ops, tp)
+    with phases.phase("warming up"), torch.inference_mode():
+        runner.run(_warm_up(settings.rows))
+    stored = {tensor.data_ptr(): tensor.nbytes for tensor in parameters.values()}
+    return runner, Ready(
+        slots=slots,
+        max_length=max_length,
+        vocabulary=spec.vocab,
+        architecture=config["architectures"][0],
+        data_type=NAMES[dtype],
+        budget=[
+            ("weights", sum(stored.values())),
+            ("KV cache", per_slot * (slots + 1)),
+            ("row tables", state.slot_table.nbytes + state.tokens.nbytes),
+        ],
+        seconds=phases.seconds,
+        unread=unread,
+    )
+
+
+def _ops(device: torch.device) -> Ops:
+    return cpu_ops() if device.type == "cpu" else reference_ops()
+
+
+def _data_type(name: str, device: torch.device, config: dict[str, object]) -> torch.dtype:
+    """`auto` is fp32 on a CPU, whose bf16 products are slower, and the checkpoint's own type on a GPU."""
+    if name != "auto":
+        return DATA_TYPES[name]
+    if device.type == "cpu":
+        return torch.float32
+    own = config.get("dtype") or config.get("torch_dtype")
+    return torch.float16 if own == "float16" else torch.bfloat16
+
+
+def _warm_up(rows: int) -> Step:
+    """One token in the hold row and slot 0: whatever is compiled or allocated at first use, is so before Ready."""
+    one = np.ones(1, np.int64)
+    return Step(
+        updates=[],
+        admits=[],
+        ints=stage(Staging(), np.array([rows]), 0 * one, one, 0 * one),
+        sequences=1,
+        tokens=1,
+        sampled=1,
+        max_new=1,
+        max_length=1,
+        any_random=True,
+        any_penalty=False,
+        top_n=0,
+        bias=Bias([], [], []),
+        prompts=[],
+    )

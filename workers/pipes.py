@@ -1,0 +1,52 @@
+"""A worker's ends of the wire: updates in, results out."""
+
+import threading
+from collections.abc import Iterator
+
+from aiollm.wire.framing import FrameReader, FrameWriter
+from aiollm.wire.messages import (
+    Failed,
+    FromWorker,
+    Result,
+    ToWorker,
+    encoder,
+    to_worker_decoder,
+)
+
+
+class PipeInbox:
+    """Messages of the server, in order. Its end means that the server is gone."""
+
+    def __init__(self, reader: FrameReader) -> None:
+        self._reader = reader
+
+    def drain(self) -> Iterator[ToWorker]:
+        for body in self._reader.read():
+            yield to_worker_decoder.decode(body)
+
+    def wait(self) -> bool:
+        if self._reader.closed:
+            return False
+        self._reader.wait()
+        return True
+
+
+class PipeOutbox:
+    """Messages to the server, in the order of `put`, whichever thread flushes. Only rank 0 reports iterations."""
+
+    def __init__(self, writer: FrameWriter, speaks: bool = True) -> None:
+        self._writer = writer
+        self._speaks = speaks
+        self._lock = threading.Lock()
+        self._waiting: list[FromWorker] = []
+
+    def put(self, message: FromWorker) -> None:
+        if self._speaks or not isinstance(message, Result | Failed):
+            self._waiting.append(message)
+
+    def flush(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+            for message in waiting:
+                self._writer.send(encoder.encode(message))
+            self._writer.flush_blocking()

@@ -1,0 +1,174 @@
+"""Run a recorded message stream without its server, and compare what comes out.
+
+A record is a sequence of (direction u8, length u32, body): 0 to the workers, 1 from rank 0. The replay applies each
+update in the iteration that applied it then, by the turns of the result headers; so a fault can be taken from one
+machine to another, and from a GPU to a CPU.
+"""
+
+import os
+import struct
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from aiollm.wire.columns import floats, ints
+from aiollm.wire.messages import (
+    Failed,
+    FromWorker,
+    Header,
+    Loading,
+    Result,
+    Setup,
+    Stop,
+    ToWorker,
+    Update,
+    from_worker_decoder,
+    to_worker_decoder,
+)
+from aiollm.workers import loop
+from aiollm.workers.decisions import Decision, Decisions
+from aiollm.workers.load import load
+from aiollm.workers.staging import Staging
+from aiollm.workers.step import Integers
+from aiollm.workers.stream import HostStream
+
+HEAD = struct.Struct("<BI")
+TO_WORKER, FROM_WORKER = 0, 1
+
+
+def read(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The (direction, body) pairs of a record; a last one that was cut off by a crash is left out."""
+    data = path.read_bytes()
+    at = 0
+    while at + HEAD.size <= len(data):
+        direction, length = HEAD.unpack_from(data, at)
+        at += HEAD.size
+        if at + length > len(data):
+            return
+        yield direction, data[at : at + length]
+        at += length
+
+
+class Recorded(Decisions):
+    """Decisions taken from the result headers of a record: what each turn applied, and whether it launched."""
+
+    def __init__(self, headers: list[Header]) -> None:
+        super().__init__()
+        self._headers = deque(headers)
+        self._turn = 0
+        self._applied = 0
+
+    @property
+    def leads(self) -> bool:
+        return False
+
+    def read(self) -> Decision:
+        self._turn += 1
+        if not self._headers:
+            return Decision(0, self._applied, False, True, 0)
+        if self._headers[0].turn > self._turn:
+            return Decision(0, self._applied, False, False, 0)
+        self._applied = self._headers.popleft().applied
+        return Decision(0, self._applied, True, False, 0)
+
+    def check(self, decision: Decision, iteration: int, applied: int, rows: Integers) -> None:
+        """A record has no checksums; the tokens are compared instead."""
+
+
+class Comparison:
+    """Inbox and outbox of a replay: recorded updates in, tokens out and against the recorded ones."""
+
+    def __init__(self, updates: list[ToWorker], expected: list[Result | Failed]) -> None:
+        self._updates = updates
+        self._expected = {message.header.iteration: message for message in expected}
+        self.iterations = self.tokens = self.differing = 0
+        self.logprob = 0.0
+        self.first = ""
+
+    def drain(self) -> Iterator[ToWorker]:
+        updates, self._updates = self._updates, []
+        yield from updates
+
+    def wait(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        pass
+
+    def put(self, message: FromWorker) -> None:
+        if not isinstance(message, Result | Failed):
+            return
+        self.iterations += 1
+        expected = self._expected.get(message.header.iteration)
+        if isinstance(message, Failed) or not isinstance(expected, Result):
+            if type(message) is not type(expected):
+                self._note(f"iteration {message.header.iteration}: {message}")
+            return
+        found = dict(zip(_keys(message), zip(_tokens(message), floats(message.logprobs), strict=True), strict=True))
+        for key, token, logprob in zip(_keys(expected), _tokens(expected), floats(expected.logprobs), strict=True):
+            mine, own = found.get(key, (None, np.float32(0)))
+            self.tokens += 1
+            self.logprob = max(self.logprob, abs(float(own - logprob))) if mine == token else self.logprob
+            if mine != token:
+                self._note(f"iteration {message.header.iteration}, row {key[0]}: {mine} instead of {token}")
+
+    def _note(self, what: str) -> None:
+        self.differing += 1
+        self.first = self.first or what
+
+
+def _keys(result: Result) -> list[tuple[int, int]]:
+    return list(zip(ints(result.rows).tolist(), ints(result.generations).tolist(), strict=True))
+
+
+def _tokens(result: Result) -> list[int]:
+    return ints(result.tokens).tolist()
+
+
+def main(path: str, device: str | None, folder: str | None) -> int:
+    """Replay each epoch of a record; 0 where every token came out as recorded."""
+    epochs: list[tuple[Setup, list[ToWorker], list[Result | Failed]]] = []
+    for direction, body in read(Path(path)):
+        if direction == TO_WORKER:
+            message = to_worker_decoder.decode(body)
+            if isinstance(message, Setup):
+                epochs.append((message, [], []))
+            elif isinstance(message, Update | Stop):
+                epochs[-1][1].append(message)
+        elif isinstance(answer := from_worker_decoder.decode(body), Result | Failed):
+            epochs[-1][2].append(answer)
+    differing = 0
+    for setup, updates, expected in epochs:
+        settings = msgspec.structs.replace(
+            setup.settings,
+            device=device or setup.settings.device,
+            folder=folder or setup.settings.folder,
+            rank=0,
+            ranks=1,
+        )
+        settings = msgspec.structs.replace(settings, folder=os.path.abspath(settings.folder))
+        runner, ready = load(settings, _tell)
+        comparison = Comparison([u for u in updates if isinstance(u, Update)], expected)
+        stream = HostStream(torch.inference_mode)
+        began = time.monotonic()
+        decisions = Recorded([message.header for message in expected])
+        loop.run(loop.Loop(setup.epoch, settings.rows, comparison, comparison, stream, runner, Staging(), decisions))
+        stream.close()
+        seconds = time.monotonic() - began
+        print(
+            f"epoch {setup.epoch}: {comparison.iterations} iterations in {seconds:.1f} s, {comparison.tokens} tokens,"
+            f" {comparison.differing} differ, logprobs within {comparison.logprob:.2g}"
+            + (f"; first: {comparison.first}" if comparison.first else "")
+        )
+        differing += comparison.differing
+    return 1 if differing else 0
+
+
+def _tell(loading: Loading) -> None:
+    if loading.fraction == 0:
+        print(loading.phase, flush=True)
