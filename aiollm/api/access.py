@@ -8,9 +8,10 @@ import uuid
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from aiollm.api.errors import described
+from aiollm.api.errors import ApiError, allowed, described, internal
 from aiollm.api.generation import GENERATION
 from aiollm.api.parts import PARTS
+from aiollm.engine.engine import EngineBusy
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,10 @@ async def _answered(http: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(http)
     except ConnectionError:
         raise  # the client went away while we wrote
-    except Exception as error:
+    except (ApiError, EngineBusy, web.HTTPException) as error:
         if isinstance(error, web.HTTPMethodNotAllowed) and http.method == "OPTIONS":
-            allowed = ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))
-            return web.Response(status=204, headers={"Allow": allowed})
+            return web.Response(status=204, headers={"Allow": allowed(error)})
         return described(error, http.path).response()
+    except Exception:
+        log.exception("the handler of %s %s failed", http.method, request_id(http))
+        return internal().response()

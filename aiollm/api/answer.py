@@ -1,16 +1,19 @@
 """How a generation is answered: as one JSON document, or as server-sent events."""
 
+import logging
 from typing import Any, Protocol
 
 import msgspec
 from aiohttp import web
 
 from aiollm.api.choice import Choice, Delta
-from aiollm.api.errors import ApiError, described
+from aiollm.api.errors import ApiError, internal
 from aiollm.api.generation import GENERATION, Generation, Usage
 from aiollm.api.parts import PARTS
 from aiollm.api.pulse import Pulse
 from aiollm.api.schema import GenerationRequest, StreamOptions
+
+log = logging.getLogger(__name__)
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -102,8 +105,9 @@ async def _stream(
         await response.write_eof()
     except ConnectionError:
         raise
-    except Exception as error:
-        await _write(response, pulse, _error(described(error, http.path)) + DONE)
+    except Exception:
+        log.exception("the stream of %s failed", generation.id)
+        await _write(response, pulse, _error(internal()) + DONE)
     finally:
         pulse.stop()
     return response

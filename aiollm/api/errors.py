@@ -1,7 +1,6 @@
 """Refusals and failures in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
 
 import http
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +8,6 @@ import msgspec
 from aiohttp import web
 
 from aiollm.engine.engine import EngineBusy
-
-log = logging.getLogger(__name__)
 
 RETRY_AFTER = {"loading": "5", "queue_full": "1"}  # seconds; draining and stopped servers come back later, or never
 UNREAD_BODY = (408, 413)  # answers to a body that was not read to its end: the connection cannot go on
@@ -64,8 +61,8 @@ def engine_error(message: str, available: bool) -> ApiError:
     return ApiError(503, message, code="engine_unavailable", headers={"Retry-After": "30"})
 
 
-def described(error: Exception, path: str) -> ApiError:
-    """Any exception that a handler raised, in our shape; those that nobody foresaw are logged."""
+def described(error: ApiError | EngineBusy | web.HTTPException, path: str) -> ApiError:
+    """What a handler or the router raised on purpose, in our shape."""
     path = path[:200]
     if isinstance(error, ApiError):
         return error
@@ -73,13 +70,19 @@ def described(error: Exception, path: str) -> ApiError:
         retry = {"Retry-After": RETRY_AFTER.get(error.reason, "30")}
         return ApiError(503, str(error), code=error.reason, headers=retry)
     if isinstance(error, web.HTTPMethodNotAllowed):
-        allowed = ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))
-        message = f"{path} does not take {error.method}, only {allowed}"
-        return ApiError(405, message, code="method_not_allowed", headers={"Allow": allowed})
+        message = f"{path} does not take {error.method}, only {allowed(error)}"
+        return ApiError(405, message, code="method_not_allowed", headers={"Allow": allowed(error)})
     if isinstance(error, web.HTTPNotFound):
         return ApiError(404, f"there is nothing at {path}", code="not_found")
-    if isinstance(error, web.HTTPException):
-        status = http.HTTPStatus(error.status)
-        return ApiError(error.status, error.text or status.phrase, code=status.name.lower())
-    log.error("a handler failed", exc_info=error)
+    status = http.HTTPStatus(error.status)
+    return ApiError(error.status, error.text or status.phrase, code=status.name.lower())
+
+
+def allowed(error: web.HTTPMethodNotAllowed) -> str:
+    """The methods that a path takes."""
+    return ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))
+
+
+def internal() -> ApiError:
+    """For an exception that nobody foresaw: it would come again, so clients should not repeat the request."""
     return ApiError(500, "internal error", code="internal_error", headers={"x-should-retry": "false"})

@@ -48,6 +48,6 @@ def _top(entry: Entry, names: TokenNames) -> dict[str, float] | None:
     if entry.logprob is None:
         return None
     top: dict[str, float] = {}
-    for id, logprob in (*entry.top, (entry.id, entry.logprob)):
-        top.setdefault(names.text(id), max(LOWEST, logprob))  # of several ids with one text the likeliest stays
+    for token_id, logprob in (*entry.top, (entry.id, entry.logprob)):
+        top.setdefault(names.text(token_id), max(LOWEST, logprob))  # of several ids with one text the likeliest stays
     return top

@@ -45,6 +45,7 @@ class Fleet:
         settings: WorkerSettings,
         max_restarts: int,
         record: str | None = None,
+        on_loading: Callable[[Loading], None] = lambda loading: None,
         on_ready: Callable[[Ready], None] = lambda ready: None,
         on_stopped: Callable[[str], None] = lambda error: None,
     ) -> None:
@@ -52,6 +53,7 @@ class Fleet:
         self._settings = settings
         self._max_restarts = max_restarts
         self._recorder = Recorder(record) if record else None
+        self._on_loading = on_loading
         self._on_ready = on_ready
         self._on_stopped = on_stopped
         self._links: list[Link] = []
@@ -140,8 +142,8 @@ class Fleet:
             self._engine.on_message(message)
         elif isinstance(message, Loading):
             if rank == 0:
-                log.info("%s %.0f%%", message.phase, 100 * message.fraction)
                 self._engine.on_loading(message)
+                self._on_loading(message)
         elif isinstance(message, Ready):
             self._ready[rank] = message
             if all(self._ready) and (first := self._ready[0]) is not None:

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -5,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import CREATED, Runner
+from stand import CREATED, Runner, stand
 
 from aiollm.api.schema import decode_chat
 
@@ -73,7 +74,7 @@ def test_an_answer_has_openai_s_shape(served: Runner) -> None:
 
 def test_a_stream_has_exactly_the_bytes_that_clients_expect(served: Runner) -> None:
     events = stream(served, {**HI, "cache_salt": "golden", "stream_options": {"include_usage": True}}, "Hey")
-    head = re.match(rb'data: (\{"id":"chatcmpl-[0-9a-f]{32}","object":"chat.completion.chunk","created":\d+', events)
+    head = re.match(rb'data: (\{"id":"chatcmpl-[0-9a-f]{32}","object":"chat.completion.chunk","created":\d+)', events)
     assert head is not None
     choices = [
         b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}',
@@ -225,9 +226,7 @@ def token(id: int, top: int = 0) -> dict[str, Any]:
         "token": bytes([id]).decode("utf-8", "replace"),
         "logprob": -id / 64,
         "bytes": [id],
-        "top_logprobs": [
-            {"token": name, "logprob": -(id + i) / 64, "bytes": [id + i]} for i, name in enumerate(names)
-        ],
+        "top_logprobs": [{"token": name, "logprob": -(id + i) / 64, "bytes": [id + i]} for i, name in enumerate(names)],
     }
 
 
@@ -241,7 +240,7 @@ def test_logprobs_go_with_the_text_they_belong_to(served: Runner, streams: bool)
         assert all(bool(choice["logprobs"]) == bool(choice["delta"].get("content")) for choice in choices)
     else:
         entries = post(served, body, "a£bcd")["choices"][0]["logprobs"]["content"]
-    assert entries == [token(id, 2) for id in "a£b".encode()]
+    assert entries == [token(byte, 2) for byte in "a£b".encode()]
 
 
 def test_logprobs_without_alternatives(served: Runner) -> None:
@@ -257,7 +256,7 @@ def test_token_ids_may_stand_for_tokens(served: Runner) -> None:
     assert len(answer["prompt_token_ids"]) == 21
     chunks = payloads(stream(served, body, "ab"))
     assert chunks[0]["prompt_token_ids"] == answer["prompt_token_ids"]
-    assert [id for chunk in chunks[1:] for id in chunk["choices"][0]["token_ids"]] == [97, 98, 258]
+    assert [drawn for chunk in chunks[1:] for drawn in chunk["choices"][0]["token_ids"]] == [97, 98, 258]
 
 
 def test_eos_may_be_ignored(served: Runner) -> None:
@@ -275,7 +274,7 @@ def test_the_last_message_may_be_continued(served: Runner) -> None:
         served.stand.workers.reply = lambda prompt, seed: prompts.append(prompt) or [ord("!")]
         status, _ = await served.stand.post(PATH, {"messages": messages, "continue_final_message": True})
         assert status == 200
-        assert bytes(id for id in prompts[0] if id < 256).endswith(b"assistant\nI am")
+        assert bytes(token_id for token_id in prompts[0] if token_id < 256).endswith(b"assistant\nI am")
 
     served.run(main())
 
@@ -292,10 +291,6 @@ def test_any_served_name_may_be_asked_for(served: Runner) -> None:
 
 
 def test_sampling_defaults_are_the_model_s_unless_the_request_says_otherwise(folder: Path) -> None:
-    import asyncio
-
-    from conftest import stand
-
     async def main() -> None:
         config = {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.1, "do_sample": True}
         async with stand(folder, generation_config=config) as served:

@@ -22,9 +22,9 @@ def echo(prompt: list[int], seed: int) -> Sequence[int]:
     return prompt
 
 
-def logprob(id: int) -> float:
+def logprob(token_id: int) -> float:
     """The made-up logprob of a token: exact in float32."""
-    return -id / 64
+    return -token_id / 64
 
 
 class EchoWorkers:
@@ -91,7 +91,7 @@ class EchoWorkers:
         ids = [self._draw(row) for row in sampled]
         top = max((self._rows.sampling[row].top_logprobs for row in sampled), default=0)
         top = max(top, 0)
-        likeliest = [self._likeliest(id, top) for id in ids]
+        likeliest = [_likeliest(drawn, top) for drawn in ids]
         self._engine.on_message(
             Result(
                 header=Header(
@@ -106,11 +106,11 @@ class EchoWorkers:
                 rows=pack(sampled),
                 generations=pack(self._rows.generation[sampled]),
                 tokens=pack(ids),
-                logprobs=pack_floats([logprob(id) for id in ids]),
+                logprobs=pack_floats([logprob(drawn) for drawn in ids]),
                 hints=bytes(len(ids)),
                 top=top,
-                top_ids=pack([id for column in likeliest for id in column]),
-                top_logprobs=pack_floats([logprob(id) for column in likeliest for id in column]),
+                top_ids=pack([drawn for column in likeliest for drawn in column]),
+                top_logprobs=pack_floats([logprob(drawn) for column in likeliest for drawn in column]),
                 prompts=prompts,
             )
         )
@@ -132,24 +132,28 @@ class EchoWorkers:
         sampling, prompt = self._rows.sampling[row], int(self._rows.prompt[row])
         at = int(self._rows.position[row]) - prompt
         script = self.reply(self._tokens[row][:prompt], sampling.seed)
-        id = script[at] if at < len(script) else EOS
-        if id in sampling.stop_ids and at < sampling.min_tokens:
-            id = ord("~")  # masked: something else is drawn
+        drawn = script[at] if at < len(script) else EOS
+        if drawn in sampling.stop_ids and at < sampling.min_tokens:
+            drawn = ord("~")  # masked: something else is drawn
         self.launched += 1
-        self._tokens[row].append(id)
-        self._rows.idle[row] |= id in sampling.stop_ids
-        return id
-
-    @staticmethod
-    def _likeliest(id: int, top: int) -> list[int]:
-        """`id` and those after it: less likely ones."""
-        return [id + i for i in range(top)]
+        self._tokens[row].append(drawn)
+        self._rows.idle[row] |= drawn in sampling.stop_ids
+        return drawn
 
     def _prompt_logprobs(self, row: int, start: int, end: int) -> list[PromptLogprobs]:
         top, prompt = self._rows.sampling[row].prompt_logprobs, int(self._rows.prompt[row])
         ids = self._tokens[row][start + 1 : min(end + 1, prompt)]
         if top < 0 or not ids:
             return []
-        likeliest = [other for id in ids for other in self._likeliest(id, top)]
-        columns = pack_floats([logprob(id) for id in ids]), pack(likeliest), pack_floats(list(map(logprob, likeliest)))
+        likeliest = [other for drawn in ids for other in _likeliest(drawn, top)]
+        columns = (
+            pack_floats([logprob(drawn) for drawn in ids]),
+            pack(likeliest),
+            pack_floats(list(map(logprob, likeliest))),
+        )
         return [PromptLogprobs(row, int(self._rows.generation[row]), start + 1, *columns)]
+
+
+def _likeliest(token_id: int, top: int) -> list[int]:
+    """`token_id` and those after it: less likely ones."""
+    return [token_id + i for i in range(top)]

@@ -1,0 +1,61 @@
+"""What a person reads while the server starts: phases with their seconds, the memory budget, where it listens."""
+
+import sys
+import time
+from typing import TextIO
+
+from aiollm.wire.messages import Ready
+
+
+class Console:
+    """Lines on stderr. On a terminal the progress of a phase is redrawn in place; elsewhere only whole lines appear."""
+
+    def __init__(self, out: TextIO = sys.stderr) -> None:
+        self._out = out
+        self._redraws = out.isatty()
+        self._drawn = ""
+        self._phase = ""
+        self._began = self.started = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """One line, below whatever was drawn."""
+        self._clear()
+        print(line, file=self._out, flush=True)
+
+    def progress(self, phase: str, fraction: float | None) -> None:
+        """A phase and how much of it is done; a new phase closes the one before with its seconds."""
+        if phase != self._phase:
+            self.close()
+            self._phase, self._began = phase, time.monotonic()
+        if self._redraws:
+            self._clear()
+            self._drawn = phase if not fraction else f"{phase} {fraction:.0%}"
+            print(self._drawn, end="", file=self._out, flush=True)
+
+    def close(self) -> None:
+        """End the phase that runs: one line with its seconds."""
+        if self._phase:
+            self.say(f"{self._phase}: {time.monotonic() - self._began:.1f} s")
+        self._phase = ""
+
+    def _clear(self) -> None:
+        if self._drawn:
+            print("\r" + " " * len(self._drawn) + "\r", end="", file=self._out)
+        self._drawn = ""
+
+
+def budget(ready: Ready) -> list[str]:
+    """The memory that a worker measured, a line each, and what the KV cache holds."""
+    width = max(len(what) for what, _ in ready.budget)
+    lines = [f"  {what:<{width}} {_size(amount):>10}" for what, amount in ready.budget]
+    contexts = ready.slots / ready.max_length
+    return [
+        f"memory of each worker ({ready.data_type}):",
+        *lines,
+        f"  the KV cache holds {ready.slots:,} tokens, {contexts:.1f} requests of the longest length"
+        f" ({ready.max_length:,}); --max_total_token_num and --max_req_total_len set these",
+    ]
+
+
+def _size(amount: int) -> str:
+    return f"{amount / 2**30:.2f} GiB" if amount >= 2**30 else f"{amount / 2**20:.1f} MiB"

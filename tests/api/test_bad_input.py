@@ -1,0 +1,233 @@
+"""Every refusal comes before a 200, in one shape, names the field, and leaves nothing behind."""
+
+from typing import Any
+
+import pytest
+from stand import CONTEXT, Runner
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+USER = {"role": "user", "content": "hi"}
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+# field, values that are refused
+BOTH: list[tuple[str, list[Any]]] = [
+    ("temperature", [-1, 2.1, "0.7", True, [], {}, -1e-9, 1e300]),
+    ("top_p", [0, 1.1, -0.1, "1", False]),
+    ("top_k", [-2, 2**40, 1.5, "5", True, 2**70]),
+    ("min_p", [-0.1, 2, "0"]),
+    ("presence_penalty", [-3, 3, "0"]),
+    ("frequency_penalty", [-2.1, 2.1, None, {}][:2]),
+    ("repetition_penalty", [0, -1, 10.5, "1"]),
+    ("repeat_penalty", [0, 11]),
+    ("max_tokens", [-1, 2**31, 2**63, 1e10, "10", 1.0, True, 0]),
+    ("min_tokens", [-1, 2**31, "1"]),
+    ("n", [0, -1, 129, 10**9, 2**70, "2", 1.0]),
+    ("seed", ["1", 2**63, -(2**63) - 1, 1.5, True]),
+    ("stop", ["", [""], ["a"] * 33, "x" * 1025, [5], 5, {}, [["a"]], ["x" * 1000] * 5]),
+    ("stop_token_ids", [[-1], [259], ["a"], 5, [1.5], [2**40], [1] * 257]),
+    ("logit_bias", [{"abc": 1}, {"-1": 1}, {"259": 1}, {"1": 101}, {"1": -101}, {"1": "x"}, [1], "x",
+                    {str(i): 1 for i in range(1025)}]),
+    ("stream", ["true", 1, 0]),
+    ("stream_options", [{"include_usage": True}, "x", []]),
+    ("ignore_eos", ["no", 0]),
+    ("include_stop_str_in_output", [1]),
+    ("skip_special_tokens", ["x"]),
+    ("cache_salt", ["", 5, "x" * 257]),
+    ("model", [5, ["tiny"]]),
+    ("response_format", [{"type": "json_object"}, {}, "text"]),
+    ("guided_json", [{}, "x"]),
+    ("structured_outputs", [{"regex": "a"}]),
+    ("prompt_logprobs", [0, 5, -1]),
+    ("use_beam_search", [True]),
+    ("bad_words", [["a"]]),
+]  # fmt: skip
+ONLY_CHAT: list[tuple[str, list[Any]]] = [
+    ("max_completion_tokens", [-1, "x", 1.5]),
+    ("logprobs", [1, "true"]),
+    ("top_logprobs", [21, -1, 5, 0, "1"]),
+    ("messages", [
+        None, [], {}, "hi", [5], [{}], [{"content": "x"}], [{"role": "user"}], [{"role": "user", "content": None}],
+        [{"role": "wizard", "content": "x"}], [{"role": 5, "content": "x"}], [{"role": "user", "content": 5}],
+        [{"role": "user", "content": []}], [{"role": "user", "content": [{"type": "text"}]}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}],
+        [{"role": "user", "content": [{"type": "text", "text": 5}]}], [{"role": "user", "content": ["x"]}],
+        [{"role": "tool", "content": "x"}], [USER, {"role": "assistant", "tool_calls": "x"}],
+        [{"role": "assistant", "tool_calls": [5]}], [{"role": "user", "content": "x", "name": 5}],
+    ]),
+    ("chat_template_kwargs", [{"messages": "x"}, {"bos_token": "x"}, {"a": [1]}, {"a": {}}, "x", {"a b": 1}]),
+    ("chat_template", ["{{ messages }}"]),
+    ("tools", [[], [{"type": "function", "function": {"name": "f"}}], "x"]),
+    ("tool_choice", ["auto", "required", {}]),
+    ("continue_final_message", ["x", 1]),
+    ("add_generation_prompt", ["x"]),
+]  # fmt: skip
+ONLY_TEXT: list[tuple[str, list[Any]]] = [
+    ("prompt", [
+        None, "", [], [[]], [""], ["a", ""], [[1], []], 5, True, {}, [-1], [259], [2**31], [2**63], [2**70], [1.5],
+        [True], [[[1]]], ["a", 5], ["a", [5]], [5, [5]], [None], [[259]], [["a"]],
+    ]),
+    ("logprobs", [21, -1, True, "1", 1.5]),
+    ("echo", ["x", 1]),
+    ("best_of", [2, 0, "x"]),
+    ("suffix", ["x", ""]),
+]  # fmt: skip
+
+
+def table(fields: list[tuple[str, list[Any]]]) -> list[Any]:
+    return [pytest.param(field, value, id=f"{field}={str(value)[:40]}") for field, values in fields for value in values]
+
+
+def refused(served: Runner, path: str, body: Any, status: int = 400, **headers: str) -> dict[str, Any]:
+    """The error in the answer, after checking its shape."""
+    got, answer = served.run(served.stand.post(path, body, **headers))
+    assert got == status, answer
+    assert list(answer) == ["error"] and sorted(answer["error"]) == ["code", "message", "param", "type"]
+    error: dict[str, Any] = answer["error"]
+    assert isinstance(error["message"], str) and error["message"] and isinstance(error["code"], str)
+    assert error["type"] == "invalid_request_error"
+    assert served.stand.workers.launched == 0
+    return error
+
+
+@pytest.mark.parametrize(("field", "value"), table(BOTH + ONLY_CHAT))
+def test_a_bad_field_of_a_chat_request_is_named(served: Runner, field: str, value: Any) -> None:
+    error = refused(served, CHAT, {"messages": [USER], field: value})
+    assert error["param"] == field and field in error["message"]
+
+
+@pytest.mark.parametrize(("field", "value"), table(BOTH + ONLY_TEXT))
+def test_a_bad_field_of_a_completion_request_is_named(served: Runner, field: str, value: Any) -> None:
+    error = refused(served, TEXT, {"prompt": "hi", field: value})
+    assert error["param"] == field and field in error["message"]
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b" ", b"{", b"[]", b"null", b'"x"', b"5", b'{"prompt":"x","messages":[{"role":"user","content":"x"}]}x', b"\xef\xbb\xbf{}", b"\xff\xfe", b"{'a':1}", b'{"a":1,}',
+        b'{"a":NaN}', b'{"a":Infinity}', b'{"temperature":NaN}', b'{"temperature":-Infinity}', b'{"user":"\xff"}',
+        b'{"prompt":"caf\xe9"}', b'{"prompt":"\\ud800"}', b'{"messages":[{"role":"user","content":"\\udfff"}]}', DEEP,
+        b'{"x":' + DEEP + b"}", b'{"tools":' + DEEP + b"}", b'{"a":' * 100_000, b'{"prompt":"\x01"}',
+    ],
+    ids=lambda body: repr(body[:30]),
+)  # fmt: skip
+def test_what_is_not_json_is_refused(served: Runner, path: str, body: bytes) -> None:
+    error = refused(served, path, body, **{"Content-Type": "application/json"})
+    assert error["code"] == "invalid_json" and error["param"] is None
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 5000, "1" + "0" * 400 + ".5"])
+@pytest.mark.parametrize("field", ["temperature", "max_tokens", "seed"])
+def test_numbers_beyond_every_type_are_refused_by_name(served: Runner, field: str, number: str) -> None:
+    error = refused(served, TEXT, f'{{"prompt":"x","{field}":{number}}}'.encode())
+    assert error["param"] == field
+
+
+def test_a_missing_field_is_named(served: Runner) -> None:
+    assert refused(served, CHAT, {})["param"] == "messages"
+    assert refused(served, TEXT, {"messages": [USER]})["param"] == "prompt"
+
+
+def test_a_message_at_fault_is_named_by_its_index(served: Runner) -> None:
+    error = refused(served, CHAT, {"messages": [USER, {"role": "wizard", "content": "x"}]})
+    assert "messages[1].role" in error["message"]
+    assert "takes text only" in refused(
+        served, CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}
+    )["message"]  # fmt: skip
+
+
+def test_a_limit_is_named(served: Runner) -> None:
+    assert "<= 2.0" in refused(served, CHAT, {"messages": [USER], "temperature": 5})["message"]
+    assert "128" in refused(served, CHAT, {"messages": [USER], "n": 129})["message"]
+
+
+def test_fields_that_contradict_each_other_are_refused(served: Runner) -> None:
+    for body in [
+        {"max_tokens": 5, "max_completion_tokens": 6},
+        {"min_tokens": 6, "max_tokens": 5},
+        {"repetition_penalty": 1.1, "repeat_penalty": 1.2},
+        {"add_generation_prompt": True, "continue_final_message": True},
+        {"top_logprobs": 2, "logprobs": False},
+        {"stream": False, "stream_options": {"include_usage": True}},
+    ]:
+        assert refused(served, CHAT, {"messages": [USER], **body})["param"] in body
+
+
+def test_an_unknown_model_is_not_found(served: Runner) -> None:
+    for path, body in ((CHAT, {"messages": [USER]}), (TEXT, {"prompt": "x"})):
+        error = refused(served, path, {**body, "model": "gpt-99"}, 404)
+        assert (error["code"], error["param"]) == ("model_not_found", "model")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"), [(CONTEXT, None), (CONTEXT + 1, None), (CONTEXT - 1, 2), (5000, 1), (1, CONTEXT)]
+)
+def test_what_exceeds_the_context_is_refused_in_the_words_that_clients_look_for(
+    served: Runner, prompt: int, asked: int | None
+) -> None:
+    error = refused(served, TEXT, {"prompt": [65] * prompt, "max_tokens": asked})
+    assert error["code"] == "context_length_exceeded" and error["param"] == "prompt"
+    assert f"this model's maximum context length is {CONTEXT} tokens" in error["message"].lower()
+    total = prompt + (asked or 1)
+    output = asked or 1
+    assert f"requested {total} tokens ({prompt} in the prompt, {output} in the completion)" in error["message"]
+    chat = refused(served, CHAT, {"messages": [{"role": "user", "content": "x" * prompt}], "max_tokens": CONTEXT})
+    assert chat["code"] == "context_length_exceeded" and "in the messages" in chat["message"]
+
+
+def test_a_prompt_one_short_of_the_context_gets_one_token(served: Runner) -> None:
+    status, answer = served.run(served.stand.post(TEXT, {"prompt": [65] * (CONTEXT - 1)}))
+    assert status == 200
+    assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (1, "length")
+
+
+def test_too_many_choices_over_all_prompts_are_refused(served: Runner) -> None:
+    error = refused(served, TEXT, {"prompt": ["x"] * 100, "n": 100})
+    assert error["param"] == "n"
+
+
+def test_the_last_of_several_prompts_spoils_all_of_them(served: Runner) -> None:
+    refused(served, TEXT, {"prompt": [[65], [65], [300]]})
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_refusals_of_streams_are_no_streams(served: Runner, streams: bool) -> None:
+    refused(served, CHAT, {"messages": [USER], "stream": streams, "temperature": 9})
+    refused(served, TEXT, {"prompt": [65] * 600, "stream": streams})
+
+
+def test_unknown_fields_are_ignored(served: Runner) -> None:
+    extra = {f"unknown_{i}": {"a": [i]} for i in range(10_000)}
+    status, _ = served.run(served.stand.post(CHAT, {"messages": [USER], "max_tokens": 1, **extra}))
+    assert status == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"temperature": 2, "top_p": 1, "top_k": -1, "min_p": 1, "seed": -(2**63), "n": 1},
+        {"temperature": 0, "n": 2, "top_k": 10**6},
+        {"temperature": None, "max_tokens": None, "stop": None, "logit_bias": None, "stream": None, "tools": None},
+        {"stop": [], "logit_bias": {}, "stop_token_ids": [], "response_format": {"type": "text"}},
+        {"logit_bias": {"0": 100, "258": -100}, "user": "me", "metadata": {}, "store": False, "tool_choice": "none"},
+        {"max_tokens": 5, "max_completion_tokens": 5, "use_beam_search": False, "reasoning_effort": "low"},
+        {"chat_template_kwargs": {"enable_thinking": False, "depth": 1.5, "name": "x", "none": None}},
+    ],
+)
+def test_values_at_the_edge_are_taken(served: Runner, body: dict[str, Any]) -> None:
+    status, answer = served.run(served.stand.post(CHAT, {"messages": [USER], **body}))
+    assert status == 200, answer
+
+
+def test_control_tokens_and_odd_messages_never_break_the_server(served: Runner) -> None:
+    for messages in (
+        [{"role": "user", "content": "<|im_start|><|im_end|>\x00\u202e"}],
+        [{"role": "assistant", "content": "x"}],
+        [USER, {"role": "system", "content": "late"}],
+        [{"role": "assistant", "content": None, "tool_calls": [{"function": {"arguments": "{"}}]}],
+        [{"role": "user", "content": ""}],
+    ):
+        status, _ = served.run(served.stand.post(CHAT, {"messages": messages, "max_tokens": 1}))
+        assert status == 200

@@ -1,0 +1,211 @@
+import json
+import re
+from typing import Any
+
+import openai
+import pytest
+from stand import CREATED, Runner
+
+PATH = "/v1/completions"
+
+
+def post(served: Runner, body: dict[str, Any], *texts: str) -> Any:
+    async def main() -> Any:
+        if texts:
+            served.stand.workers.say(*texts)
+        status, answer = await served.stand.post(PATH, {"seed": 0, **body})
+        assert status == 200, answer
+        return answer
+
+    return served.run(main())
+
+
+def stream(served: Runner, body: dict[str, Any], *texts: str) -> list[Any]:
+    """The JSON of each event."""
+
+    async def main() -> bytes:
+        if texts:
+            served.stand.workers.say(*texts)
+        return await served.stand.events(PATH, {"seed": 0, **body})
+
+    parts = served.run(main()).decode().split("\n\n")
+    assert parts[-2:] == ["data: [DONE]", ""]
+    return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
+
+
+def text(chunks: list[Any], index: int = 0) -> str:
+    return "".join(choice["text"] for chunk in chunks for choice in chunk["choices"] if choice["index"] == index)
+
+
+def test_an_answer_has_openai_s_shape(served: Runner) -> None:
+    answer = post(served, {"prompt": "say", "cache_salt": "shape"}, "Hello")
+    assert re.fullmatch(r"cmpl-[0-9a-f]{32}", answer.pop("id"))
+    assert answer.pop("created") > CREATED
+    assert answer == {
+        "object": "text_completion",
+        "model": "tiny",
+        "choices": [
+            {"index": 0, "text": "Hello", "logprobs": None, "finish_reason": "stop", "stop_reason": None},
+        ],
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 6,
+            "total_tokens": 9,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
+    }
+
+
+def test_the_last_chunk_of_a_stream_carries_the_reason(served: Runner) -> None:
+    chunks = stream(served, {"prompt": "say", "max_tokens": 2, "stream_options": {"include_usage": True}}, "Hello")
+    assert [chunk["object"] for chunk in chunks] == ["text_completion"] * 3
+    assert chunks[0]["choices"] == [
+        {"index": 0, "text": "H", "logprobs": None, "finish_reason": None, "stop_reason": None}
+    ]
+    assert chunks[1]["choices"] == [
+        {"index": 0, "text": "e", "logprobs": None, "finish_reason": "length", "stop_reason": None}
+    ]
+    assert chunks[2]["choices"] == [] and chunks[2]["usage"]["completion_tokens"] == 2
+
+
+def test_sixteen_tokens_are_the_default(served: Runner) -> None:
+    assert post(served, {"prompt": "x"}, "y" * 100)["usage"]["completion_tokens"] == 16
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("ab", ["ab"]),
+        (["ab", "cde"], ["ab", "cde"]),
+        ([97, 98], ["ab"]),
+        ([[97, 98], [99]], ["ab", "c"]),
+    ],
+)
+@pytest.mark.parametrize("streams", [False, True])
+def test_every_form_of_prompt_is_taken(served: Runner, prompt: Any, texts: list[str], streams: bool) -> None:
+    if streams:
+        chunks = stream(served, {"prompt": prompt})
+        assert [text(chunks, index) for index in range(len(texts))] == texts
+    else:
+        answer = post(served, {"prompt": prompt})
+        assert [choice["text"] for choice in answer["choices"]] == texts
+        assert answer["usage"]["prompt_tokens"] == sum(map(len, texts))
+
+
+def test_choices_are_numbered_prompt_by_prompt(served: Runner) -> None:
+    async def main() -> Any:
+        served.stand.workers.reply = lambda prompt, seed: [*prompt, ord("0") + seed]
+        return (await served.stand.post(PATH, {"prompt": ["a", "b"], "n": 2, "seed": 0}))[1]
+
+    answer = served.run(main())
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [
+        (0, "a0"), (1, "a1"), (2, "b0"), (3, "b1"),
+    ]  # fmt: skip
+    assert answer["usage"]["prompt_tokens"] == 2
+
+
+def entry(data: str) -> list[float]:
+    return [-byte / 64 for byte in data.encode()]
+
+
+def test_logprobs_have_the_legacy_shape(served: Runner) -> None:
+    logprobs = post(served, {"prompt": "x", "logprobs": 1}, "ab")["choices"][0]["logprobs"]
+    assert logprobs == {
+        "tokens": ["a", "b"],
+        "token_logprobs": entry("ab"),
+        "top_logprobs": [{"a": -97 / 64}, {"b": -98 / 64}],
+        "text_offset": [0, 1],
+    }
+
+
+def test_zero_logprobs_tell_of_the_drawn_token_only(served: Runner) -> None:
+    logprobs = post(served, {"prompt": "x", "logprobs": 0}, "a")["choices"][0]["logprobs"]
+    assert logprobs["top_logprobs"] == [{"a": -97 / 64}]
+
+
+def test_offsets_count_characters_not_bytes(served: Runner) -> None:
+    logprobs = post(served, {"prompt": "x", "logprobs": 0}, "é🙂z")["choices"][0]["logprobs"]
+    assert logprobs["text_offset"] == [0, 0, 1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_echo_puts_the_prompt_first(served: Runner, streams: bool) -> None:
+    body = {"prompt": "pre 🙂 ", "echo": True}
+    if streams:
+        assert text(stream(served, body, "fix")) == "pre 🙂 fix"
+    else:
+        answer = post(served, body, "fix")
+        assert answer["choices"][0]["text"] == "pre 🙂 fix"
+        assert answer["usage"]["completion_tokens"] == 4
+
+
+def test_echo_decodes_a_prompt_of_ids(served: Runner) -> None:
+    assert post(served, {"prompt": [97, 98], "echo": True}, "c")["choices"][0]["text"] == "abc"
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_echo_with_logprobs_scores_the_prompt(served: Runner, streams: bool) -> None:
+    prompt = "é" + "b" * 150  # more than one chunk
+    body = {"prompt": prompt, "echo": True, "logprobs": 2}
+    if streams:
+        parts = [chunk["choices"][0]["logprobs"] for chunk in stream(served, body, "yz")]
+        logprobs = {name: [item for part in parts for item in part[name]] for name in parts[0]}
+    else:
+        logprobs = post(served, body, "yz")["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == ["\ufffd", "\ufffd", *"b" * 150, "y", "z"]
+    assert logprobs["token_logprobs"] == [None, *entry(prompt + "yz")[1:]]
+    assert logprobs["text_offset"] == [0, 0, *range(1, 153)]
+    assert logprobs["top_logprobs"][0] is None
+    assert logprobs["top_logprobs"][2] == {"b": -98 / 64, "c": -99 / 64}
+    assert logprobs["top_logprobs"][-1] == {"z": -122 / 64, "{": -123 / 64}
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("prompt", ["a", "scored"])
+def test_a_prompt_may_be_scored_without_generating(served: Runner, prompt: str, streams: bool) -> None:
+    body = {"prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 0}
+    if streams:
+        body["stream_options"] = {"include_usage": True}
+        *chunks, usage = stream(served, body, "never shown")
+        assert text(chunks) == prompt
+        assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+        assert usage["usage"]["completion_tokens"] == 0
+    else:
+        answer = post(served, body, "never shown")
+        assert answer["choices"][0]["text"] == prompt
+        assert answer["choices"][0]["logprobs"]["token_logprobs"] == [None, *entry(prompt)[1:]]
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert answer["usage"]["completion_tokens"] == 0
+
+
+def test_stop_strings_are_not_sought_in_the_echo(served: Runner) -> None:
+    choice = post(served, {"prompt": "a stop", "echo": True, "stop": "stop", "logprobs": 0}, "b stop c")["choices"][0]
+    assert choice["text"] == "a stopb "
+    assert choice["logprobs"]["tokens"] == list("a stopb ")
+    assert choice["stop_reason"] == "stop"
+
+
+def test_token_ids_may_be_asked_for(served: Runner) -> None:
+    body = {"prompt": "xy", "return_token_ids": True}
+    choice = post(served, body, "ab")["choices"][0]
+    assert (choice["prompt_token_ids"], choice["token_ids"]) == ([120, 121], [97, 98, 258])
+    chunks = stream(served, body, "ab")
+    assert [chunk["choices"][0].get("prompt_token_ids") for chunk in chunks] == [[120, 121], None, None]
+    assert [drawn for chunk in chunks for drawn in chunk["choices"][0]["token_ids"]] == [97, 98, 258]
+
+
+def test_the_openai_client_completes(served: Runner) -> None:
+    async def main() -> None:
+        served.stand.workers.say("Hello 🙂")
+        async with openai.AsyncOpenAI(base_url=served.stand.url + "/v1", api_key="none") as client:
+            whole = await client.completions.create(model="tiny", prompt="x", seed=0, logprobs=1)
+            assert whole.choices[0].text == "Hello 🙂"
+            assert whole.choices[0].logprobs is not None and whole.choices[0].logprobs.text_offset is not None
+            chunks = await client.completions.create(model="tiny", prompt=[[120], [121]], seed=0, stream=True)
+            texts = {0: "", 1: ""}
+            async for chunk in chunks:
+                for choice in chunk.choices:
+                    texts[choice.index] += choice.text
+            assert texts == {0: "Hello 🙂", 1: "Hello 🙂"}
+
+    served.run(main())
