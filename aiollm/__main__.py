@@ -122,9 +122,10 @@ async def serve(settings: config.Config, console: Any) -> int:
         try:
             await stop.first.wait()
             if not stop.error:
-                console.say(f"draining: running requests have {settings.drain_timeout:g} s; a second signal stops at once")
+                console.say(f"draining for at most {settings.drain_timeout:g} s; a second signal stops at once")
                 await stop.unless_second(engine.drain(settings.drain_timeout))
         finally:
+            engine.on_stopped(stop.error or "the server is shutting down")
             if stop.second.is_set():
                 fleet.kill()
             await fleet.stop()

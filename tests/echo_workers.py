@@ -38,12 +38,20 @@ class EchoWorkers:
         self._applied = 0
         self._iteration = 0
         self._scheduled = False
-        self.reset()
+        self.held = False
+        self.reply: Reply = echo
+        self.launched = 0  # tokens drawn since the reset
 
     def reset(self) -> None:
-        self.reply: Reply = echo
+        """Back to echoing, whatever a test has left."""
+        self.reply = echo
+        self.launched = 0
+        self.release()
+
+    def release(self) -> None:
+        """Turn by themselves again."""
         self.held = False
-        self.launched = 0  # tokens drawn since the reset
+        self._schedule()
 
     def say(self, *texts: str) -> None:
         """Answer with texts: choice i of a request with seed 0 gets texts[i]."""

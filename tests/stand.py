@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,7 +53,7 @@ class Stand:
 
     async def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any]:
         """Status and JSON of the answer; a body of bytes is sent as it is."""
-        data = {"data": body} if isinstance(body, bytes) else {"json": body}
+        data = {"data": io.BytesIO(body)} if isinstance(body, bytes) else {"json": body}
         async with self.session.post(self.url + path, **data, headers=headers) as response:
             return response.status, await response.json()
 
@@ -68,6 +69,15 @@ class Stand:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(data)
         answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return answer
+
+    async def refusal(self, data: bytes) -> bytes:
+        """The JSON error that the server answers to these bytes, and what stands before it."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(data)
+        answer = await reader.readuntil(b"}}\n")
         writer.close()
         await writer.wait_closed()
         return answer
@@ -124,12 +134,12 @@ class Runner:
         """Run it, then ask the stand to be idle."""
 
         async def checked() -> T:
+            self.stand.workers.reset()
             async with asyncio.timeout(WAIT):
                 result = await coroutine
             await self.stand.check_idle()
             return result
 
-        self.stand.workers.reset()
         return self._runner.run(checked())
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ import argparse
 import os
 import signal
 import sys
+from contextlib import suppress
 
 import torch
 
@@ -34,7 +35,8 @@ def main() -> int:
         return replay.main(args.replay, args.device, args.model_dir)
     if args.inbox is None or args.outbox is None or args.arena is None:
         parser.error("a worker is started by the server; by hand, use --replay FILE")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when its workers leave
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group; the server drains, then says stop
+        signal.signal(ignored, signal.SIG_IGN)
     return serve(args.inbox, args.outbox, args.arena, Decisions(args.source, args.followers))
 
 
@@ -44,6 +46,7 @@ def serve(inbox_fd: int, outbox_fd: int, arena_fd: int, decisions: Decisions) ->
         os.set_blocking(fd, False)
     inbox = PipeInbox(FrameReader(inbox_fd, Arena.attach(arena_fd)))
     outbox = PipeOutbox(FrameWriter(outbox_fd), speaks=decisions.leads)
+    loaded = False
     try:
         setup = _first(inbox)
         if setup is None:
@@ -54,6 +57,7 @@ def serve(inbox_fd: int, outbox_fd: int, arena_fd: int, decisions: Decisions) ->
             outbox.flush()
 
         runner, ready = load(setup.settings, tell)
+        loaded = True
         stream = HostStream(torch.inference_mode)
         state = loop.Loop(setup.epoch, setup.settings.rows, inbox, outbox, stream, runner, Staging(), decisions)
         tell(ready)
@@ -63,10 +67,11 @@ def serve(inbox_fd: int, outbox_fd: int, arena_fd: int, decisions: Decisions) ->
     except BrokenPipeError:
         return 0  # the server is gone
     except Exception as error:
-        if not isinstance(error, ValueError | MemoryError | OSError):
+        if loaded or not isinstance(error, ValueError | MemoryError | OSError):
             sys.excepthook(type(error), error, error.__traceback__)
         outbox.put(Fatal(f"{type(error).__name__}: {error}"))
-        outbox.flush()
+        with suppress(BrokenPipeError):
+            outbox.flush()
         return 1
 
 

@@ -42,10 +42,14 @@ class Decisions:
         return self._source is None and not self._followers
 
     def write(self, iteration: int, applied: int, launching: bool, stopping: bool, rows: Integers) -> None:
+        """Tell the followers; EOFError when one of them is gone."""
         if self._followers:
             record = _RECORD.pack(iteration, applied, launching, stopping, _checksum(rows))
-            for fd in self._followers:
-                os.write(fd, record)  # less than PIPE_BUF: whole or not at all
+            try:
+                for fd in self._followers:
+                    os.write(fd, record)  # less than PIPE_BUF: whole or not at all
+            except BrokenPipeError:
+                raise EOFError("a rank that follows went away") from None
 
     def read(self) -> Decision:
         """Wait for rank 0; EOFError when it is gone."""

@@ -114,6 +114,8 @@ class Loop:
             if launching or self.in_flight or self.stopping:
                 self.decisions.write(self.iteration, self.applied, launching, self.stopping, decode)
                 return self._launch(chunks, decode, stalled) if launching else None
+            if self._updates:
+                continue  # more than SMALL_UPDATES had arrived
             self.outbox.flush()  # nothing is in flight: the post of this turn must not wait for the next message
             if not self.inbox.wait():
                 self.stopping = True
@@ -278,23 +280,23 @@ def run(loop: Loop) -> None:
 
     def overlap(me: int) -> None:
         flight: Flight | None = None
-        with loop.stream.context():
-            while True:
-                if flight is not None:
-                    flight.pending.wait()
-                baton.take(me)
-                try:
+        try:
+            with loop.stream.context():
+                while True:
+                    if flight is not None:
+                        flight.pending.wait()
+                    baton.take(me)
                     if faults:
                         return
                     flight = loop.turn(flight)
                     if loop.stopping and flight is None:
                         return
-                except BaseException as error:
-                    faults.append(error)
-                    return
-                finally:
                     baton.pass_on(me)
-                loop.outbox.flush()
+                    loop.outbox.flush()
+        except BaseException as error:
+            faults.append(error)
+        finally:
+            baton.pass_on(me)  # whatever ended this thread, the other one must not wait for it
 
     threads = [threading.Thread(target=overlap, args=(me,), name=f"overlap-{me}") for me in (0, 1)]
     for thread in threads:

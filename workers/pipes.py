@@ -1,6 +1,7 @@
 """A worker's ends of the wire: updates in, results out."""
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 
 from aiollm.wire.framing import FrameReader, FrameWriter
@@ -38,7 +39,7 @@ class PipeOutbox:
         self._writer = writer
         self._speaks = speaks
         self._lock = threading.Lock()
-        self._waiting: list[FromWorker] = []
+        self._waiting: deque[FromWorker] = deque()
 
     def put(self, message: FromWorker) -> None:
         if self._speaks or not isinstance(message, Result | Failed):
@@ -46,7 +47,6 @@ class PipeOutbox:
 
     def flush(self) -> None:
         with self._lock:
-            waiting, self._waiting = self._waiting, []
-            for message in waiting:
-                self._writer.send(encoder.encode(message))
+            while self._waiting:
+                self._writer.send(encoder.encode(self._waiting.popleft()))
             self._writer.flush_blocking()

@@ -76,6 +76,7 @@ async def serve(app: web.Application, host: str, port: int, sock: socket.socket 
         handler_cancellation=True,
         keepalive_timeout=KEEP_ALIVE_SECONDS,
         lingering_time=LINGERING_SECONDS,
+        auto_decompress=False,
     )
     await runner.setup()
     site = web.TCPSite(runner, host, port) if sock is None else web.SockSite(runner, sock)

@@ -7,13 +7,14 @@ import asyncio
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
-from aiollm.engine.engine import Engine
 from aiollm.fleet.link import Link
 from aiollm.fleet.record import FROM_WORKER, TO_WORKER, Recorder
 from aiollm.wire.messages import (
@@ -36,12 +37,27 @@ WINDOW = 600.0  # seconds in which deaths are counted against the limit
 STOP_SECONDS = 5.0
 
 
+class Listener(Protocol):
+    """Whom the workers serve: the engine."""
+
+    def on_loading(self, loading: Loading) -> object: ...
+
+    def on_ready(self, ready: Ready, workers: "Fleet") -> object: ...
+
+    def on_message(self, message: Result | Failed) -> object: ...
+
+    def on_death(self) -> object:
+        """The group is gone; the next one serves another epoch."""
+
+    def on_stopped(self, error: str) -> object: ...
+
+
 class Fleet:
     """`settings` are those of every rank, but for its rank. `on_stopped` is called once, when no worker comes back."""
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Listener,
         settings: WorkerSettings,
         max_restarts: int,
         record: str | None = None,
@@ -58,6 +74,7 @@ class Fleet:
         self._on_stopped = on_stopped
         self._links: list[Link] = []
         self._ready: list[Ready | None] = []
+        self._epoch = 0
         self._deaths: list[float] = []
         self._served = False
         self._stopping = False
@@ -74,6 +91,7 @@ class Fleet:
         self._folder = tempfile.mkdtemp(prefix="aiollm-")
         rendezvous = os.path.join(self._folder, "ranks")
         logs = [os.pipe() for _ in range(1, ranks)]
+        self._epoch += 1
         self._failure = ""
         self._ready = [None] * ranks
         self._links = []
@@ -91,10 +109,9 @@ class Fleet:
         for read, write in logs:
             os.close(read)
             os.close(write)
-        epoch = self._engine.core.epoch if self._engine.core else 1
         for rank, link in enumerate(self._links):
             settings = msgspec.structs.replace(self._settings, rank=rank, rendezvous=rendezvous)
-            self._send(link, encoder.encode(Setup(epoch, settings)), record=rank == 0)
+            self._send(link, encoder.encode(Setup(self._epoch, settings)), record=rank == 0)
 
     # The engine's side
 
@@ -109,8 +126,10 @@ class Fleet:
             link.applied(number)
 
     async def stop(self) -> None:
-        """Let the workers finish what they launched; kill them after a few seconds."""
+        """Let the workers finish what they launched; kill them after a few seconds, or at once while they load."""
         self._stopping = True
+        if not all(self._ready):
+            self.kill()
         for rank, link in enumerate(self._links):
             self._send(link, encoder.encode(Stop()), record=rank == 0)
         deadline = time.monotonic() + STOP_SECONDS
@@ -156,25 +175,40 @@ class Fleet:
         elif isinstance(message, Fatal):
             log.error("worker %d: %s", rank, message.error)
             self._failure = self._failure or message.error
+            self._links[rank].kill()  # its last word: what is left of it might wait for ranks that are gone
 
     def _on_exit(self, link: Link, status: int) -> None:
-        others = [other for other in self._links if not other.closed]
-        if others:
-            for other in others:
-                other.kill()
-            self._failure = self._failure or f"a worker ended with status {status}"
+        self._failure = self._failure or f"a worker process {_ending(status)}"
+        if any(not other.closed for other in self._links):
+            if not self._stopping:
+                self.kill()
             return
         shutil.rmtree(self._folder, ignore_errors=True)
         if self._stopping:
             return
-        reason = self._failure or f"the worker process ended with status {status}"
         now = time.monotonic()
         self._deaths = [death for death in self._deaths if now - death < WINDOW] + [now]
         self._engine.on_death()
-        if not self._served or len(self._deaths) > self._max_restarts:
-            error = reason if not self._served else f"{reason}; that was death {len(self._deaths)}, see --max_restarts"
-            self._engine.on_stopped(error)
-            self._on_stopped(error)
-            return
-        log.error("%s; starting it again, running requests go on", reason)
-        self.start()
+        if not self._served:
+            self._give_up(self._failure)
+        elif len(self._deaths) > self._max_restarts:
+            self._give_up(f"{self._failure}; that was death {len(self._deaths)}, see --max_restarts")
+        else:
+            log.error("%s; starting it again, running requests go on", self._failure)
+            try:
+                self.start()
+            except OSError as error:
+                self._give_up(f"{self._failure}; it cannot be started again: {error}")
+
+    def _give_up(self, error: str) -> None:
+        self._stopping = True
+        self.kill()
+        self._engine.on_stopped(error)
+        self._on_stopped(error)
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
+    hint = ", perhaps for want of memory" if status == -signal.SIGKILL else ""
+    return f"was ended by signal {-status} ({signal.strsignal(-status)}){hint}"

@@ -11,6 +11,7 @@ from aiollm.wire.framing import FrameReader, FrameWriter, enlarge
 from aiollm.wire.messages import FromWorker, from_worker_decoder
 
 ARENA_SIZE = 64 << 20  # bytes; touched only as far as it is used
+REAP_SECONDS = 0.01
 
 
 class Link:
@@ -34,7 +35,7 @@ class Link:
             enlarge(fd)
             os.set_blocking(fd, False)
         theirs = [inbox, outbox, self.arena.fd, *([source] if source is not None else []), *followers]
-        command = [sys.executable, "-m", "aiollm.workers"]
+        command = [sys.executable, "-P", "-m", "aiollm.workers"]  # -P: no module of the current folder gets in
         command += ["--inbox", str(inbox), "--outbox", str(outbox), "--arena", str(self.arena.fd)]
         command += ["--source", str(source)] if source is not None else []
         command += ["--followers", *map(str, followers)] if followers else []
@@ -45,6 +46,7 @@ class Link:
         self._reader = FrameReader(self._from)
         self._writing = False
         self.closed = False
+        """The process has ended, and everything is given back."""
         self._loop.add_reader(self._from, self._read)
 
     def send(self, body: bytes, number: int = 0) -> None:
@@ -67,30 +69,32 @@ class Link:
 
     def _flush(self) -> None:
         try:
-            done = self._writer.flush()
+            full = self._writer.flush()
         except BrokenPipeError:
-            done = True  # its end is read from the other pipe
-        if done == self._writing:
-            self._writing = not done
-            if self._writing:
-                self._loop.add_writer(self._to, self._flush)
-            else:
-                self._loop.remove_writer(self._to)
+            full = False  # its end is read from the other pipe
+        if full and not self._writing:
+            self._loop.add_writer(self._to, self._flush)
+        elif self._writing and not full:
+            self._loop.remove_writer(self._to)
+        self._writing = full
 
     def _read(self) -> None:
         for body in self._reader.read():
             self._on_message(body, from_worker_decoder.decode(body))
         if self._reader.closed:
-            self._close()
+            self._loop.remove_reader(self._from)
+            self._reap()
 
-    def _close(self) -> None:
+    def _reap(self) -> None:
+        """The pipe ended because the process is ending; a GPU's driver may take seconds to clean up after it."""
+        status = self.process.poll()
+        if status is None:
+            self._loop.call_later(REAP_SECONDS, self._reap)
+            return
         self.closed = True
-        self._loop.remove_reader(self._from)
         if self._writing:
             self._loop.remove_writer(self._to)
         os.close(self._from)
         os.close(self._to)
         self.arena.close()
-        # The pipe ends as the process ends; what is left of it takes no time worth a thread.
-        status = self.process.wait()
         self._on_exit(self, status)

@@ -1,7 +1,7 @@
 """Frames on a pipe: an 8-byte head (length, flag), then the body, or the body's offset in the arena.
 
-Reading and writing never block unless asked to: `FrameWriter.flush` stops at a full pipe, `FrameReader.read` at an
-empty one.
+Reading and writing never block unless asked to: `FrameWriter.flush` stops at a full pipe, `FrameReader.read` takes
+what one read brings.
 """
 
 import fcntl
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from aiollm.wire.arena import Arena
 
-INLINE_LIMIT = 8192  # bytes; larger bodies with a number go through the arena
+INLINE_LIMIT = 8192  # bytes; larger bodies with a number go through the arena, unless they exceed it
 PIPE_SIZE = 1 << 20
 _HEAD = struct.Struct("<II")
 _OFFSET = struct.Struct("<Q")
@@ -35,7 +35,7 @@ class FrameWriter:
         self.fd = fd
         self._arena = arena
         self._queue: deque[tuple[int, bytes]] = deque()
-        self._partial = b""
+        self._partial = memoryview(b"")
 
     def send(self, body: bytes, number: int = 0) -> None:
         """Queue a body; `number` > 0 allows the arena, whose space comes back when that number is applied."""
@@ -47,33 +47,33 @@ class FrameWriter:
         return len(self._queue) + bool(self._partial)
 
     def flush(self) -> bool:
-        """Write without blocking; True when nothing is left. Raises BrokenPipeError when the reader is gone.
+        """Write without blocking; True when the pipe is full. Raises BrokenPipeError when the reader is gone.
 
-        False with the arena full means: call again once space was freed.
+        False with something `pending` means that the arena is full: call again once space was freed.
         """
         while self._partial or self._queue:
             if not self._partial:
                 frame = self._frame(*self._queue[0])
                 if frame is None:
                     return False
-                self._partial = frame
+                self._partial = memoryview(frame)
                 self._queue.popleft()
             try:
                 written = os.write(self.fd, self._partial)
             except BlockingIOError:
-                return False
+                return True
             self._partial = self._partial[written:]
-        return True
+        return False
 
     def flush_blocking(self) -> None:
         """Write everything, waiting for the reader where the pipe is full."""
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
-        while not self.flush():
+        while self.flush():
             poll.poll()
 
     def _frame(self, number: int, body: bytes) -> bytes | None:
-        if number == 0 or self._arena is None or len(body) <= INLINE_LIMIT:
+        if number == 0 or self._arena is None or not INLINE_LIMIT < len(body) <= self._arena.size:
             return _HEAD.pack(len(body), _INLINE) + body
         offset = self._arena.put(number, body)
         if offset is None:
@@ -91,17 +91,16 @@ class FrameReader:
         self.closed = False
 
     def read(self) -> Iterator[bytes | memoryview]:
-        """Whatever whole frames have arrived. Sets `closed` at the end of the stream."""
-        while True:
-            try:
-                data = os.read(self.fd, PIPE_SIZE)
-            except BlockingIOError:
-                break
-            if not data:
-                self.closed = True
-                break
-            self._buffer += data
-            yield from self._frames()
+        """The whole frames among what has arrived, one read's worth; a caller that stops early finds the others at the
+        next call. Sets `closed` at the end of the stream."""
+        try:
+            data = os.read(self.fd, PIPE_SIZE)
+        except BlockingIOError:
+            data = None
+        self.closed = data == b""
+        self._buffer += data or b""
+        while (frame := self._frame()) is not None:
+            yield frame
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the pipe has something to read (or its end); False at the timeout, in seconds."""
@@ -109,19 +108,18 @@ class FrameReader:
         poll.register(self.fd, select.POLLIN)
         return bool(poll.poll(None if timeout is None else timeout * 1000))
 
-    def _frames(self) -> Iterator[bytes | memoryview]:
-        at = 0
-        while len(self._buffer) - at >= _HEAD.size:
-            length, flag = _HEAD.unpack_from(self._buffer, at)
-            size = length if flag == _INLINE else _OFFSET.size
-            begin = at + _HEAD.size
-            if len(self._buffer) < begin + size:
-                break
-            at = begin + size
-            if flag == _INLINE:
-                yield bytes(self._buffer[begin:at])
-            elif self._arena is None:
-                raise ValueError("a frame points into an arena that this reader does not have")
-            else:
-                yield self._arena.view(_OFFSET.unpack_from(self._buffer, begin)[0], length)
-        del self._buffer[:at]
+    def _frame(self) -> bytes | memoryview | None:
+        """Take the first frame off the buffer, if it is whole."""
+        if len(self._buffer) < _HEAD.size:
+            return None
+        length, flag = _HEAD.unpack_from(self._buffer)
+        end = _HEAD.size + (length if flag == _INLINE else _OFFSET.size)
+        if len(self._buffer) < end:
+            return None
+        body = bytes(self._buffer[_HEAD.size : end])
+        del self._buffer[:end]
+        if flag == _INLINE:
+            return body
+        if self._arena is None:
+            raise ValueError("a frame points into an arena that this reader does not have")
+        return self._arena.view(_OFFSET.unpack(body)[0], length)

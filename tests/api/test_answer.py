@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stand import WAIT, Runner, Stand, stand
+from stand import Runner, Stand, stand
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -48,8 +48,7 @@ def test_a_client_that_leaves_ends_its_request(
             await asyncio.sleep(0)
         await leave(writer)
         await served.stand.until(lambda: running(served.stand) == 0)
-        served.stand.workers.held = False
-        served.stand.workers.step()
+        served.stand.workers.release()
 
     served.run(main())
     assert served.stand.workers.launched <= 2 * (tokens + 1)
@@ -65,8 +64,7 @@ def test_a_client_that_leaves_the_queue_is_forgotten(served: Runner) -> None:
         await served.stand.until(lambda: len(core.waiting) > 20)
         await leave(writer)
         await served.stand.until(lambda: core.idle)
-        served.stand.workers.held = False
-        served.stand.workers.step()
+        served.stand.workers.release()
 
     served.run(main())
 
@@ -123,7 +121,7 @@ def test_headers_and_roles_go_out_before_the_first_token(served: Runner) -> None
                 assert response.headers["X-Accel-Buffering"] == "no"
                 if opening:
                     assert opening in await response.content.readline()
-        served.stand.workers.held = False
+        served.stand.workers.release()
 
     served.run(main())
 
@@ -137,10 +135,7 @@ def test_silence_is_broken_by_comments(folder: Path, path: str, body: dict[str, 
                 comments = 0
                 while comments < 3:
                     comments += await response.content.readline() == b": keep-alive\n"
-                served.workers.held = False
-                served.workers.step()
-                served.workers.step()
-                served.workers._schedule()
+                served.workers.release()
                 rest = await response.read()
             assert rest.endswith(b"data: [DONE]\n\n")
 
@@ -224,17 +219,13 @@ def test_a_full_queue_answers_503_with_a_time_to_come_back(folder: Path) -> None
             second = asyncio.create_task(served.post(TEXT, {**TEXT_BODY, "n": 12, "max_tokens": 2}))
             core = served.engine.core
             assert core is not None
-            while not second.done() and len(core.waiting) < 4:
-                await asyncio.sleep(0.001)
+            await served.until(lambda: len(core.waiting) == 12)
             async with served.session.post(served.url + TEXT, json=TEXT_BODY) as response:
                 assert response.status == 503
                 assert int(response.headers["Retry-After"]) <= 120
                 assert (await response.json())["error"]["code"] == "queue_full"
-            served.workers.held = False
-            served.workers._schedule()
-            assert (await first)[0] == 200
-
-            await second
+            served.workers.release()
+            assert (await first)[0] == (await second)[0] == 200
 
     asyncio.run(main())
 
@@ -256,11 +247,8 @@ def test_several_tokens_share_a_chunk_only_if_they_came_together(served: Runner)
         await served.stand.until(lambda: running(served.stand) == 1)
         for _ in range(3):  # without a turn of the loop between them
             served.stand.workers.step()
-        await asyncio.sleep(0.01)
-        served.stand.workers.held = False
-        served.stand.workers._schedule()
+        served.stand.workers.release()
         return await events
 
     chunks = served.run(main()).split(b"\n\n")
     assert b'"text":"abc"' in chunks[0] and b'"text":"d"' in chunks[1]
-    assert WAIT

@@ -8,6 +8,7 @@ from stand import CONTEXT, Runner
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 USER = {"role": "user", "content": "hi"}
+TRAILING = b'{"prompt":"x","messages":[{"role":"user","content":"x"}]}x'
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
 # field, values that are refused
@@ -106,7 +107,8 @@ def test_a_bad_field_of_a_completion_request_is_named(served: Runner, field: str
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b" ", b"{", b"[]", b"null", b'"x"', b"5", b'{"prompt":"x","messages":[{"role":"user","content":"x"}]}x', b"\xef\xbb\xbf{}", b"\xff\xfe", b"{'a':1}", b'{"a":1,}',
+        b"", b" ", b"{", b"[]", b"null", b'"x"', b"5", TRAILING,
+        b"\xef\xbb\xbf{}", b"\xff\xfe", b"{'a':1}", b'{"a":1,}',
         b'{"a":NaN}', b'{"a":Infinity}', b'{"temperature":NaN}', b'{"temperature":-Infinity}', b'{"user":"\xff"}',
         b'{"prompt":"caf\xe9"}', b'{"prompt":"\\ud800"}', b'{"messages":[{"role":"user","content":"\\udfff"}]}', DEEP,
         b'{"x":' + DEEP + b"}", b'{"tools":' + DEEP + b"}", b'{"a":' * 100_000, b'{"prompt":"\x01"}',

@@ -1,0 +1,84 @@
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from stand import CONTEXT, CREATED, Runner, Stand, stand
+
+from aiollm import __version__
+from aiollm.wire.messages import Loading
+
+BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+async def get(served: Stand, path: str) -> tuple[int, Any]:
+    async with served.session.get(served.url + path) as response:
+        return response.status, json.loads(await response.read())
+
+
+def entry(name: str, length: int | None) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": CREATED,
+        "owned_by": "aiollm",
+        "root": "/models/tiny",
+        "parent": None,
+        "max_model_len": length,
+    }
+
+
+def test_models_are_listed_and_found_by_name(served: Runner) -> None:
+    listed = {"object": "list", "data": [entry("tiny", CONTEXT), entry("org/tiny", CONTEXT)]}
+    assert served.run(get(served.stand, "/v1/models")) == (200, listed)
+    for path in ("/v1/models/org/tiny", "/v1/models/org/tiny/", "/v1/models/org%2Ftiny"):
+        assert served.run(get(served.stand, path)) == (200, entry("org/tiny", CONTEXT))
+    status, answer = served.run(get(served.stand, "/v1/models/other"))
+    assert (status, answer["error"]["code"]) == (404, "model_not_found")
+
+
+def test_version(served: Runner) -> None:
+    assert served.run(get(served.stand, "/version")) == (200, {"version": __version__})
+
+
+def test_readiness_follows_the_engine_and_health_does_not(folder: Path) -> None:
+    async def main() -> None:
+        async with stand(folder, loading=True) as served:
+            served.engine.on_loading(Loading("weights", 0.25))
+            for path in ("/ready", "/readyz"):
+                assert await get(served, path) == (
+                    503, {"status": "loading", "phase": "weights", "progress": 0.25, "error": ""},
+                )  # fmt: skip
+            assert (await get(served, "/v1/models"))[1]["data"][0] == entry("tiny", None)
+            status, answer = await served.post("/v1/chat/completions", BODY)
+            assert (status, answer["error"]["code"]) == (503, "loading")
+            assert "weights 25%" in answer["error"]["message"]
+            assert (await get(served, "/health"))[0] == 200
+
+            served.start()
+            assert await get(served, "/ready") == (
+                200, {"status": "ready", "phase": "ready", "progress": 1.0, "error": ""},
+            )  # fmt: skip
+            assert (await served.post("/v1/chat/completions", BODY))[0] == 200
+
+            await served.engine.drain(1)
+            assert (await get(served, "/ready"))[0] == 503
+            status, answer = await served.post("/v1/chat/completions", BODY)
+            assert (status, answer["error"]["code"]) == (503, "draining")
+
+            served.engine.on_stopped("no device")
+            assert (await get(served, "/ready"))[1]["error"] == "no device"
+            for path in ("/health", "/livez", "/ping"):
+                assert await get(served, path) == (200, {"status": "ok"})
+
+    asyncio.run(main())
+
+
+def test_refusals_while_loading_tell_when_to_come_back(folder: Path) -> None:
+    async def main() -> None:
+        async with stand(folder, loading=True) as served:
+            for path in ("/v1/chat/completions", "/v1/completions"):
+                async with served.session.post(served.url + path, json=BODY) as response:
+                    assert (response.status, response.headers["Retry-After"]) == (503, "5")
+
+    asyncio.run(main())

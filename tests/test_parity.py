@@ -1,0 +1,26 @@
+"""Greedy tokens and logprobs equal transformers' in every mode of serving: a short form of `make parity`."""
+
+import pytest
+from parity import Parity, Verdict
+
+from aiollm.hub.resolve import resolve
+
+MODES = ("alone", "batched", "prefix hits", "streamed", "echo", "chunks of 7", "chunks of 64", "paused and resumed",
+         "worker killed", "tp 3")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> dict[str, Verdict]:
+    folder = resolve(None, progress=lambda phase, fraction: None).folder
+    return Parity(folder, count=8, longest=200, steps=24).all(tp=3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_tokens_and_logprobs_are_those_of_transformers(verdicts: dict[str, Verdict], mode: str) -> None:
+    verdict = verdicts[mode]
+    assert verdict.wrong == []
+    assert verdict.compared > 100
+
+
+def test_no_mode_is_left_out(verdicts: dict[str, Verdict]) -> None:
+    assert sorted(verdicts) == sorted(MODES)

@@ -1,0 +1,268 @@
+"""The whole product as its users meet it: a server process, its workers, real clients, signals and kills."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import torch
+from serving import Server
+from tiny_model import write_tiny_model
+from tiny_tokenizer import VOCAB_SIZE, write_byte_tokenizer
+
+CONTEXT = 2048
+FLAGS = ("--threads", "1", "--max_total_token_num", "20000", "--running_max_req_size", "16")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model with a byte tokenizer; it never ends by itself."""
+    made = tmp_path_factory.mktemp("tiny")
+    write_tiny_model(made, vocab_size=VOCAB_SIZE, max_position_embeddings=CONTEXT)
+    return write_byte_tokenizer(made)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    with Server("--model_dir", str(folder), *FLAGS) as running:
+        yield running
+
+
+def complete(server: Server, **fields: Any) -> list[int]:
+    """Token ids of one completion."""
+    body = {"prompt": [72, 105], "max_tokens": 24, "ignore_eos": True, "return_token_ids": True, **fields}
+    found: list[int] = server.post("/v1/completions", body)["choices"][0]["token_ids"]
+    return found
+
+
+def stream(server: Server, tokens: int) -> subprocess.Popen[bytes]:
+    """A streamed completion in curl."""
+    body = json.dumps({"prompt": "x", "max_tokens": tokens, "ignore_eos": True, "stream": True})
+    command = ["curl", "-sN", server.url + "/v1/completions", "-H", "Content-Type: application/json", "-d", body]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
+
+
+def until(condition: Any, seconds: float = 20) -> None:
+    """Wait for a condition, or fail."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)
+
+
+def test_ready_tells_the_progress_of_loading(folder: Path) -> None:
+    with Server("--model_dir", str(folder), *FLAGS, ready=False) as server:
+        seen = []
+        while not seen or seen[-1][0] != 200:
+            status, text = server.get("/ready")
+            seen.append((status, json.loads(text)))
+            assert server.get("/health")[0] == 200
+        assert seen[0][0] == 503 and seen[0][1]["status"] == "loading"
+        assert {"phase", "progress"} <= seen[0][1].keys()
+        assert seen[-1][1]["status"] == "ready"
+
+
+def test_a_row_draws_the_same_tokens_alone_and_in_a_crowd(server: Server) -> None:
+    alone = [complete(server, temperature=1.0, seed=seed) for seed in range(4)]
+    with ThreadPoolExecutor(12) as pool:
+        others = [pool.submit(complete, server, temperature=1.5, prompt=[1 + i] * (9 * i + 1)) for i in range(8)]
+        crowded = list(pool.map(lambda seed: complete(server, temperature=1.0, seed=seed), range(4)))
+        assert all(len(other.result()) == 24 for other in others)
+    assert crowded == alone
+    assert len({tuple(tokens) for tokens in alone}) == 4
+
+
+def test_choices_of_one_request_are_those_of_following_seeds(server: Server) -> None:
+    body = {"prompt": [9, 8, 7], "max_tokens": 8, "n": 3, "seed": 5, "temperature": 1.0, "return_token_ids": True}
+    choices = server.post("/v1/completions", body)["choices"]
+    for index in range(3):
+        assert choices[index]["token_ids"] == complete(
+            server, prompt=[9, 8, 7], max_tokens=8, seed=5 + index, temperature=1.0, ignore_eos=False
+        )
+
+
+def test_clients_that_go_away_leave_nothing_behind(server: Server) -> None:
+    r = random.Random(3)
+
+    def leave(_: int) -> None:
+        client = socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
+        body = json.dumps({"prompt": "x" * r.randint(1, 900), "max_tokens": 1000, "stream": r.random() < 0.5}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        client.sendall(head.encode() + b"\r\n\r\n" + body[: r.choice([0, 10, len(body)])])
+        client.settimeout(r.random())
+        try:
+            client.recv(r.choice([1, 300, 5000]))
+        except TimeoutError:
+            pass  # gone before the first byte
+        client.close()
+
+    with ThreadPoolExecutor(24) as pool:
+        list(pool.map(leave, range(120)))
+    until(lambda: server.metric("aiollm_num_requests_running") + server.metric("aiollm_num_requests_waiting") == 0)
+    assert server.get("/ready")[0] == 200
+    assert len(complete(server)) == 24
+
+
+def test_a_killed_worker_costs_no_token(server: Server) -> None:
+    prompts = [[65 + i, 66, 67] * (3 * i + 1) for i in range(8)]
+    expected = [complete(server, prompt=prompt, max_tokens=200, temperature=0.8, seed=1) for prompt in prompts]
+    with ThreadPoolExecutor(8) as pool:
+        before = server.metric("aiollm_generation_tokens_total")
+        found = [
+            pool.submit(complete, server, prompt=prompt, max_tokens=200, temperature=0.8, seed=1) for prompt in prompts
+        ]
+        until(lambda: server.metric("aiollm_generation_tokens_total") > before + 300)
+        (victim,) = server.workers()
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: server.get("/ready")[0] == 503)
+        assert [tokens.result() for tokens in found] == expected
+    assert server.get("/ready")[0] == 200
+    assert server.workers() != [victim]
+
+
+def test_sigterm_drains(folder: Path) -> None:
+    with Server("--model_dir", str(folder), *FLAGS) as server, stream(server, 1500) as client:
+        assert client.stdout is not None
+        client.stdout.readline()
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: server.get("/ready")[0] == 503)
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            complete(server)
+        rest = client.stdout.read()
+        assert rest.count(b'"finish_reason":"length"') == 1 and rest.endswith(b"data: [DONE]\n\n")
+        assert server.process.wait(20) == 0
+
+
+def test_a_second_sigterm_stops_at_once(folder: Path) -> None:
+    with Server("--model_dir", str(folder), *FLAGS) as server, stream(server, 2000) as client:
+        assert client.stdout is not None
+        client.stdout.readline()
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: server.get("/ready")[0] == 503)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+        assert time.monotonic() - began < 5
+
+
+def test_sigterm_while_loading_stops_soon(folder: Path) -> None:
+    with Server("--model_dir", str(folder), *FLAGS, ready=False) as server:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+
+
+def test_a_server_that_is_killed_takes_its_workers_along(folder: Path) -> None:
+    with Server("--model_dir", str(folder), *FLAGS) as server:
+        workers = server.workers()
+        server.process.kill()
+        server.process.wait()
+        until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers))
+
+
+def start(*flags: str) -> tuple[int, str]:
+    """Exit status and last line of a server that cannot start."""
+    command = [sys.executable, "-m", "aiollm", "serve", "--port", "0", *flags]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return found.returncode, found.stderr.strip().splitlines()[-1]
+
+
+def test_a_start_that_fails_says_why_in_its_last_line(folder: Path, tmp_path: Path) -> None:
+    status, line = start("--model_dir", str(tmp_path / "nowhere"))
+    assert status == 1 and "nowhere" in line
+
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    status, line = start("--model_dir", str(tmp_path))
+    assert status == 1 and "pickled" in line
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        status, line = start("--model_dir", str(folder), "--port", str(taken.getsockname()[1]))
+    assert status == 1 and "--port" in line
+
+    status, line = start("--model_dir", str(folder), "--tp", "4")
+    assert status == 1 and "tp 4" in line
+
+
+def test_a_record_is_replayed_without_a_server(folder: Path, tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    with Server("--model_dir", str(folder), *FLAGS, "--record", str(record)) as server, ThreadPoolExecutor(4) as pool:
+        lengths = [len(t) for t in pool.map(lambda i: complete(server, seed=i, prompt=[i + 1] * (50 * i + 1)), range(4))]
+    found = subprocess.run(
+        [sys.executable, "-m", "aiollm.workers", "--replay", str(record)], capture_output=True, text=True, timeout=120
+    )
+    assert found.returncode == 0, found.stderr
+    assert f"{sum(lengths)} tokens, 0 differ" in found.stdout
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Server]:
+    """The model that is served without any argument."""
+    with Server() as running:
+        yield running
+
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def test_the_demo_model_answers_curl(demo: Server) -> None:
+    body = json.dumps({"messages": QUESTION, "temperature": 0})
+    command = ["curl", "-s", demo.url + "/v1/chat/completions", "-H", "Content-Type: application/json", "-d"]
+    plain = json.loads(subprocess.run([*command, body], capture_output=True, check=True).stdout)
+    assert "Paris" in plain["choices"][0]["message"]["content"]
+    body = json.dumps({"messages": QUESTION, "temperature": 0, "stream": True})
+    lines = subprocess.run([*command, body], capture_output=True, check=True, text=True).stdout.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    text = "".join(choice["delta"].get("content", "") for event in events for choice in event["choices"])
+    assert text == plain["choices"][0]["message"]["content"]
+    assert lines[-2:] == ["data: [DONE]", ""]
+
+
+def test_the_demo_model_answers_the_openai_package(demo: Server) -> None:
+    with openai.OpenAI(base_url=demo.url + "/v1", api_key="none") as client:
+        model = client.models.list().data[0].id
+        plain = client.chat.completions.create(model=model, messages=QUESTION, temperature=0)  # type: ignore[arg-type]
+        assert "Paris" in (plain.choices[0].message.content or "")
+        assert plain.choices[0].finish_reason == "stop"
+        chunks = client.chat.completions.create(
+            model=model,
+            messages=QUESTION,  # type: ignore[arg-type]
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        received = list(chunks)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in received if chunk.choices)
+        assert text == plain.choices[0].message.content
+        assert received[-1].usage is not None and received[-1].usage == plain.usage.model_copy(  # type: ignore[union-attr]
+            update={"prompt_tokens_details": received[-1].usage.prompt_tokens_details}
+        )
+
+
+def test_health_answers_while_long_prompts_are_tokenized(demo: Server) -> None:
+    """The loop is never blocked: probes stay quick beside prompts of a megabyte, which are refused as too long."""
+    refused = []
+
+    def flood() -> None:
+        try:
+            demo.post("/v1/completions", {"prompt": "all work and no play " * 20000})
+        except urllib.error.HTTPError as error:
+            refused.append(json.load(error)["error"]["code"])
+
+    threads = [threading.Thread(target=flood) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert demo.get("/health")[0] == 200
+    assert refused == ["context_length_exceeded"] * 3
