@@ -11,7 +11,7 @@ import aiohttp
 from echo_workers import EchoWorkers
 
 from aiollm.api.app import make_app, serve
-from aiollm.api.parts import ModelInfo, Settings
+from aiollm.api.parts import PARTS, ModelInfo, Parts, Settings
 from aiollm.engine.engine import Engine
 from aiollm.engine.engine import Settings as EngineSettings
 from aiollm.engine.scheduler import worst_case
@@ -31,8 +31,9 @@ WAIT = 10  # seconds until a test that hangs fails
 class Stand:
     """A served engine, and a client session at it."""
 
-    def __init__(self, engine: Engine, workers: EchoWorkers, port: int, session: aiohttp.ClientSession) -> None:
-        self.engine = engine
+    def __init__(self, parts: Parts, workers: EchoWorkers, port: int, session: aiohttp.ClientSession) -> None:
+        self.parts = parts
+        self.engine = parts.engine
         self.workers = workers
         self.port = port
         self.session = session
@@ -112,7 +113,7 @@ async def stand(folder: Path, loading: bool = False, queue: int = 64, **options:
     runner = await serve(app, "127.0.0.1", 0)
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WAIT)) as session:
-            served = Stand(engine, workers, runner.addresses[0][1], session)
+            served = Stand(app[PARTS], workers, runner.addresses[0][1], session)
             if not loading:
                 served.start()
             yield served

@@ -12,7 +12,7 @@ MODES = ("alone", "batched", "prefix hits", "streamed", "echo", "chunks of 7", "
 @pytest.fixture(scope="module")
 def verdicts() -> dict[str, Verdict]:
     folder = resolve(None, progress=lambda phase, fraction: None).folder
-    return Parity(folder, count=8, longest=200, steps=24).all(tp=3)
+    return dict(Parity(folder, count=8, longest=200, steps=24).modes(tp=3))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -207,7 +207,7 @@ class Parity:
                 found.wrong.append("no request was paused")
             return found
 
-    def killed(self, tp: int = 1) -> Verdict:
+    def killed(self) -> Verdict:
         """A worker is killed once every answer has begun or a third of all tokens has come."""
         seen: dict[int, int] = {}
         lock, strike = threading.Lock(), threading.Event()
@@ -220,7 +220,7 @@ class Parity:
                     strike.set()
                     os.kill(server.workers()[-1], signal.SIGKILL)
 
-        with self.server("--tp", str(tp)) as server, ThreadPoolExecutor(len(self.prompts)) as pool:
+        with self.server() as server, ThreadPoolExecutor(len(self.prompts)) as pool:
             answers = [
                 pool.submit(ask_streamed, server, prompt, self.steps, lambda n, at=at: on_token(at, n))  # type: ignore[misc]
                 for at, prompt in enumerate(self.prompts)
@@ -234,16 +234,14 @@ class Parity:
         with self.server("--tp", str(tp)) as server:
             return self.verdict(self.together(server))
 
-    def all(self, tp: int) -> dict[str, Verdict]:
-        """Every mode, by name."""
-        return {
-            **self.plain(),
-            "chunks of 7": self.chunks(7),
-            "chunks of 64": self.chunks(64),
-            "paused and resumed": self.paused(),
-            "worker killed": self.killed(),
-            f"tp {tp}": self.parallel(tp),
-        }
+    def modes(self, tp: int) -> Iterator[tuple[str, Verdict]]:
+        """Every mode, as it is done."""
+        yield from self.plain().items()
+        yield "chunks of 7", self.chunks(7)
+        yield "chunks of 64", self.chunks(64)
+        yield "paused and resumed", self.paused()
+        yield "worker killed", self.killed()
+        yield f"tp {tp}", self.parallel(tp)
 
 
 def main() -> int:
@@ -260,10 +258,11 @@ def main() -> int:
     parity = Parity(files.folder, args.prompts, args.longest, args.steps)
     print(f"{len(parity.prompts)} prompts of 1 to {max(map(len, parity.prompts))} tokens, references after "
           f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
-    modes = parity.all(args.tp)
-    for mode, verdict in modes.items():
+    modes = {}
+    for mode, verdict in parity.modes(args.tp):
+        modes[mode] = verdict
         state = "equal" if not verdict.ties and not verdict.wrong else "; ".join(verdict.wrong + verdict.ties)
-        print(f"{mode:20} {verdict.compared:6} tokens, logprobs within {verdict.logprob_error:.1e}: {state}")
+        print(f"{mode:20} {verdict.compared:6} tokens, logprobs within {verdict.logprob_error:.1e}: {state}", flush=True)
     result = {
         "what": "greedy tokens and logprobs against transformers, fp32",
         "model": files.name,

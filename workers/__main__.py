@@ -1,6 +1,6 @@
 """A worker process: one rank. Started by the server with the descriptors of its pipes, or by hand to replay a record.
 
-    python -m aiollm.workers --replay FILE [--device cuda] [--model_dir FOLDER]
+python -m aiollm.workers --replay FILE [--device cuda] [--model_dir FOLDER]
 """
 
 import argparse
@@ -13,7 +13,7 @@ import torch
 
 from aiollm.wire.arena import Arena
 from aiollm.wire.framing import FrameReader, FrameWriter
-from aiollm.wire.messages import Fatal, Setup
+from aiollm.wire.messages import Fatal, FromWorker, Setup
 from aiollm.workers import loop, replay
 from aiollm.workers.decisions import Decisions
 from aiollm.workers.load import load
@@ -46,18 +46,18 @@ def serve(inbox_fd: int, outbox_fd: int, arena_fd: int, decisions: Decisions) ->
         os.set_blocking(fd, False)
     inbox = PipeInbox(FrameReader(inbox_fd, Arena.attach(arena_fd)))
     outbox = PipeOutbox(FrameWriter(outbox_fd), speaks=decisions.leads)
-    loaded = False
+    quiet: tuple[type[Exception], ...] = (ValueError, MemoryError, OSError)  # sentences for the user, while it loads
     try:
         setup = _first(inbox)
         if setup is None:
             return 0
 
-        def tell(message: loop.FromWorker) -> None:
+        def tell(message: FromWorker) -> None:
             outbox.put(message)
             outbox.flush()
 
         runner, ready = load(setup.settings, tell)
-        loaded = True
+        quiet = (EOFError,)  # another rank is gone, and tells why itself
         stream = HostStream(torch.inference_mode)
         state = loop.Loop(setup.epoch, setup.settings.rows, inbox, outbox, stream, runner, Staging(), decisions)
         tell(ready)
@@ -66,8 +66,8 @@ def serve(inbox_fd: int, outbox_fd: int, arena_fd: int, decisions: Decisions) ->
         return 0
     except BrokenPipeError:
         return 0  # the server is gone
-    except Exception as error:
-        if loaded or not isinstance(error, ValueError | MemoryError | OSError):
+    except Exception as error:  # noqa: BLE001  the server is told
+        if not isinstance(error, quiet):
             sys.excepthook(type(error), error, error.__traceback__)
         outbox.put(Fatal(f"{type(error).__name__}: {error}"))
         with suppress(BrokenPipeError):

@@ -7,6 +7,10 @@ import torch
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.tp import Shard
 
+CGROUPS = (  # versions 2 and 1: folder, limit, usage, and the part of it that is inactive file cache
+    ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 CPU_MOST = 4 << 30  # bytes of KV on a CPU unless --max_total_token_num says otherwise: a laptop has other work too
 
 
@@ -31,22 +35,35 @@ def fitting(per_slot: int, device: torch.device, fraction: float) -> int:
     return slots
 
 
-def available_memory() -> int:
-    """Bytes of host memory that can be had without swapping (MemAvailable, or the cgroup's limit where it is less)."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes of host memory that can be had without swapping: MemAvailable, or what the control group still may take.
+
+    Of the file cache that a group is charged for, the inactive part counts as free, as the kubelet has it: otherwise
+    reading large files would look like a lack of memory.
+    """
+    fields = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) << 10
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        available = min(available, int(text) - int(used.read_text()))
-    return available
+    for folder, limit, used, cache in CGROUPS:
+        group = root / folder
+        if (group / limit).is_file() and (most := (group / limit).read_text().strip()) != "max":
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            available = min(available, int(most) - int((group / used).read_text()) + int(stat.get(cache, 0)))
+    return max(0, available)
 
 
 def allocate(
     slots: int, spec: DecoderSpec, shard: Shard, dtype: torch.dtype, device: torch.device
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Pools (K, V) per layer, [slots + 1, kv_heads, head_dim] each. Pages are touched only as slots are used."""
+    """Pools (K, V) per layer, [slots + 1, kv_heads, head_dim] each. Pages are touched only as slots are used.
+
+    Raises MemoryError where the device does not give them.
+    """
     shape = (slots + 1, shard.kv_heads, spec.head_dim)
-    return [
-        (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-        for _ in range(spec.layers)
-    ]
+    try:
+        return [
+            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            for _ in range(spec.layers)
+        ]
+    except RuntimeError as error:
+        room = (slots + 1) * bytes_per_slot(spec, shard, dtype) >> 20
+        raise MemoryError(f"{slots} KV slots do not fit, they take {room} MiB: lower --max_total_token_num") from error

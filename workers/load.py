@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,10 +53,10 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> tuple[Mod
     """Raises ValueError or MemoryError with a sentence for the user where the model cannot be served as asked."""
     phases = Phases(tell)
     device = torch.device(settings.device)
-    torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 1) // settings.ranks))
+    torch.set_num_threads(settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.ranks))
     with phases.phase("meeting the other ranks" if settings.ranks > 1 else "reading the configuration"):
         tp = TensorParallel.join(settings.rank, settings.ranks, Path(settings.rendezvous), device)
-        config = json.loads((Path(settings.folder) / "config.json").read_bytes())
+        config = _config(Path(settings.folder) / "config.json")
         spec, names, unread = describe(config)
         shard = Shard(spec, tp.rank, tp.size)
     dtype = _data_type(settings.data_type, device, config)
@@ -91,6 +92,16 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> tuple[Mod
         seconds=phases.seconds,
         unread=unread,
     )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return config
 
 
 def _ops(device: torch.device) -> Ops:

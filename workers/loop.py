@@ -208,8 +208,8 @@ class Loop:
         idle = max(0.0, pending.began - self._last_end) if self._last_end else 0.0
         self._last_end = pending.ended
         header = Header(
-            self.epoch, flight.iteration, flight.turn, flight.applied, int((pending.ended - pending.began) * 1e6), int(idle * 1e6),
-            pack(flight.stalled),
+            self.epoch, flight.iteration, flight.turn, flight.applied,
+            int((pending.ended - pending.began) * 1e6), int(idle * 1e6), pack(flight.stalled),
         )  # fmt: skip
         if pending.error is not None:
             if not self.decisions.alone:
@@ -234,7 +234,7 @@ class Loop:
                 tokens=pack(outcome.tokens[alive]),
                 logprobs=pack_floats(outcome.logprobs[alive]),
                 hints=hints[alive].tobytes(),
-                top=flight.step.top_n if flight.step.top_n > 0 else 0,
+                top=max(0, flight.step.top_n),
                 top_ids=pack(outcome.top_ids[alive]),
                 top_logprobs=pack_floats(outcome.top_logprobs[alive]),
                 prompts=[
@@ -293,7 +293,7 @@ def run(loop: Loop) -> None:
                         return
                     baton.pass_on(me)
                     loop.outbox.flush()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  raised again by `run`
             faults.append(error)
         finally:
             baton.pass_on(me)  # whatever ended this thread, the other one must not wait for it

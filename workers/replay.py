@@ -1,8 +1,9 @@
 """Run a recorded message stream without its server, and compare what comes out.
 
 A record is a sequence of (direction u8, length u32, body): 0 to the workers, 1 from rank 0. The replay applies each
-update in the iteration that applied it then, by the turns of the result headers; so a fault can be taken from one
-machine to another, and from a GPU to a CPU.
+update in the iteration that applied it then, by the turns of the result headers, and goes on by itself behind the last
+of them: into the iteration that the worker did not survive. So a fault can be taken from one machine to another, and
+from a GPU to a CPU.
 """
 
 import os
@@ -11,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,9 +24,9 @@ from aiollm.wire.messages import (
     FromWorker,
     Header,
     Loading,
+    Ready,
     Result,
     Setup,
-    Stop,
     ToWorker,
     Update,
     from_worker_decoder,
@@ -55,7 +57,10 @@ def read(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 class Recorded(Decisions):
-    """Decisions taken from the result headers of a record: what each turn applied, and whether it launched."""
+    """Decisions taken from the result headers of a record: what each turn applied, and whether it launched.
+
+    Behind the last header the replay leads itself.
+    """
 
     def __init__(self, headers: list[Header]) -> None:
         super().__init__()
@@ -65,12 +70,10 @@ class Recorded(Decisions):
 
     @property
     def leads(self) -> bool:
-        return False
+        return not self._headers
 
     def read(self) -> Decision:
         self._turn += 1
-        if not self._headers:
-            return Decision(0, self._applied, False, True, 0)
         if self._headers[0].turn > self._turn:
             return Decision(0, self._applied, False, False, 0)
         self._applied = self._headers.popleft().applied
@@ -105,6 +108,8 @@ class Comparison:
             return
         self.iterations += 1
         expected = self._expected.get(message.header.iteration)
+        if expected is None and isinstance(message, Result):
+            return  # behind the end of the record
         if isinstance(message, Failed) or not isinstance(expected, Result):
             if type(message) is not type(expected):
                 self._note(f"iteration {message.header.iteration}: {message}")
@@ -127,41 +132,60 @@ def _keys(result: Result) -> list[tuple[int, int]]:
 
 
 def _tokens(result: Result) -> list[int]:
-    return ints(result.tokens).tolist()
+    tokens: list[int] = ints(result.tokens).tolist()
+    return tokens
+
+
+class Epoch(NamedTuple):
+    """What a record keeps of one group of workers."""
+
+    setup: Setup
+    ready: list[Ready]
+    updates: list[ToWorker]
+    results: list[Result | Failed]
+
+
+def epochs(path: Path) -> list[Epoch]:
+    """The epochs of a record, in order."""
+    found: list[Epoch] = []
+    for direction, body in read(path):
+        message = (to_worker_decoder if direction == TO_WORKER else from_worker_decoder).decode(body)
+        if isinstance(message, Setup):
+            found.append(Epoch(message, [], [], []))
+        elif isinstance(message, Ready):
+            found[-1].ready.append(message)
+        elif isinstance(message, Update):
+            found[-1].updates.append(message)
+        elif isinstance(message, Result | Failed):
+            found[-1].results.append(message)
+    return found
 
 
 def main(path: str, device: str | None, folder: str | None) -> int:
-    """Replay each epoch of a record; 0 where every token came out as recorded."""
-    epochs: list[tuple[Setup, list[ToWorker], list[Result | Failed]]] = []
-    for direction, body in read(Path(path)):
-        if direction == TO_WORKER:
-            message = to_worker_decoder.decode(body)
-            if isinstance(message, Setup):
-                epochs.append((message, [], []))
-            elif isinstance(message, Update | Stop):
-                epochs[-1][1].append(message)
-        elif isinstance(answer := from_worker_decoder.decode(body), Result | Failed):
-            epochs[-1][2].append(answer)
+    """Replay each epoch of a record that became ready; 0 where every token came out as recorded."""
     differing = 0
-    for setup, updates, expected in epochs:
+    for epoch in (epoch for epoch in epochs(Path(path)) if epoch.ready):
+        recorded, ready = epoch.setup.settings, epoch.ready[0]
         settings = msgspec.structs.replace(
-            setup.settings,
-            device=device or setup.settings.device,
-            folder=folder or setup.settings.folder,
+            recorded,
+            device=device or recorded.device,
+            folder=os.path.abspath(folder or recorded.folder),
             rank=0,
             ranks=1,
+            slots=ready.slots,  # not those that fit here: the updates name slots of that pool
+            max_length=ready.max_length,
         )
-        settings = msgspec.structs.replace(settings, folder=os.path.abspath(settings.folder))
-        runner, ready = load(settings, _tell)
-        comparison = Comparison([u for u in updates if isinstance(u, Update)], expected)
+        runner, _ = load(settings, _tell)
+        comparison = Comparison(epoch.updates, epoch.results)
+        decisions = Recorded([message.header for message in epoch.results])
         stream = HostStream(torch.inference_mode)
         began = time.monotonic()
-        decisions = Recorded([message.header for message in expected])
-        loop.run(loop.Loop(setup.epoch, settings.rows, comparison, comparison, stream, runner, Staging(), decisions))
+        number, rows = epoch.setup.epoch, settings.rows
+        loop.run(loop.Loop(number, rows, comparison, comparison, stream, runner, Staging(), decisions))
         stream.close()
         seconds = time.monotonic() - began
         print(
-            f"epoch {setup.epoch}: {comparison.iterations} iterations in {seconds:.1f} s, {comparison.tokens} tokens,"
+            f"epoch {number}: {comparison.iterations} iterations in {seconds:.1f} s, {comparison.tokens} tokens,"
             f" {comparison.differing} differ, logprobs within {comparison.logprob:.2g}"
             + (f"; first: {comparison.first}" if comparison.first else "")
         )

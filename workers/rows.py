@@ -71,7 +71,7 @@ class Rows:
             sampling = self.sampling[row]
             masked = sampling.stop_ids if self.position[row] - self.prompt[row] < sampling.min_tokens else ()
             for id, value in [*sampling.logit_bias.items(), *((id, float("-inf")) for id in masked)]:
-                bias.index.append(at)
+                bias.at.append(at)
                 bias.ids.append(id)
                 bias.values.append(value)
         return bias

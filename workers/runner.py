@@ -40,7 +40,7 @@ class ModelRunner:
         self.state.upload(step)
         ids, batch = self.state.batch(step, columns)
         hidden = self.model.forward(ids, batch, self.kv)
-        prompts = [self._prompt_logprobs(hidden, batch, columns, p.begin, p.count, p.top) for p in step.prompts]
+        prompts = [self._prompt_logprobs(hidden, batch, columns, p.begin, p.length, p.top) for p in step.prompts]
         if not step.sampled:
             empty = np.empty((0, max(0, step.top_n)))
             return Outcome(np.empty(0, np.int64), np.empty(0, np.float32), empty, empty, prompts)

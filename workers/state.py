@@ -84,7 +84,7 @@ class State:
             prompt_lengths=self.prompt_lengths[rows],
             lengths=columns["sampled_lengths"],
             tokens=self.tokens,
-            bias_index=torch.tensor(step.bias.index, dtype=torch.int64, device=self.device),
+            bias_index=torch.tensor(step.bias.at, dtype=torch.int64, device=self.device),
             bias_ids=torch.tensor(step.bias.ids, dtype=torch.int64, device=self.device),
             bias_values=torch.tensor(step.bias.values, dtype=torch.float32, device=self.device),
             any_random=step.any_random,
@@ -94,5 +94,5 @@ class State:
         )
 
     def store(self, columns: dict[str, torch.Tensor], drawn: torch.Tensor) -> None:
-        """Append drawn tokens [r] int64 to their rows; a drawn -1 (no finite logits) is kept as 0 and never reported."""
+        """Append drawn tokens [r] int64 to their rows; a drawn -1 (no finite logits) is stored as 0."""
         self.tokens[columns["sampled_rows"], columns["sampled_lengths"]] = drawn.clamp(min=0).to(torch.int32)

@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aiollm.wire.messages import Admit, Update
-from aiollm.workers.staging import Staging, Staged
+from aiollm.workers.staging import Staged, Staging
 
 Integers = NDArray[np.int64]
 
 
 class Bias(NamedTuple):
-    """What is added to the logits of sampled sequences: entry i goes to sequence index[i], token ids[i]."""
+    """What is added to the logits of sampled sequences: entry i goes to sequence at[i], token ids[i]."""
 
-    index: list[int]
+    at: list[int]
     ids: list[int]
     values: list[float]
 
@@ -25,7 +25,7 @@ class PromptSlice(NamedTuple):
     row: int
     generation: int
     begin: int
-    count: int
+    length: int
     start: int
     """Position of the first successor."""
     top: int

@@ -33,7 +33,7 @@ class Pending:
         self.began = time.monotonic()
         try:
             self.result = work()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  the launch's own, read at its post
             self.error = error
         self.ended = time.monotonic()
         self._done.set()

@@ -32,7 +32,7 @@ async def surround(request: web.Request, handler: Handler) -> web.StreamResponse
         return response
     finally:
         request.app[PARTS].metrics.responses.labels(status).inc()
-        if request.path.rstrip("/") not in PROBES:
+        if log.isEnabledFor(logging.INFO) and request.path.rstrip("/") not in PROBES:
             generation = request.get(GENERATION)
             log.info(
                 "%s %s %d %s %.1fms%s", request.method, request.rel_url.raw_path[:200], status, request_id(request),

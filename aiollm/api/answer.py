@@ -93,7 +93,8 @@ async def _stream(
             if (error := generation.failure()) is not None:
                 await _write(response, pulse, _error(error) + DONE)
                 break
-            data = [_piece(shape, choice, generation, options) for choice in choices]
+            usage = generation.usage if options.continuous_usage_stats else None
+            data = [_piece(shape, choice, usage) for choice in choices]
             choices = [choice for choice in choices if choice.finish is None]
             if not choices:
                 if options.include_usage:
@@ -119,10 +120,9 @@ async def _write(response: web.StreamResponse, pulse: Pulse, data: bytes) -> Non
     pulse.done()
 
 
-def _piece(shape: Shape, choice: Choice, generation: Generation, options: StreamOptions) -> bytes:
+def _piece(shape: Shape, choice: Choice, usage: Usage | None) -> bytes:
     """The events for what a choice has given out since the last look."""
     delta = choice.take()
-    usage = generation.usage if options.continuous_usage_stats else None
     if choice.finish is not None:
         return shape.closing(choice, delta, usage)
     return shape.delta(choice, delta, usage) if delta is not None else b""

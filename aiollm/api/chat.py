@@ -119,7 +119,7 @@ class ChatShape:
             "logprobs": self._whole_logprobs(delta.entries),
             "finish_reason": choice.finish.reason,
             "stop_reason": choice.finish.stop,
-        } | ({"token_ids": choice.request.output} if self._token_ids else {})
+        } | ({"token_ids": choice.ids} if self._token_ids else {})
 
     def _whole_logprobs(self, entries: Sequence[Entry]) -> dict[str, Any] | None:
         return chat_logprobs(entries, self._names) if self._logprobs else None
@@ -128,7 +128,7 @@ class ChatShape:
         """The generated ids that no chunk has told yet, as a field."""
         if not self._token_ids:
             return b""
-        ids = choice.request.output[self._sent[choice.index] :]
+        ids = choice.ids[self._sent[choice.index] :]
         self._sent[choice.index] += len(ids)
         return b',"token_ids":' + encode(ids)
 

@@ -46,8 +46,10 @@ class Output(NamedTuple):
     spaces_between_special_tokens: bool = True
     keep_entries: bool = False
     """Whether the logprobs of tokens are wanted beside the text."""
-    echo: str | None = None
-    """The prompt's text, if the choice begins with it."""
+    echo: bool = False
+    """Whether the choice begins with the prompt."""
+    echo_text: str | None = None
+    """The prompt's text, where it did not come as ids."""
     discard: bool = False
     """Drop what is generated: only the echo is wanted."""
 
@@ -86,11 +88,16 @@ class Choice:
         self._text: list[str] = []
         self._entries: deque[Entry] = deque()
         self._released = self._decoded = 0
-        if output.echo is not None:
-            self._give(output.echo)
+        if output.echo:
+            self._give(output.echo_text if output.echo_text is not None else self._prompt_text(tokenizer))
             self._decoded = self._released
             if sampling.prompt_logprobs >= 0:
                 self._prompt_entry(int(prompt[0]), None, ())
+
+    @property
+    def ids(self) -> list[int]:
+        """Every id generated for the client, those included that end the output."""
+        return self.request.output[: self.generated]
 
     def token(self, token: Token) -> str | None:
         """Take one generated token; the stop string that it completes ends the request."""
@@ -150,6 +157,12 @@ class Choice:
         if text:
             self._text.append(text)
             self._released += len(text)
+
+    def _prompt_text(self, tokenizer: Tokenizer) -> str:
+        """A character that the prompt leaves unfinished belongs to the generated text, if there is any."""
+        whole = _detokenizer(tokenizer, (), self._output)
+        text = whole.push(self.request.prompt.tolist())
+        return text + whole.finish() if self._output.discard else text
 
     def _prompt_entry(self, id: int, logprob: float | None, top: tuple[tuple[int, float], ...]) -> None:
         self._entries.append(Entry(id, logprob, top, self._prompt_decoded))

@@ -47,17 +47,14 @@ async def _prompt(parts: Parts, request: CompletionRequest, prompt: str | list[i
     if max_tokens == 0 and not request.echo:
         raise invalid("max_tokens", "max_tokens: expected at least 1; 0 is only allowed with echo: true")
     top = request.logprobs if request.logprobs is not None else -1
-    skip = request.skip_special_tokens is not False
-    echo = None
-    if request.echo:
-        echo = prompt if isinstance(prompt, str) else parts.tokenizer.decode(ids, skip)
     output = Output(
         stops=request.stops,
         include_stop=request.include_stop_str_in_output is True,
-        skip_special_tokens=skip,
+        skip_special_tokens=request.skip_special_tokens is not False,
         spaces_between_special_tokens=request.spaces_between_special_tokens is not False,
         keep_entries=request.logprobs is not None,
-        echo=echo,
+        echo=request.echo is True,
+        echo_text=prompt if isinstance(prompt, str) else None,
         discard=max_tokens == 0,
     )
     sampling = sampling_params(parts, request, max_tokens, top, top if request.echo else -1)
@@ -101,7 +98,7 @@ class CompletionShape:
 
     def _choice(self, choice: Choice, delta: Delta) -> dict[str, Any]:
         assert choice.finish is not None
-        ids = {"prompt_token_ids": choice.request.prompt.tolist(), "token_ids": choice.request.output}
+        ids = {"prompt_token_ids": choice.request.prompt.tolist(), "token_ids": choice.ids}
         return {
             "index": choice.index,
             "text": delta.text,
@@ -118,7 +115,7 @@ class CompletionShape:
         if not self._token_ids:
             return b""
         sent = self._sent[choice.index]
-        ids = choice.request.output[sent:]
+        ids = choice.ids[sent:]
         self._sent[choice.index] += len(ids)
         prompt = b"" if sent else b',"prompt_token_ids":' + encode(choice.request.prompt.tolist())
         return prompt + b',"token_ids":' + encode(ids)

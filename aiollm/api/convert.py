@@ -12,7 +12,7 @@ from aiollm.api.parts import Parts
 from aiollm.api.schema import GenerationRequest
 from aiollm.wire.sampling import SamplingParams
 
-INT64 = 2**64
+WRAP = 2**64
 T = TypeVar("T")
 
 
@@ -77,7 +77,7 @@ def sampling_params(
 
 def seed_of(seed: int, index: int) -> int:
     """The seed of choice `index` of a prompt, kept in int64."""
-    return (seed + index + INT64 // 2) % INT64 - INT64 // 2
+    return (seed + index + WRAP // 2) % WRAP - WRAP // 2
 
 
 def _first(*values: T | None) -> T:

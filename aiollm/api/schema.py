@@ -163,20 +163,22 @@ REFUSED = {
     for kind in (ChatRequest, CompletionRequest)
 }
 """Fields that are known and not served: anything but null, false or "none" is refused."""
+_CHAT = msgspec.json.Decoder(ChatRequest)
+_COMPLETION = msgspec.json.Decoder(CompletionRequest)
 _AT = re.compile(r"(?P<problem>.*) - at (?:`key` in )?`\$\.(?P<path>[^`]*)`", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(\w+)`")
 
 
 def decode_chat(body: bytes) -> ChatRequest:
     """Raises ApiError where the body is not a chat request."""
-    request = _decode(msgspec.json.Decoder(ChatRequest), body)
+    request = _decode(_CHAT, body)
     _check_chat(request)
     return request
 
 
 def decode_completion(body: bytes) -> CompletionRequest:
     """Raises ApiError where the body is not a completion request."""
-    request = _decode(msgspec.json.Decoder(CompletionRequest), body)
+    request = _decode(_COMPLETION, body)
     _check(request)
     if request.best_of not in (None, request.n or 1):
         raise invalid("best_of", "best_of: choices are not ranked here, so it can only equal n")

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from aiollm.engine.admission import Predict
 from aiollm.engine.integrity import check
 from aiollm.engine.request import Finish, Request
-from aiollm.engine.scheduler import Limits, Predict, Scheduler
+from aiollm.engine.scheduler import Limits, Scheduler
 from aiollm.wire.messages import Failed, FromWorker, Header, Loading, Ready, Result, Update
 
 log = logging.getLogger(__name__)
@@ -93,9 +94,9 @@ class Engine:
         if self.state in ("draining", "stopped") or core is None:
             raise EngineBusy(self.state, self.error or f"the server is {self.state}")
         if len(core.waiting) + len(requests) > max(self.settings.queue, len(requests)):
-            raise EngineBusy("queue_full", f"{len(core.waiting)} requests are waiting, --max_queue is {self.settings.queue}")
-        for request in requests:
-            core.submit(request)
+            waiting = len(core.waiting)
+            raise EngineBusy("queue_full", f"{waiting} requests are waiting, --max_queue is {self.settings.queue}")
+        core.submit(*requests)
         self._idle.clear()
         self._wake()
 
@@ -187,6 +188,8 @@ class Engine:
             update = self.core.plan(time.monotonic())
             if update is not None:
                 self.workers.send(update)
+                if update.chunk_rows:
+                    self._wake()  # the device wants the chunks after these before they are done
         self._settle()
 
     def _settle(self) -> None:

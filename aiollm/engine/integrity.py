@@ -14,11 +14,11 @@ def check(core: Scheduler) -> None:
     pins: dict[int, int] = {}
     for index, row in core.running.items():
         assert core.rows[index] is row and row.request.row == index and row.request.state is State.RUNNING
-        assert 0 <= row.matched <= row.indexed <= row.granted <= max(row.room, len(row.tokens))
+        assert 0 <= row.indexed <= row.granted <= max(row.room, len(row.tokens))
         assert row.indexed <= row.sent <= len(row.tokens) and row.node.end == row.indexed
         assert row.request.known < row.limit or not row.decodes, "a row outlived its limit"
         np.add.at(owners, row.slots[row.indexed : row.granted], 1)
-        held = [node for node in path(row.node)]
+        held = list(path(row.node))
         slots = [node.slots for node in reversed(held)]
         assert not slots or (np.concatenate(slots) == row.slots[: row.indexed]).all(), "a row lost its prefix"
         for node in held:

@@ -8,6 +8,7 @@ from aiollm.wire.messages import PromptLogprobs, Result
 
 log = logging.getLogger(__name__)
 Top = tuple[tuple[int, float], ...]
+UNWRITTEN = Finish("error", error="the output of this request could not be written")
 
 
 class Judge:
@@ -38,7 +39,7 @@ class Judge:
             stop = request.sink.token(Token(id, self._logprobs[at], top, ends))
         except Exception:
             log.exception("the output of request %s failed", request.id)
-            return Finish("error", error="the output of this request could not be written")
+            return UNWRITTEN
         if ends:
             return Finish("stop", None if id in request.eos_ids else id)
         if stop is not None:
@@ -47,8 +48,8 @@ class Judge:
             return Finish("length")
         return None
 
-    def prompt_logprobs(self, request: Request, part: PromptLogprobs) -> None:
-        """Hand over logprobs of prompt tokens that the request has not seen yet."""
+    def prompt_logprobs(self, request: Request, part: PromptLogprobs) -> Finish | None:
+        """Hand over logprobs of prompt tokens that the request has not seen yet; how the request ends, if it does."""
         logprobs = floats(part.logprobs).tolist()
         ids, values = ints(part.top_ids).tolist(), floats(part.top_logprobs).tolist()
         top = len(ids) // max(1, len(logprobs))
@@ -58,5 +59,10 @@ class Judge:
             for i in range(max(0, request.prompt_seen - part.start), len(logprobs))
         ]
         request.prompt_seen += len(tokens)
-        if tokens:
-            request.sink.prompt_tokens(tokens)
+        try:
+            if tokens:
+                request.sink.prompt_tokens(tokens)
+        except Exception:
+            log.exception("the output of request %s failed", request.id)
+            return UNWRITTEN
+        return None

@@ -10,6 +10,7 @@ import heapq
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ class Node:
     """A run of tokens below its parent. `end` is the length of the sequence from the root through this node;
     `number` is the update that computes it, 0 for what was published already."""
 
-    __slots__ = ("keys", "slots", "children", "parent", "pins", "used", "end", "queued", "number")
+    __slots__ = ("keys", "slots", "children", "parent", "pins", "used", "end", "queued", "number", "__weakref__")
 
     def __init__(self, parent: "Node | None", keys: Keys, slots: Ints, end: int, number: int = 0) -> None:
         self.number = number
@@ -47,7 +48,8 @@ class RadixIndex:
     """Counts: `total` tokens held, `pinned` of them on some row's path."""
 
     def __init__(self) -> None:
-        self.roots: dict[str, Node] = {}
+        self.roots: WeakValueDictionary[str, Node] = WeakValueDictionary()
+        """Clients name the namespaces, so a root must go with its last node: rows, loans and queued leaves keep it."""
         self.total = 0
         self.pinned = 0
         self._clock = count(1)
@@ -65,10 +67,9 @@ class RadixIndex:
             node = self.roots[namespace] = Node(None, NO_KEYS, NO_SLOTS, 0)
         return node
 
-    def peek(self, node: Node, keys: Keys) -> tuple[int, int]:
-        """How many of `keys` continue `node` in the cache, and how many of those nobody pins. Changes nothing."""
-        found = [(length, length * (child.pins == 0)) for child, length in self._walk(node, keys)]
-        return sum(length for length, _ in found), sum(idle for _, idle in found)
+    def peek(self, node: Node, keys: Keys) -> list[tuple[Node, int]]:
+        """The nodes that continue `node` by `keys`, and how much of each does. Changes nothing."""
+        return list(self._walk(node, keys))
 
     def match(self, node: Node, keys: Keys) -> tuple[Node, Ints]:
         """The node where the longest cached continuation of `node` by `keys` ends, and its slots.

@@ -11,8 +11,7 @@ from aiollm.wire.columns import Ints
 class Row:
     """Positions of a row, from left to right:
 
-        [0, matched)         found in the index at admission or later
-        [matched, indexed)   computed for this row, and given to the index when the chunk was sent
+        [0, indexed)         in the index: found there, or given to it when their chunk was sent
         [indexed, granted)   slots of the row itself: duplicates, generated tokens, credit
 
     The path to `node` ends at `indexed` and is pinned. `sent` counts the known tokens whose chunk was sent; from
@@ -20,7 +19,7 @@ class Row:
     """
 
     __slots__ = (
-        "index", "generation", "request", "tokens", "slots", "node", "matched", "indexed", "sent", "granted", "limit",
+        "index", "generation", "request", "tokens", "slots", "node", "indexed", "sent", "granted", "limit",
     )  # fmt: skip
 
     def __init__(self, index: int, generation: int, request: Request, root: Node) -> None:
@@ -29,9 +28,9 @@ class Row:
         self.request = request
         self.tokens: NDArray[np.int64] = request.tokens()
         self.limit = request.limit
-        self.slots: Ints = np.full(self.limit, -1, np.int32)
+        self.slots: Ints = np.zeros(self.limit, np.int32)  # zeros: memory of a far limit is touched when it is reached
         self.node = root
-        self.matched = self.indexed = self.sent = self.granted = 0
+        self.indexed = self.sent = self.granted = 0
 
     @property
     def decodes(self) -> bool:

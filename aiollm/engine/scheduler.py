@@ -7,12 +7,11 @@ launched earlier on the same stream.
 
 import logging
 from collections import deque
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from aiollm.engine import admission
+from aiollm.engine.admission import Outlook, Predict
 from aiollm.engine.credit import CreditPolicy
 from aiollm.engine.judge import Judge
 from aiollm.engine.plan import Draft
@@ -54,9 +53,6 @@ class Loan(NamedTuple):
 Sent = dict[tuple[int, int, int], tuple[Node, Keys]]
 """The chunks of one update that went into the index: (row, generation, start) -> root and tokens up to its end."""
 
-Predict = Callable[[Request], int]
-"""The total length that a request is expected to reach."""
-
 
 def worst_case(request: Request) -> int:
     """Conservative admission: every request uses its max_tokens."""
@@ -92,6 +88,7 @@ class Scheduler:
         self.number = 0
         self.applied = 0
         self.loans = 0
+        self._refused: tuple[Request, int, int] | None = None  # who did not fit, beside how many rows and pinned tokens
         self._draft = Draft()
         self._chunks: deque[tuple[int, Sent]] = deque()
         self.epoch += 1
@@ -102,11 +99,13 @@ class Scheduler:
         """Whether a request of these lengths can run at all."""
         return prompt + max_tokens <= self.limits.max_length and prompt + max_tokens - 1 <= self.limits.slots
 
-    def submit(self, request: Request) -> None:
-        """Queue a request that fits; it is served first come, first served."""
-        if not self.fits(len(request.prompt), request.sampling.max_tokens) or not len(request.prompt):
-            raise ValueError(f"{len(request.prompt)} + {request.sampling.max_tokens} tokens can never run")
-        self.waiting.append(request)
+    def submit(self, *requests: Request) -> None:
+        """Queue requests, first come, first served; none of them, and ValueError, where one does not fit."""
+        for request in requests:
+            prompt, max_tokens = len(request.prompt), request.sampling.max_tokens
+            if not prompt or max_tokens < 1 or not self.fits(prompt, max_tokens):
+                raise ValueError(f"{prompt} + {max_tokens} tokens can never run")
+        self.waiting.extend(requests)
 
     def abort(self, request: Request, finish: Finish = Finish("abort")) -> None:
         """End a request at any stage; its row is retired by the next update."""
@@ -130,13 +129,12 @@ class Scheduler:
         """Rule M: a new epoch. Running requests wait again, once; those that lost a worker before are returned."""
         running = [row.request for row in self.running.values()]
         self.begin_epoch()
-        lost: list[Request] = []
         for request in running:
             request.deaths += 1
-            if request.deaths > 1:
-                self._finish(request, Finish("error", error="the worker process died twice under this request"))
-                lost.append(request)
-        self._requeue([request for request in running if request.deaths == 1])
+        lost = [request for request in running if request.deaths > 1]
+        self._requeue(running)
+        for request in lost:
+            self.abort(request, Finish("error", error="the worker process died twice under this request"))
         return lost
 
     def lend(self, namespace: str, tokens: Keys) -> Loan:
@@ -173,6 +171,7 @@ class Scheduler:
         self._grant_credit()
         if len(self._chunks) < CHUNKS_AHEAD:
             sent: Sent = {}
+            self._outlook = Outlook(self.index, self.predict, self.limits.rows)
             budget = self._send_chunks(self.limits.chunk_budget, sent)
             while budget > 0 and (row := self._admit(now)):
                 budget = self._send_chunk(row, budget, sent)
@@ -231,7 +230,7 @@ class Scheduler:
 
     def _send_chunk(self, row: Row, budget: int, sent: Sent) -> int:
         """Draft the next chunk of a row, after taking over what others have sent by now; the budget that is left."""
-        if self._may_match(row) and row.sent == row.indexed:
+        if self._may_match(row.request) and row.sent == row.indexed:
             self._match(row)
         slots = self._take(min(len(row.tokens) - row.sent, budget, self.limits.chunk_size))
         if not len(slots):
@@ -249,8 +248,8 @@ class Scheduler:
             self._draft.slots.add(row.index, row.put(slots), slots)
         return budget - (end - start)
 
-    def _may_match(self, row: Row) -> bool:
-        return self.limits.prefix_cache and not row.request.wants_prompt_logprobs
+    def _may_match(self, request: Request) -> bool:
+        return self.limits.prefix_cache and not request.wants_prompt_logprobs
 
     def _match(self, row: Row) -> None:
         """Extend a row's cached prefix; its last token is always computed, for the logits."""
@@ -259,7 +258,6 @@ class Scheduler:
             self._move_pin(row, node)
             self._draft.slots.add(row.index, row.put(slots), slots)
             row.sent += len(slots)
-            row.matched += len(slots)
 
     def _move_pin(self, row: Row, node: Node) -> None:
         self.index.pin(node)
@@ -271,9 +269,16 @@ class Scheduler:
         if not self.waiting or not self._free_rows:
             return None
         request = self.waiting[0]
+        asked = request, len(self.running), self.index.pinned
+        if asked == self._refused:
+            return None  # rows only grow: nothing fits now that did not fit then
         root = self.index.root(request.namespace)
-        if self.running and not self._peak_fits(request, root):
-            return None
+        found = self.index.peek(root, request.tokens()[:-1]) if self._may_match(request) else []
+        if self.running:
+            self._outlook.read(self.running.values())
+            if self._outlook.peak(request, found) > self.limits.slots:
+                self._refused = asked
+                return None
         self.waiting.popleft()
         index = self._free_rows.pop()
         self._generations[index] += 1
@@ -284,23 +289,13 @@ class Scheduler:
             Admit(index, row.generation, len(request.prompt), len(row.tokens), row.limit, request.sampling)
         )
         self._draft.tokens.add(index, 0, row.tokens)
-        if self._may_match(row):
+        if found:
             self._match(row)
+            self._outlook.share(found)
         if request.admitted is None:
             request.admitted = now
-            request.cached_tokens = row.matched
+            request.cached_tokens = row.sent
         return row
-
-    def _peak_fits(self, request: Request, root: Node) -> bool:
-        cached, idle = (0, 0)
-        if self.limits.prefix_cache and not request.wants_prompt_logprobs:
-            cached, idle = self.index.peek(root, request.tokens()[:-1])
-        rows = list(self.running.values())
-        shared = self.index.pinned - sum(row.indexed - row.matched for row in rows) + idle
-        held = [max(row.granted, len(row.tokens)) - row.matched for row in rows] + [request.known - cached]
-        ends = [self.predict(row.request) - 1 - row.matched for row in rows] + [self.predict(request) - 1 - cached]
-        a = np.asarray(held, np.int64)
-        return shared + admission.peak(a, np.maximum(0, np.asarray(ends, np.int64) - a)) <= self.limits.slots
 
     # What the workers report
 
@@ -319,8 +314,10 @@ class Scheduler:
         self._published(result.header.applied)
         judge = Judge(result)
         for part in result.prompts:
-            if (row := self._alive(part.row, part.generation)) is not None:
-                judge.prompt_logprobs(row.request, part)
+            row = self._alive(part.row, part.generation)
+            if row is not None and (finish := judge.prompt_logprobs(row.request, part)) is not None:
+                self._retire(row)
+                self._finish(row.request, finish)
         taken = 0
         for at, (index, generation) in enumerate(judge.rows):
             if (row := self._alive(index, generation)) is not None:

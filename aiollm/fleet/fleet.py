@@ -156,7 +156,6 @@ class Fleet:
     def _on_message(self, rank: int, body: bytes | memoryview, message: FromWorker) -> None:
         if rank == 0 and self._recorder is not None:
             self._recorder.keep(FROM_WORKER, body)
-            self._recorder.flush()
         if isinstance(message, Result | Failed):
             self._engine.on_message(message)
         elif isinstance(message, Loading):

@@ -7,6 +7,7 @@ freed in the order it was taken, by the `applied` number of the result header.
 import mmap
 import os
 from collections import deque
+from contextlib import suppress
 
 
 class Arena:
@@ -30,7 +31,10 @@ class Arena:
         return cls(fd, os.fstat(fd).st_size)
 
     def put(self, number: int, body: bytes) -> int | None:
-        """Copy a message's body in; its offset, or None while there is no room. A body never fits an arena it exceeds."""
+        """Copy a message's body in; its offset, or None while there is no room.
+
+        Raises ValueError for a body that exceeds the arena.
+        """
         if len(body) > self.size:
             raise ValueError(f"a message of {len(body)} bytes exceeds the arena of {self.size} bytes")
         offset = self._place(len(body))
@@ -68,7 +72,5 @@ class Arena:
     def close(self) -> None:
         """Give the descriptor and, where no view is left, the mapping back."""
         os.close(self.fd)
-        try:
+        with suppress(BufferError):  # somebody still looks into it; the mapping goes with that view
             self._memory.close()
-        except BufferError:
-            pass  # a decoded message still looks into it; the mapping goes with that message

@@ -10,6 +10,7 @@ import select
 import struct
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 
 from aiollm.wire.arena import Arena
 
@@ -22,10 +23,8 @@ _INLINE, _IN_ARENA = 0, 1
 
 def enlarge(fd: int) -> None:
     """Widen a pipe to PIPE_SIZE where the system lets us; a narrow pipe is only slower."""
-    try:
+    with suppress(OSError):  # the user's limit is reached
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-    except OSError:
-        pass  # the per-user pipe limit is reached
 
 
 class FrameWriter:

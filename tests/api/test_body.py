@@ -75,8 +75,9 @@ def test_a_body_without_an_end_is_cut_at_the_limit(served: Runner) -> None:
 
 def test_a_long_body_within_the_limit_is_taken(served: Runner) -> None:
     padding = " " * (LIMIT - len(DATA) - 100)
-    assert served.run(served.stand.post(TEXT, DATA + padding.encode()))[0] == 200
-    status, answer = served.run(served.stand.post(TEXT, b"{" + DATA + padding.encode()))
+    kind = {"Content-Type": "application/json"}
+    assert served.run(served.stand.post(TEXT, DATA + padding.encode(), **kind))[0] == 200
+    status, answer = served.run(served.stand.post(TEXT, b"{" + DATA + padding.encode(), **kind))
     assert (status, answer["error"]["code"]) == (400, "invalid_json")
 
 

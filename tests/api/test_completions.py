@@ -143,6 +143,18 @@ def test_echo_decodes_a_prompt_of_ids(served: Runner) -> None:
     assert post(served, {"prompt": [97, 98], "echo": True}, "c")["choices"][0]["text"] == "abc"
 
 
+def test_a_character_that_the_prompt_begins_and_the_output_ends_is_echoed_whole(served: Runner) -> None:
+    start, rest = list("a🙂".encode())[:3], list("🙂".encode())[2:]
+
+    async def main() -> Any:
+        served.stand.workers.reply = lambda prompt, seed: rest
+        return (await served.stand.post(PATH, {"prompt": start, "echo": True}))[1]
+
+    assert served.run(main())["choices"][0]["text"] == "a🙂"
+    scored = post(served, {"prompt": start, "echo": True, "max_tokens": 0})
+    assert scored["choices"][0]["text"] == "a\ufffd"
+
+
 @pytest.mark.parametrize("streams", [False, True])
 def test_echo_with_logprobs_scores_the_prompt(served: Runner, streams: bool) -> None:
     prompt = "é" + "b" * 150  # more than one chunk
@@ -189,6 +201,8 @@ def test_token_ids_may_be_asked_for(served: Runner) -> None:
     body = {"prompt": "xy", "return_token_ids": True}
     choice = post(served, body, "ab")["choices"][0]
     assert (choice["prompt_token_ids"], choice["token_ids"]) == ([120, 121], [97, 98, 258])
+    scored = post(served, {**body, "echo": True, "max_tokens": 0}, "ab")["choices"][0]
+    assert (scored["prompt_token_ids"], scored["token_ids"]) == ([120, 121], [])
     chunks = stream(served, body, "ab")
     assert [chunk["choices"][0].get("prompt_token_ids") for chunk in chunks] == [[120, 121], None, None]
     assert [drawn for chunk in chunks for drawn in chunk["choices"][0]["token_ids"]] == [97, 98, 258]

@@ -1,0 +1,114 @@
+"""A choice by itself: however its tokens are cut, taken and stopped, text, logprobs and offsets agree."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aiollm.api.choice import Choice, Delta, Output
+from aiollm.engine.request import Finish, PromptToken, Token
+from aiollm.text.tokenizer import Tokenizer
+from aiollm.wire.sampling import SamplingParams
+
+EOS = 258
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.load(str(folder))
+
+
+def choice(tokenizer: Tokenizer, output: Output, prompt: str = "p", **sampling: int) -> Choice:
+    return Choice(
+        0, "id", np.array(list(prompt.encode()), np.int64), SamplingParams(stop_ids=(EOS,), **sampling),
+        tokenizer, output, namespace="", arrived=0.0, on_text=lambda: None, on_end=lambda: None,
+        inter_token=lambda seconds: None,
+    )  # fmt: skip
+
+
+def feed(made: Choice, text: str, rng: random.Random, max_tokens: int = 10_000) -> list[Delta]:
+    """Give a text as byte tokens and EOS, as the engine's judge would; take at random moments."""
+    deltas = []
+    ids = [*text.encode(), EOS]
+    for at, token_id in enumerate(ids):
+        stop = made.token(Token(token_id, -1.0, (), token_id == EOS))
+        if token_id == EOS or stop is not None:
+            made.finished(Finish("stop", stop))
+            break
+        if at + 1 == max_tokens:
+            made.finished(Finish("length"))
+            break
+        if rng.random() < 0.5:
+            deltas.append(made.take())
+    deltas.append(made.take())
+    assert made.take() is None
+    return [delta for delta in deltas if delta is not None]
+
+
+def test_random_texts_stops_and_cuts_agree_with_a_plain_search(tokenizer: Tokenizer) -> None:
+    rng = random.Random(5)
+    for _ in range(2000):
+        text = "".join(rng.choices(["a", "b", "é", "🙂", "你"], k=rng.randrange(12)))
+        stops = ["".join(rng.choices("abé你🙂", k=rng.randrange(1, 4))) for _ in range(rng.randrange(3))]
+        include = rng.random() < 0.5
+        deltas = feed(choice(tokenizer, Output(stops, include, keep_entries=True)), text, rng)
+        ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+        expected = text if not ends else text[: min(ends)[0 if include else 1]]
+        assert "".join(delta.text for delta in deltas) == expected
+        entries = [entry for delta in deltas for entry in delta.entries]
+        assert bytes(entry.id for entry in entries).decode() == expected
+        assert [entry.start for entry in entries] == [
+            at for at, character in enumerate(expected) for _ in character.encode()
+        ]
+
+
+def test_entries_come_with_the_text_that_they_make(tokenizer: Tokenizer) -> None:
+    rng = random.Random(6)
+    for _ in range(200):
+        text = "".join(rng.choices(["a", "é", "🙂"], k=8))
+        for delta in feed(choice(tokenizer, Output(("ab",), keep_entries=True)), text, rng):
+            assert bytes(entry.id for entry in delta.entries).decode() == delta.text
+
+
+def test_a_length_within_a_character_gives_every_entry_out(tokenizer: Tokenizer) -> None:
+    made = choice(tokenizer, Output(keep_entries=True))
+    deltas = feed(made, "🙂", random.Random(1), max_tokens=2)
+    assert "".join(delta.text for delta in deltas) == "\ufffd"
+    assert [entry.id for delta in deltas for entry in delta.entries] == list("🙂".encode())[:2]
+
+
+def test_skipped_special_tokens_keep_their_entries(tokenizer: Tokenizer) -> None:
+    made = choice(tokenizer, Output(keep_entries=True))
+    for token_id in (97, 257, 98):
+        made.token(Token(token_id, -1.0, (), False))
+    made.finished(Finish("length"))
+    delta = made.take()
+    assert delta is not None and delta.text == "ab"
+    assert [(entry.id, entry.start) for entry in delta.entries] == [(97, 0), (257, 1), (98, 1)]
+
+
+def test_nothing_is_held_back_or_kept_after_a_stop(tokenizer: Tokenizer) -> None:
+    made = choice(tokenizer, Output(("stop",), keep_entries=True))
+    deltas = feed(made, "sto stop more", random.Random(2))
+    assert "".join(delta.text for delta in deltas) == "sto "
+    assert made.generated == len("sto stop")
+
+
+def test_the_echo_waits_for_the_scores_of_the_prompt(tokenizer: Tokenizer) -> None:
+    made = choice(tokenizer, Output(keep_entries=True, echo=True), "pro", prompt_logprobs=0)
+    assert made.take() is None
+    made.prompt_tokens([PromptToken(1, -1.0, ())])
+    made.prompt_tokens([PromptToken(2, -2.0, ())])
+    assert made.take() is None
+    made.token(Token(97, -3.0, (), False))
+    delta = made.take()
+    assert delta is not None and delta.text == "proa"
+    assert [(entry.logprob, entry.start) for entry in delta.entries] == [(None, 0), (-1.0, 1), (-2.0, 2), (-3.0, 3)]
+
+
+def test_an_error_gives_out_nothing_more(tokenizer: Tokenizer) -> None:
+    made = choice(tokenizer, Output(("xy",)))
+    made.token(Token(ord("x"), -1.0, (), False))
+    made.finished(Finish("error", error="broken"))
+    assert made.take() is None

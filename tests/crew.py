@@ -1,0 +1,119 @@
+"""Engine, fleet and real worker processes on a tiny model, wired as the server wires them."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+
+from aiollm.engine.engine import Engine, Settings
+from aiollm.engine.request import Finish, PromptToken, Request, Token
+from aiollm.engine.scheduler import worst_case
+from aiollm.fleet.fleet import Fleet
+from aiollm.wire.messages import WorkerSettings
+from aiollm.wire.sampling import SamplingParams
+
+SECONDS = 60  # what takes longer hangs
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return once the condition holds."""
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+class Answer:
+    """A sink that keeps what came."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.finish: Finish | None = None
+
+    def token(self, token: Token) -> str | None:
+        assert self.finish is None
+        self.ids.append(token.id)
+        return None
+
+    def prompt_tokens(self, tokens: list[PromptToken]) -> None:
+        raise AssertionError("nobody asked for them")
+
+    def finished(self, finish: Finish) -> None:
+        assert self.finish is None
+        self.finish = finish
+
+
+class Crew:
+    def __init__(self, folder: Path, *, ranks: int = 1, max_restarts: int = 9, record: Path | None = None) -> None:
+        self.engine = Engine(Settings(8, 2048, 2048, True, worst_case, 100))
+        self.stopped: list[str] = []
+        self.fleet = Fleet(
+            self.engine,
+            WorkerSettings(folder=str(folder), rows=8, slots=4000, ranks=ranks, threads=1),
+            max_restarts,
+            str(record) if record else None,
+            on_stopped=self.stopped.append,
+        )
+        self.fleet.start()
+
+    async def ready(self) -> None:
+        await until(lambda: self.engine.state == "ready" or self.stopped)
+        assert not self.stopped, self.stopped
+
+    def submit(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[Answer]:
+        """Ask for greedy continuations."""
+        sampling = SamplingParams(max_tokens=tokens, temperature=0.0)
+        answers = [Answer() for _ in prompts]
+        self.engine.submit(
+            *(
+                Request("r", np.array(prompt, np.int64), sampling, answer, time.monotonic())
+                for prompt, answer in zip(prompts, answers, strict=True)
+            )
+        )
+        return answers
+
+    async def ended(self, answers: Sequence[Answer]) -> None:
+        await until(lambda: all(answer.finish is not None for answer in answers))
+
+    async def ask(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+        answers = self.submit(prompts, tokens)
+        await self.ended(answers)
+        assert {answer.finish for answer in answers} == {Finish("length")}
+        return [answer.ids for answer in answers]
+
+
+@asynccontextmanager
+async def crew_of(folder: Path, **settings: object) -> AsyncIterator[Crew]:
+    crew = Crew(folder, **settings)  # type: ignore[arg-type]
+    try:
+        yield crew
+    finally:
+        await crew.fleet.stop()
+
+
+def alive(pids: Sequence[int]) -> list[int]:
+    """Those that are still processes, zombies among them."""
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def listening(pids: Sequence[int]) -> set[str]:
+    """Addresses (in hexadecimal) on which processes listen for TCP."""
+    inodes = set()
+    for pid in pids:
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                target = os.readlink(f"/proc/{pid}/fd/{fd}")
+            except FileNotFoundError:
+                continue
+            inodes.add(target.removeprefix("socket:[").removesuffix("]"))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        path = Path("/proc/net") / table
+        for line in path.read_text().splitlines()[1:] if path.exists() else []:
+            _, local, _, state, *others = line.split()
+            if state == "0A" and others[5] in inodes:
+                found.add(local.split(":")[0])
+    return found

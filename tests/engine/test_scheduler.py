@@ -1,0 +1,601 @@
+import random
+
+import numpy as np
+import pytest
+from plain_worker import VOCABULARY, PlainWorker, Sink, Stand, ask, reply, sink
+
+from aiollm.engine.request import Finish, State
+from aiollm.engine.scheduler import CHUNKS_AHEAD, aggressive, worst_case
+from aiollm.wire.columns import ints
+from aiollm.wire.messages import Failed, Header, Update
+
+
+def chunks(update):
+    """(row, start, count) of an update's chunks."""
+    columns = (update.chunk_rows, update.chunk_starts, update.chunk_counts)
+    return list(zip(*(ints(column).tolist() for column in columns), strict=True))
+
+
+def answered(*requests):
+    """Every request has exactly the output that its prompt leads to."""
+    for request in requests:
+        expected = reply(request.prompt.tolist(), request.sampling.max_tokens)
+        assert sink(request).ids == expected and sink(request).finish == Finish("length")
+        assert request.state is State.FINISHED
+    return True
+
+
+def count_to(n, seed=0):
+    return [(7 * i + seed) % VOCABULARY for i in range(n)]
+
+
+# Prefill
+
+
+def test_chunks_keep_to_the_budget_and_to_the_size_of_one_row():
+    stand = Stand(chunk_budget=10, chunk_size=6)
+    a, b = ask(count_to(20), 3), ask(count_to(20, 1), 3)
+    stand.submit(a, b)
+    sizes = []
+    while not stand.core.idle:
+        update = stand.plan()
+        if update is not None and chunks(update):
+            sizes.append([count for _, _, count in chunks(update)])
+            assert max(sizes[-1]) <= 6 and sum(sizes[-1]) <= 10
+        stand.receive()
+    assert sizes[0] == [6, 4] and sum(map(sum, sizes)) == 40
+    assert answered(a, b)
+
+
+def test_at_most_two_updates_with_chunks_are_outstanding():
+    stand = Stand(chunk_budget=5)
+    stand.submit(ask(count_to(30), 2))
+    sent = [update for update in (stand.plan() for _ in range(6)) if update is not None]
+    assert [chunks(update) for update in sent] == [[(0, 0, 5)], [(0, 5, 5)]]
+    assert stand.core.outstanding_chunks == CHUNKS_AHEAD
+    stand.receive()
+    update = stand.plan()
+    assert update is not None and chunks(update) == [(0, 10, 5)]
+    stand.finish()
+
+
+def test_the_last_chunk_brings_the_first_credit():
+    stand = Stand(slots=40)
+    stand.submit(ask(count_to(6), 5))
+    update = stand.plan()
+    assert update is not None and ints(update.slots.counts).sum() == 8
+    stand.receive()
+    assert stand.receive() and stand.receive(), "two steps before the server says anything"
+    stand.finish()
+
+
+def test_first_come_is_first_served():
+    stand = Stand(rows=2)
+    requests = [ask(count_to(5, i), 3, arrived=i) for i in range(6)]
+    stand.submit(*requests)
+    ended = []
+    while not stand.core.idle:
+        stand.round()
+        ended += [at for at, r in enumerate(requests) if r.state is State.FINISHED and at not in ended]
+    assert ended == sorted(ended) and answered(*requests)
+
+
+def test_a_big_request_is_not_overtaken_by_small_ones():
+    stand = Stand(rows=4, slots=40)
+    first, big, small = ask(count_to(20), 10), ask(count_to(20, 1), 10), ask([1], 2)
+    stand.submit(first, big, small)
+    while big.state is State.WAITING:
+        stand.round()
+        assert small.state is State.WAITING or big.state is State.RUNNING
+    stand.finish()
+    assert answered(first, big, small)
+
+
+# The prefix cache
+
+
+def test_a_second_request_computes_only_what_the_first_did_not():
+    stand = Stand()
+    a = ask(count_to(12), 4)
+    stand.submit(a)
+    stand.finish()
+    before = stand.worker.computed
+    b = ask([*count_to(12), 9, 9], 4)
+    stand.submit(b)
+    stand.finish()
+    assert stand.worker.computed - before == 2 and b.cached_tokens == 12
+    assert answered(a, b)
+
+
+def test_the_output_of_a_request_is_cached_too_but_for_its_last_token():
+    stand = Stand()
+    a = ask(count_to(12), 6)
+    stand.submit(a)
+    stand.finish()
+    b = ask([*count_to(12), *sink(a).ids, 3], 2)
+    stand.submit(b)
+    stand.finish()
+    assert b.cached_tokens == 12 + 5
+    assert answered(b)
+
+
+def test_a_prompt_that_is_cached_whole_still_computes_its_last_token():
+    stand = Stand()
+    first, again = ask(count_to(12), 4), ask(count_to(12), 4)
+    stand.submit(first)
+    stand.finish()
+    before = stand.worker.computed
+    stand.submit(again)
+    stand.finish()
+    assert stand.worker.computed - before == 1 and again.cached_tokens == 11
+    assert answered(again)
+
+
+@pytest.mark.parametrize("budget", [64, 5])
+def test_copies_of_a_prompt_share_it_even_when_they_come_together(budget):
+    stand = Stand(rows=4, chunk_budget=budget, chunk_size=budget)
+    copies = [ask(count_to(15), 4) for _ in range(4)]
+    stand.submit(*copies)
+    if budget > 15:
+        update = stand.plan()
+        assert update is not None and [count for _, _, count in chunks(update)] == [15, 1, 1, 1]
+    stand.finish()
+    assert stand.worker.computed == 15 + 3
+    assert answered(*copies)
+
+
+def test_prompt_logprobs_need_every_token_computed():
+    stand = Stand()
+    stand.submit(ask(count_to(12), 2))
+    stand.finish()
+    before = stand.worker.computed
+    request = ask(count_to(12), 2, prompt_logprobs=0)
+    stand.submit(request)
+    stand.finish()
+    assert stand.worker.computed - before == 12 and request.cached_tokens == 0
+    assert [int(token.logprob) for token in sink(request).prompt] == count_to(12)[1:]
+    assert answered(request)
+
+
+def test_prompt_logprobs_survive_a_pause_once_each():
+    stand = Stand(chunk_budget=5)
+    request = ask(count_to(12), 4, prompt_logprobs=0)
+    stand.submit(request)
+    stand.round()
+    stand.round()
+    stand.core.pause(request)
+    stand.finish()
+    assert [int(token.logprob) for token in sink(request).prompt] == count_to(12)[1:]
+    assert answered(request)
+
+
+def test_namespaces_do_not_share():
+    stand = Stand()
+    for salt in ("a", "b", "a"):
+        request = ask(count_to(12), 2, namespace=salt)
+        stand.submit(request)
+        stand.finish()
+        assert answered(request)
+    assert stand.worker.computed == 12 + 12 + 1
+
+
+def test_namespaces_of_clients_that_went_leave_nothing_behind():
+    stand = Stand(slots=40, prefix_cache=True)
+    for at in range(50):
+        request, other = ask(count_to(12), 2, namespace=f"salt {at}"), ask(count_to(30), 8, namespace=f"other {at}")
+        stand.submit(request, other)
+        stand.plan()
+        stand.core.abort(other)
+        stand.finish()
+    assert len(stand.core.index.roots) <= 40 / 12 + 1
+
+
+def test_without_the_prefix_cache_everything_is_computed_and_given_back():
+    stand = Stand(prefix_cache=False)
+    requests = [ask(count_to(12), 4) for _ in range(3)]
+    stand.submit(*requests)
+    stand.finish()
+    assert stand.worker.computed == 36 and stand.core.pool.free == 100
+    assert answered(*requests)
+
+
+# Ends
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+@pytest.mark.parametrize(
+    "prompt, max_tokens, slots", [(1, 1, 1), (1, 2, 2), (1, 20, 20), (20, 1, 20), (12, 9, 20), (19, 2, 20)]
+)
+def test_a_request_that_just_fits_runs(prompt, max_tokens, slots, prefix_cache):
+    stand = Stand(rows=1, slots=slots, max_length=prompt + max_tokens, chunk_budget=4, prefix_cache=prefix_cache)
+    for seed in range(3):
+        request = ask(count_to(prompt, seed), max_tokens)
+        stand.submit(request)
+        stand.finish()
+        assert answered(request)
+    assert stand.core.paused_total == 0
+
+
+def test_a_request_that_can_never_run_is_refused_with_all_that_came_with_it():
+    stand = Stand(slots=20, max_length=30)
+    assert stand.core.fits(10, 11) and not stand.core.fits(10, 12) and not stand.core.fits(31, 0)
+    for wrong in (ask(count_to(10), 12), ask([], 2), ask([1], 0)):
+        with pytest.raises(ValueError, match="can never run"):
+            stand.submit(ask([1], 2), wrong)
+        with pytest.raises(ValueError, match="can never run"):
+            stand.core.submit(ask([1], 2), wrong)
+    stand.core.waiting.clear()
+    with pytest.raises(ValueError, match="can never run"):
+        stand.core.submit(ask([1], 2), ask([], 2))
+    assert not stand.core.waiting
+
+
+def test_a_stop_id_ends_a_request_unless_it_is_too_young():
+    prompt = count_to(6)
+    expected = reply(prompt, 12)
+    stop = expected[2]
+    at = [i for i, token in enumerate(expected) if token == stop]
+    for min_tokens, end in ((0, at[0]), (at[0], at[0])):
+        stand = Stand()
+        request = ask(prompt, 12, stop_ids=(stop,), min_tokens=min_tokens)
+        stand.submit(request)
+        stand.finish()
+        assert sink(request).ids == expected[: end + 1] and sink(request).finish == Finish("stop", stop)
+    stand = Stand()
+    request = ask(prompt, at[0] + 1, stop_ids=(stop,), min_tokens=at[0] + 1)
+    stand.submit(request)
+    stand.finish()
+    assert sink(request).finish == Finish("length")
+
+
+def test_a_stop_string_ends_a_request_that_the_worker_goes_on_with():
+    stand = Stand()
+    request, other = ask(count_to(6), 12), ask(count_to(6, 1), 12)
+    seen = sink(request)
+    request.sink.token = lambda token: seen.tokens.append(token) or ("END" if len(seen.tokens) == 3 else None)
+    stand.submit(request, other)
+    stand.finish()
+    assert seen.finish == Finish("stop", "END") and len(seen.ids) == 3
+    assert answered(other)
+
+
+@pytest.mark.parametrize("when", ["token", "prompt_tokens", "finished"])
+def test_an_output_that_cannot_be_written_harms_nobody_else(when):
+    class Broken(Sink):
+        pass
+
+    def fail(self, _):
+        raise OSError("gone")
+
+    setattr(Broken, when, fail)
+    stand = Stand(rows=3)
+    before, bad, after = (ask(count_to(9, i), 5, prompt_logprobs=0) for i in range(3))
+    bad.sink = Broken()
+    stand.submit(before, bad, after)
+    stand.finish()
+    assert answered(before, after) and bad.state is State.FINISHED
+
+
+@pytest.mark.parametrize("stage", ["waiting", "admitted", "prefilling", "decoding", "finished"])
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_a_request_can_be_aborted_at_any_stage(stage, prefix_cache):
+    stand = Stand(rows=2, chunk_budget=5, prefix_cache=prefix_cache)
+    other, request = ask(count_to(8, 3), 6), ask(count_to(12), 6)
+    stand.submit(other, request)
+    reached = {
+        "waiting": lambda: True,
+        "admitted": lambda: request.state is State.RUNNING,
+        "prefilling": lambda: stand.worker.computed > 9,
+        "decoding": lambda: len(request.output) == 2,
+        "finished": lambda: request.state is State.FINISHED,
+    }[stage]
+    while not reached():
+        stand.plan()
+        if not reached():
+            stand.receive()
+    stand.core.abort(request)
+    stand.core.abort(request)
+    assert request.state is State.FINISHED
+    assert sink(request).finish == Finish("length" if stage == "finished" else "abort")
+    stand.finish()
+    assert answered(other)
+    assert len(stand.core._free_rows) == 2
+
+
+# Pauses
+
+
+def test_a_paused_request_goes_on_where_it_was():
+    for at in range(1, 12):
+        stand = Stand(rows=2, chunk_budget=6)
+        request, other = ask(count_to(10), 8, arrived=0), ask(count_to(10, 1), 8, arrived=1)
+        stand.submit(request, other)
+        for _ in range(at):
+            stand.round()
+        if request.state is State.RUNNING:
+            stand.core.pause(request)
+            assert request.state is State.WAITING and stand.core.waiting[0] is request
+        stand.finish()
+        assert answered(request, other)
+
+
+def test_a_paused_request_waits_before_those_that_came_later():
+    stand = Stand(rows=2)
+    requests = [ask(count_to(4, i), 6, arrived=i) for i in range(5)]
+    stand.submit(*requests)
+    stand.round()
+    stand.core.pause(requests[1])
+    stand.core.pause(requests[0])
+    assert list(stand.core.waiting) == requests
+    stand.finish()
+    assert answered(*requests)
+
+
+def test_requests_that_came_at_once_keep_their_order_through_pauses():
+    stand = Stand(rows=3)
+    requests = [ask(count_to(4, i), 6) for i in range(5)]
+    stand.submit(*requests)
+    stand.round()
+    for request in requests[2::-1]:
+        stand.core.pause(request)
+    assert list(stand.core.waiting) == requests
+
+
+def test_rows_that_do_not_fit_later_are_paused_and_come_back():
+    stand = Stand(rows=6, slots=40, predict=aggressive)
+    requests = [ask(count_to(5, i), 20, arrived=i) for i in range(6)]
+    stand.submit(*requests)
+    stand.finish()
+    assert answered(*requests)
+    assert 0 < stand.core.paused_total < 20 and requests[0].pauses == 0
+
+
+def test_the_first_prefill_gets_its_memory_from_those_that_came_later():
+    """A prediction that is too low lets two long prompts in; the second one yields."""
+    stand = Stand(rows=2, slots=40, chunk_budget=24, chunk_size=12, predict=lambda request: 1)
+    first, second = ask(count_to(19), 20, arrived=0), ask(count_to(21, 1), 5, arrived=1)
+    stand.submit(first, second)
+    stand.plan()
+    assert len(stand.core.running) == 2
+    stand.finish()
+    assert answered(first, second) and first.pauses == 0 and second.pauses > 0
+
+
+def test_worst_case_admission_needs_no_pause_where_all_rows_run_in_step():
+    """The prompts share a prefix, so whoever computed it must not seem to take it along."""
+    for seed in range(30):
+        rng = random.Random(seed)
+        stand = Stand(rows=8, slots=rng.choice([60, 90]), chunk_budget=500, chunk_size=500)
+        system = count_to(rng.randint(5, 25))
+        requests = [ask([*system, at], rng.randint(1, 30), arrived=at) for at in range(12)]
+        stand.submit(*requests)
+        stand.finish()
+        assert stand.core.paused_total == 0 and answered(*requests)
+
+
+# Faults
+
+
+def test_a_failed_iteration_fails_its_rows_and_nobody_else():
+    stand = Stand(rows=2, chunk_budget=64, chunk_size=64)
+    failing, next_one = ask(count_to(10), 4), ask([*count_to(10), 1, 2], 4)
+    stand.submit(failing)
+    stand.plan()
+    stand.submit(next_one)
+    stand.plan()  # matches what the first one's chunk will store
+    stand.worker.fails = True
+    stand.receive()
+    assert sink(failing).finish == Finish("error", error="boom")
+    assert next_one.state is State.WAITING, "it stood on garbage"
+    assert stand.core.index.total == 0
+    stand.finish()
+    assert answered(next_one) and next_one.pauses == 0
+
+
+def test_a_failed_chunk_spoils_only_what_it_was_to_compute():
+    stand = Stand(rows=1, chunk_budget=6)
+    stand.submit(ask(count_to(12), 4))
+    stand.round()
+    stand.plan()
+    stand.worker.fails = True
+    stand.receive()
+    assert stand.core.index.total == 6
+    again = ask(count_to(12), 4)
+    stand.submit(again)
+    stand.finish()
+    assert again.cached_tokens == 6 and answered(again)
+
+
+def test_a_failure_of_rows_that_were_retired_meanwhile_poisons_all_the_same():
+    stand = Stand(rows=2, chunk_budget=64)
+    request = ask(count_to(10), 4)
+    stand.submit(request)
+    stand.plan()
+    stand.core.abort(request)
+    reader = ask([*count_to(10), 3], 4)
+    stand.submit(reader)
+    stand.plan()
+    assert reader.cached_tokens == 10
+    stand.worker.fails = True
+    stand.receive()
+    stand.finish()
+    assert sink(request).finish == Finish("abort") and answered(reader)
+
+
+def test_a_failed_decode_step_fails_the_rows_that_decoded():
+    stand = Stand(rows=2)
+    request, waiting = ask(count_to(6), 8), ask(count_to(6, 1), 8)
+    stand.submit(request)
+    stand.round()
+    stand.plan()
+    stand.worker.fails = True
+    stand.receive()
+    stand.submit(waiting)
+    stand.finish()
+    assert sink(request).finish == Finish("error", error="boom") and answered(waiting)
+
+
+def test_a_lost_worker_costs_a_request_nothing_once():
+    stand = Stand(rows=3, chunk_budget=6)
+    requests = [ask(count_to(8, i), 8, arrived=i) for i in range(5)]
+    stand.submit(*requests)
+    for _ in range(5):
+        stand.round()
+    assert any(request.output for request in requests)
+    assert stand.die() == [] and stand.core.epoch == 2 and list(stand.core.waiting) == requests
+    stand.finish()
+    assert answered(*requests)
+
+
+def test_a_second_death_fails_those_that_ran_and_no_others():
+    stand = Stand(rows=2, chunk_budget=20)
+    requests = [ask(count_to(8, i), 30, arrived=i) for i in range(3)]
+    stand.submit(*requests)
+    stand.round()
+    assert stand.die() == []
+    stand.round()
+    stand.round()
+    lost = stand.die()
+    assert lost == requests[:2]
+    assert all(sink(request).finish.reason == "error" and "twice" in sink(request).finish.error for request in lost)
+    stand.finish()
+    assert answered(requests[2])
+
+
+def test_whoever_hears_of_a_lost_request_may_abort_its_siblings():
+    stand = Stand(rows=3, slots=200, chunk_budget=30)
+    requests = [ask(count_to(8, i), 30, arrived=i) for i in range(3)]
+
+    class Family(Sink):
+        def finished(self, finish):
+            super().finished(finish)
+            for request in requests:
+                if request.state is not State.FINISHED:
+                    stand.core.abort(request)
+
+    requests[0].sink = Family()
+    stand.submit(*requests[:2])
+    stand.round()
+    stand.die()
+    stand.submit(requests[2])
+    stand.round()
+    assert len(stand.core.running) == 3
+    stand.die()
+    assert [request.sink.finish.reason for request in requests] == ["error", "abort", "abort"]
+    assert stand.core.idle
+
+
+def test_results_of_a_worker_that_died_are_not_heard():
+    stand = Stand()
+    request = ask(count_to(8), 8)
+    stand.submit(request)
+    stand.plan()
+    late = stand.worker.step()
+    stand.worker.fails = True
+    stand.plan()
+    late_failure = stand.worker.step()
+    assert isinstance(late_failure, Failed)
+    stand.die()
+    stand.plan()
+    assert stand.core.on_result(late) == 0 and request.output == []
+    stand.core.on_failed(late_failure)
+    assert request.state is State.RUNNING and stand.core.outstanding_chunks == 1
+    stand.finish()
+    assert answered(request)
+
+
+# Loans
+
+
+def test_what_is_lent_stays_until_it_is_settled():
+    stand = Stand(rows=1, slots=30)
+    first = ask(count_to(10), 2)
+    stand.submit(first)
+    stand.finish()
+    loan = stand.core.lend("", np.array(count_to(10), np.int64))
+    assert len(loan.slots) == 10
+    stand.submit(ask(count_to(12, 1), 8))
+    stand.finish()
+    assert stand.core.lend("", np.array(count_to(10), np.int64)).slots.tolist() == loan.slots.tolist()
+    stand.core.settle(loan)
+    stand.core.settle(loan)
+    stand.submit(ask(count_to(20, 2), 8))
+    stand.finish()
+    assert len(stand.core.lend("", np.array(count_to(10), np.int64)).slots) < 10
+
+
+def test_only_what_was_published_is_lent():
+    stand = Stand(chunk_budget=6)
+    stand.submit(ask(count_to(12), 2))
+    stand.round()
+    stand.plan()
+    loan = stand.core.lend("", np.array(count_to(12), np.int64))
+    assert len(loan.slots) == 6
+    stand.core.settle(loan)
+    stand.die()
+    stand.core.settle(loan)
+    stand.finish()
+
+
+# Everything at once
+
+
+@pytest.mark.parametrize("predict", [worst_case, aggressive])
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_random_worlds_answer_every_request_exactly(predict, prefix_cache):
+    for seed in range(8):
+        rng = random.Random(seed)
+        stand = Stand(
+            rows=rng.choice([1, 3, 8]), slots=rng.choice([30, 60, 120]), max_length=31,
+            chunk_budget=rng.choice([4, 8, 32]), chunk_size=rng.choice([3, 32]), prefix_cache=prefix_cache,
+            predict=predict,
+        )  # fmt: skip
+        stand.core.credit.step_seconds = rng.choice([0.001, 0.1])
+        systems = [count_to(rng.randint(1, 12), i) for i in range(3)]
+        requests = []
+        for at in range(20):
+            prompt = [*rng.choice(systems), *(rng.randrange(3) for _ in range(rng.randint(0, 6)))]
+            wants = 0 if rng.random() < 0.1 else -1
+            requests.append(ask(prompt, rng.randint(1, 31 - len(prompt)), float(at), prompt_logprobs=wants))
+        todo = [*requests]
+        while todo:
+            if rng.random() < 0.4:
+                stand.submit(todo.pop(0))
+            (stand.plan, stand.receive)[rng.random() < 0.5]()
+            running = [request for request in requests if request.state is State.RUNNING]
+            if running and rng.random() < 0.05:
+                stand.core.pause(rng.choice(running))
+        stand.finish()
+        assert answered(*requests)
+
+
+def test_a_waiting_request_that_does_not_fit_is_asked_again_only_when_something_ended():
+    """With 1,000 rows a look at all of them takes a millisecond."""
+    stand = Stand(rows=4, slots=40)
+    running, waiting = ask(count_to(10), 25), ask(count_to(10, 1), 25)
+    stand.submit(running, waiting)
+    looks = []
+    predict = stand.core.predict
+    stand.core.predict = lambda request: looks.append(request) or predict(request)
+    while waiting.state is State.WAITING:
+        stand.round()
+    assert running.state is State.FINISHED
+    assert looks.count(waiting) <= 3
+    stand.finish()
+    assert answered(running, waiting)
+
+
+def test_nothing_to_tell_is_no_update():
+    stand = Stand()
+    assert stand.plan() is None
+    stand.submit(ask(count_to(4), 2))
+    first = stand.plan()
+    assert isinstance(first, Update) and first.number == 1
+    assert stand.plan() is None
+
+
+def test_a_header_alone_moves_the_clock():
+    stand = Stand()
+    assert stand.core.on_header(Header(1, 1, 1, 7, 1000, 0, b"")) and stand.core.applied == 7
+    assert not stand.core.on_header(Header(0, 1, 1, 9, 1000, 0, b"")) and stand.core.applied == 7
+    assert isinstance(stand.worker, PlainWorker)

@@ -1,0 +1,54 @@
+"""Two ranks as one group."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from crew import alive, crew_of, listening, until
+from tiny_model import write_tiny_model
+
+PROMPTS = [[(n * i + n) % 97 for i in range(5 + n)] for n in range(1, 5)]
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def test_two_ranks_say_what_one_says_and_share_their_fate(folder: Path) -> None:
+    async def alone() -> list[list[int]]:
+        async with crew_of(folder) as crew:
+            await crew.ready()
+            return await crew.ask(PROMPTS, 120)
+
+    async def together(expected: list[list[int]]) -> None:
+        before = sorted(os.listdir("/proc/self/fd"))
+        async with crew_of(folder, ranks=2) as crew:
+            await crew.ready()
+            assert await crew.ask(PROMPTS, 120) == expected
+            assert listening(crew.fleet.pids) <= LOOPBACK
+            victims = crew.fleet.pids
+            answers = crew.submit(PROMPTS, 120)
+            await until(lambda: all(10 < len(answer.ids) < 100 for answer in answers))
+            os.kill(victims[1], signal.SIGKILL)
+            await crew.ended(answers)
+            assert [answer.ids for answer in answers] == expected
+            assert alive(victims) == []
+            processes = [link.process for link in crew.fleet._links]
+        assert [process.returncode for process in processes] == [0, 0], "a stop lets every rank leave by itself"
+        assert sorted(os.listdir("/proc/self/fd")) == before
+
+    asyncio.run(together(asyncio.run(alone())))
+
+
+def test_a_group_that_cannot_load_says_why_once(folder: Path) -> None:
+    async def fail() -> None:
+        async with crew_of(folder, ranks=5) as crew:
+            await until(lambda: crew.stopped)
+            assert len(crew.stopped) == 1
+            assert "tp 5 cannot share out 6 query heads, 2 KV heads" in crew.stopped[0]
+
+    asyncio.run(fail())

@@ -1,0 +1,88 @@
+"""The real loop with its two threads, over a runner without a model, for tests of what lies around a turn."""
+
+import threading
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from aiollm.wire.messages import FromWorker, ToWorker
+from aiollm.workers.decisions import Decisions
+from aiollm.workers.loop import Inbox, Loop, Outbox, Outcome, Runner, run
+from aiollm.workers.staging import Staging
+from aiollm.workers.step import Step
+from aiollm.workers.stream import HostStream
+
+SECONDS = 20  # a loop that takes longer hangs
+
+
+class PositionRunner:
+    """Draws its position for a token. Keeps (row, first position) of each sequence of each step."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[tuple[int, int]]] = []
+
+    def run(self, step: Step) -> Outcome:
+        columns = step.ints.views(step.ints.buffer)
+        begins = columns["starts"][:-1]
+        self.steps.append(list(zip(columns["rows"].tolist(), columns["positions"][begins].tolist(), strict=True)))
+        nothing = np.empty((step.sampled, 0))
+        drawn = columns["sampled_lengths"].numpy().copy()
+        return Outcome(drawn, np.zeros(step.sampled, np.float32), nothing, nothing, [])
+
+
+class ListInbox:
+    """Hands out one batch of messages a drain; `wait` says that nothing will ever come once all are out."""
+
+    def __init__(self, *batches: Iterable[ToWorker]) -> None:
+        self.batches = [list(batch) for batch in batches]
+
+    def drain(self) -> Iterable[ToWorker]:
+        return self.batches.pop(0) if self.batches else []
+
+    def wait(self) -> bool:
+        return bool(self.batches)
+
+
+class ListOutbox:
+    """Keeps what was flushed; `fail` is raised by the flush that has something to write."""
+
+    def __init__(self, fail: Exception | None = None) -> None:
+        self.waiting: list[FromWorker] = []
+        self.sent: list[FromWorker] = []
+        self.fail = fail
+
+    def put(self, message: FromWorker) -> None:
+        self.waiting.append(message)
+
+    def flush(self) -> None:
+        if self.waiting and self.fail is not None:
+            raise self.fail
+        while self.waiting:
+            self.sent.append(self.waiting.pop(0))
+
+
+def loop_of(inbox: Inbox, outbox: Outbox, runner: Runner, decisions: Decisions | None = None) -> Loop:
+    return Loop(1, 8, inbox, outbox, HostStream(), runner, Staging(), decisions or Decisions())
+
+
+def start(loop: Loop) -> Callable[[], None]:
+    """Run a loop on threads of its own; the value waits for its end, and raises what it raised."""
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            run(loop)
+        except BaseException as error:  # noqa: BLE001  raised again by `finish`
+            raised.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+
+    def finish() -> None:
+        thread.join(SECONDS)
+        assert not thread.is_alive(), "the loop hangs"
+        loop.stream.close()
+        if raised:
+            raise raised[0]
+
+    return finish

@@ -1,0 +1,47 @@
+"""What a person reads at start: whole lines in a log, one redrawn line on a terminal."""
+
+import io
+import re
+
+from aiollm.console import Console, budget
+from aiollm.wire.messages import Ready
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_log_gets_one_line_a_phase_and_no_control_characters() -> None:
+    out = io.StringIO()
+    console = Console(out)
+    for fraction in (0.0, 0.5, 1.0):
+        console.progress("loading weights", fraction)
+    console.progress("warming up", None)
+    console.close()
+    console.say("ready")
+    assert re.fullmatch(r"loading weights: \d+\.\d s\nwarming up: \d+\.\d s\nready\n", out.getvalue())
+
+
+def test_a_terminal_sees_the_fraction_and_no_rest_of_it() -> None:
+    out = Terminal()
+    console = Console(out)
+    console.progress("loading weights", 0.5)
+    assert out.getvalue().endswith("loading weights 50%")
+    console.say("done")
+    assert out.getvalue().endswith("\r" + " " * len("loading weights 50%") + "\rdone\n")
+
+
+def test_the_budget_names_every_part_and_the_flags_that_change_it() -> None:
+    ready = Ready(
+        slots=20000,
+        max_length=8192,
+        vocabulary=1,
+        architecture="a",
+        data_type="fp32",
+        budget=[("weights", 3 << 30), ("KV cache", 5 << 20)],
+        seconds=[],
+    )
+    text = "\n".join(budget(ready))
+    assert "3.00 GiB" in text and "5.0 MiB" in text and "20,000 tokens, 2.4 requests" in text
+    assert "--max_total_token_num" in text and "--max_req_total_len" in text

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from aiollm.workers.kv import CPU_MOST, allocate, available_memory, bytes_per_slot, fitting
+from aiollm.workers.model.rotary import Rope
+from aiollm.workers.model.spec import DecoderSpec
+from aiollm.workers.tp import Shard
+
+CPU = torch.device("cpu")
+SPEC = DecoderSpec(
+    layers=3, hidden=8, heads=8, kv_heads=4, head_dim=16, intermediate=16, vocab=10, max_position=64, norm_eps=1e-6,
+    rope=Rope(16, 1e4), tied_head=False,
+)  # fmt: skip
+
+
+def machine(root: Path, available_kib: int, **files: str) -> Path:
+    """A root folder whose files say how much memory there is; `files` are those of a control group."""
+    (root / "proc").mkdir()
+    (root / "proc/meminfo").write_text(
+        f"MemTotal:       99999999 kB\nMemAvailable:   {available_kib} kB\nHugePages_Total: 0\n"
+    )
+    version_1 = "limit_in_bytes" in "".join(files)
+    group = root / "sys/fs/cgroup" / ("memory" if version_1 else "")
+    group.mkdir(parents=True)
+    for name, text in files.items():
+        (group / name.replace("__", ".")).write_text(text)
+    return root
+
+
+def test_without_a_control_group_the_machine_says_what_is_available(tmp_path: Path) -> None:
+    assert available_memory(machine(tmp_path, 1000)) == 1000 << 10
+
+
+def test_a_group_without_a_limit_changes_nothing(tmp_path: Path) -> None:
+    root = machine(tmp_path, 1000, memory__max="max\n", memory__current="99\n", memory__stat="inactive_file 5\n")
+    assert available_memory(root) == 1000 << 10
+
+
+@pytest.mark.parametrize(
+    ("files"),
+    [
+        {"memory__max": "500000\n", "memory__current": "400000\n", "memory__stat": "anon 1\ninactive_file 50000\n"},
+        {
+            "memory__limit_in_bytes": "500000\n",
+            "memory__usage_in_bytes": "400000\n",
+            "memory__stat": "inactive_file 1\ntotal_inactive_file 50000\n",
+        },
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_a_groups_limit_counts_and_its_inactive_file_cache_is_free(tmp_path: Path, files: dict[str, str]) -> None:
+    assert available_memory(machine(tmp_path, 1000, **files)) == 150_000
+
+
+def test_a_group_over_its_limit_has_nothing_left(tmp_path: Path) -> None:
+    root = machine(tmp_path, 1000, memory__max="500\n", memory__current="600\n", memory__stat="")
+    assert available_memory(root) == 0
+
+
+def test_this_machine_has_memory() -> None:
+    assert available_memory() > 1 << 20
+
+
+def test_a_slot_holds_keys_and_values_of_all_layers() -> None:
+    assert bytes_per_slot(SPEC, Shard(SPEC, 0, 1), torch.bfloat16) == 2 * 3 * 4 * 16 * 2
+    assert bytes_per_slot(SPEC, Shard(SPEC, 1, 2), torch.float32) == 2 * 3 * 2 * 16 * 4
+
+
+def test_slots_take_what_memory_allows_and_no_more_than_a_laptop_can_spare(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aiollm.workers.kv.available_memory", lambda: 1_000_000)
+    assert fitting(100, CPU, 0.5) == 5000
+    monkeypatch.setattr("aiollm.workers.kv.available_memory", lambda: 1 << 50)
+    assert fitting(1 << 20, CPU, 0.9) == CPU_MOST >> 20
+
+
+def test_too_little_memory_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiollm.workers.kv.available_memory", lambda: 10 << 20)
+    with pytest.raises(MemoryError, match=r"9 MiB are left for the KV cache.* 1048576 bytes: raise --mem_fraction"):
+        fitting(1 << 20, CPU, 0.9)
+
+
+def test_pools_have_one_slot_more_for_padding_and_this_ranks_heads() -> None:
+    pools = allocate(10, SPEC, Shard(SPEC, 0, 2), torch.bfloat16, CPU)
+    assert len(pools) == 3
+    assert {(tensor.shape, tensor.dtype) for pair in pools for tensor in pair} == {((11, 2, 16), torch.bfloat16)}
+    assert len({tensor.data_ptr() for pair in pools for tensor in pair}) == 6
+
+
+def test_a_pool_that_does_not_fit_names_the_flag() -> None:
+    with pytest.raises(MemoryError, match=r"KV slots do not fit, they take \d+ MiB: lower --max_total_token_num"):
+        allocate(1 << 50, SPEC, Shard(SPEC, 0, 1), torch.float32, CPU)

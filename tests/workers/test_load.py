@@ -1,0 +1,122 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_model import write_tiny_model
+
+from aiollm.wire.messages import Loading, WorkerSettings
+from aiollm.workers.load import load
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """The model's folder, to be spoiled."""
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def settings(folder: Path, **others: object) -> WorkerSettings:
+    return WorkerSettings(folder=str(folder), **{"rows": 4, "slots": 200, "threads": 1} | others)  # type: ignore[arg-type]
+
+
+def nobody(message: Loading) -> None:
+    """Hears nothing."""
+
+
+def test_ready_says_what_was_loaded(folder: Path) -> None:
+    heard: list[Loading] = []
+    runner, ready = load(settings(folder, slots=1000), heard.append)
+    assert (ready.slots, ready.max_length, ready.vocabulary) == (1000, 512, 97)
+    assert (ready.architecture, ready.data_type, ready.unread) == ("LlamaForCausalLM", "fp32", [])
+    budget = dict(ready.budget)
+    parameters = load_file(folder / "model.safetensors")
+    assert budget["weights"] == sum(tensor.nbytes for tensor in parameters.values())
+    assert budget["KV cache"] == sum(k.nbytes + v.nbytes for k, v in runner.kv) == 1001 * 2 * 3 * 2 * 8 * 4
+    phases = [message.phase for message in heard if message.fraction == 0]
+    assert phases == [name for name, _ in ready.seconds]
+    assert phases[0] == "reading the configuration" and "loading weights" in phases
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16), ("auto", torch.float32)],
+)
+def test_weights_and_cache_have_the_type_that_was_asked_for(folder: Path, asked: str, dtype: torch.dtype) -> None:
+    runner, ready = load(settings(folder, data_type=asked), nobody)
+    assert {tensor.dtype for pair in runner.kv for tensor in pair} == {dtype}
+    assert ready.data_type == ("fp32" if asked == "auto" else asked)
+
+
+def test_dummy_weights_need_no_checkpoint(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    _, ready = load(settings(copy, load_format="dummy"), nobody)
+    assert ready.vocabulary == 97
+
+
+@pytest.mark.parametrize(
+    ("asked", "slots", "found"), [(0, 1000, 512), (100, 1000, 100), (9999, 1000, 512), (0, 300, 301), (400, 300, 301)]
+)
+def test_the_longest_sequence_fits_the_model_the_pool_and_the_wish(
+    folder: Path, asked: int, slots: int, found: int
+) -> None:
+    runner, ready = load(settings(folder, max_length=asked, slots=slots), nobody)
+    assert ready.max_length == found
+    assert runner.state.slot_table.shape == (5, found)
+
+
+def test_without_a_number_of_slots_the_free_memory_decides(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiollm.workers.kv.available_memory", lambda: 1 << 20)
+    _, ready = load(settings(folder, slots=0, mem_fraction=0.5), nobody)
+    assert ready.slots == (1 << 19) // (2 * 3 * 2 * 8 * 4)
+
+
+def test_the_threads_are_those_that_were_asked_for(folder: Path) -> None:
+    load(settings(folder, threads=1), nobody)
+    assert torch.get_num_threads() == 1
+
+
+def test_an_unknown_architecture_names_the_known_ones(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"architectures": ["OddForCausalLM"]}))
+    with pytest.raises(ValueError, match=r"architectures names OddForCausalLM, supported: .*LlamaForCausalLM"):
+        load(settings(copy), nobody)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"config\.json is no JSON: "),
+        ("\x00\xff", r"config\.json is no JSON"),
+        ("[1]", r"config\.json holds no JSON object"),
+    ],
+)
+def test_a_broken_configuration_is_named(copy: Path, text: str, message: str) -> None:
+    (copy / "config.json").write_text(text, "latin-1")
+    with pytest.raises(ValueError, match=message):
+        load(settings(copy), nobody)
+
+
+def test_a_folder_without_a_configuration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        load(settings(tmp_path), nobody)
+
+
+def test_a_missing_tensor_is_named(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lacks .*model\.layers\.1\.mlp\.up_proj\.weight"):
+        load(settings(copy), nobody)
+
+
+def test_warming_up_leaves_no_trace_in_the_rows(folder: Path) -> None:
+    runner, _ = load(settings(folder), nobody)
+    assert not runner.state.slot_table[:4].any() and not runner.state.tokens[:4].any()

@@ -1,0 +1,80 @@
+"""What lies around a turn: the shell of two threads, its ends and its errors. The turns themselves: test_stamp.py."""
+
+import pytest
+from overlap import ListInbox, ListOutbox, PositionRunner, loop_of, start
+from updates import begin
+
+from aiollm.wire.columns import ints
+from aiollm.wire.messages import FromWorker, Result, Stop, Update
+from aiollm.workers.loop import SMALL_UPDATES, Outcome
+from aiollm.workers.step import Step
+
+
+def tokens(messages: list[FromWorker]) -> list[int]:
+    return [token for message in messages if isinstance(message, Result) for token in ints(message.tokens).tolist()]
+
+
+def test_a_row_runs_to_its_limit_and_the_loop_ends_with_its_server() -> None:
+    runner, outbox = PositionRunner(), ListOutbox()
+    start(loop_of(ListInbox([begin(1, 3, [7, 7, 7], credit=3)]), outbox, runner))()
+    assert tokens(outbox.sent) == [3, 4, 5, 6]
+    assert runner.steps == [[(3, 0)], [(3, 3)], [(3, 4)], [(3, 5)]]
+    headers = [message.header for message in outbox.sent if isinstance(message, Result)]
+    assert [header.iteration for header in headers] == [1, 2, 3, 4]
+    assert {header.applied for header in headers} == {1}
+
+
+def test_stop_publishes_what_was_launched_and_launches_nothing_more() -> None:
+    inbox = ListInbox([begin(1, 0, [7] * 3, credit=100, outputs=100)], [], [], [Stop()])
+    runner, outbox = PositionRunner(), ListOutbox()
+    start(loop_of(inbox, outbox, runner))()
+    assert tokens(outbox.sent) == list(range(3, 3 + len(runner.steps)))
+    assert 1 <= len(runner.steps) < 10
+
+
+def test_stop_while_idle_ends_the_loop() -> None:
+    outbox = ListOutbox()
+    start(loop_of(ListInbox([], [Stop()]), outbox, PositionRunner()))()
+    assert outbox.sent == []
+
+
+def test_a_burst_of_small_updates_is_applied_though_nothing_runs() -> None:
+    """What was drained and not yet applied must not wait for the next message."""
+    small = [Update(number=n) for n in range(1, 2 * SMALL_UPDATES)]
+    outbox = ListOutbox()
+    start(loop_of(ListInbox([*small, begin(2 * SMALL_UPDATES, 0, [7])]), outbox, PositionRunner()))()
+    assert tokens(outbox.sent) == [1]
+
+
+@pytest.mark.parametrize("numbers", [(1, 3), (1, 1), (2,)], ids=str)
+def test_updates_out_of_order_end_the_loop(numbers: tuple[int, ...]) -> None:
+    loop = loop_of(ListInbox([Update(number=n) for n in numbers]), ListOutbox(), PositionRunner())
+    with pytest.raises(ValueError, match=r"update \d arrived after \d"):
+        start(loop)()
+
+
+def test_what_a_turn_raises_comes_out_after_the_results_before_it() -> None:
+    outbox = ListOutbox()
+    inbox = ListInbox([begin(1, 0, [7], credit=2, outputs=3)], [], [], [], [begin(9, 0, [7])])
+    with pytest.raises(ValueError, match="update 9 arrived after 1"):
+        start(loop_of(inbox, outbox, PositionRunner()))()
+    assert tokens(outbox.sent) == [1, 2, 3]
+
+
+def test_an_error_between_two_turns_ends_both_threads() -> None:
+    """The server is gone, and the thread that writes is not the one that holds the baton."""
+    inbox = ListInbox([begin(1, 0, [7], credit=100, outputs=100)])
+    with pytest.raises(BrokenPipeError):
+        start(loop_of(inbox, ListOutbox(BrokenPipeError()), PositionRunner()))()
+
+
+def test_a_token_that_is_not_finite_idles_its_row() -> None:
+    class NotFinite(PositionRunner):
+        def run(self, step: Step) -> Outcome:
+            outcome = super().run(step)
+            return outcome._replace(tokens=outcome.tokens * 0 - 1)
+
+    runner, outbox = NotFinite(), ListOutbox()
+    start(loop_of(ListInbox([begin(1, 0, [7], credit=100, outputs=100)]), outbox, runner))()
+    assert tokens(outbox.sent) == [-1]
+    assert len(runner.steps) <= 2, "one more may have been launched before the first was posted"
