@@ -99,7 +99,9 @@ def test_clients_that_go_away_leave_nothing_behind(server: Server) -> None:
     def leave(_: int) -> None:
         client = socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
         body = json.dumps({"prompt": "x" * r.randint(1, 900), "max_tokens": 1000, "stream": r.random() < 0.5}).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        )
         client.sendall(head.encode() + b"\r\n\r\n" + body[: r.choice([0, 10, len(body)])])
         client.settimeout(r.random())
         try:
@@ -198,7 +200,9 @@ def test_a_start_that_fails_says_why_in_its_last_line(folder: Path, tmp_path: Pa
 def test_a_record_is_replayed_without_a_server(folder: Path, tmp_path: Path) -> None:
     record = tmp_path / "record"
     with Server("--model_dir", str(folder), *FLAGS, "--record", str(record)) as server, ThreadPoolExecutor(4) as pool:
-        lengths = [len(t) for t in pool.map(lambda i: complete(server, seed=i, prompt=[i + 1] * (50 * i + 1)), range(4))]
+        lengths = [
+            len(t) for t in pool.map(lambda i: complete(server, seed=i, prompt=[i + 1] * (50 * i + 1)), range(4))
+        ]
     found = subprocess.run(
         [sys.executable, "-m", "aiollm.workers", "--replay", str(record)], capture_output=True, text=True, timeout=120
     )

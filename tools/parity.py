@@ -93,7 +93,9 @@ def ask(server: Server, prompt: Tokens, steps: int) -> Answer:
     return Answer(choice["token_ids"], choice["logprobs"]["token_logprobs"], cached)
 
 
-def ask_streamed(server: Server, prompt: Tokens, steps: int, on_token: Callable[[int], None] = lambda n: None) -> Answer:
+def ask_streamed(
+    server: Server, prompt: Tokens, steps: int, on_token: Callable[[int], None] = lambda n: None
+) -> Answer:
     """The same, streamed; `on_token` hears how many tokens have come."""
     data = json.dumps({**body(prompt, steps), "stream": True}).encode()
     request = urllib.request.Request(server.url + "/v1/completions", data, {"Content-Type": "application/json"})
@@ -262,7 +264,9 @@ def main() -> int:
     for mode, verdict in parity.modes(args.tp):
         modes[mode] = verdict
         state = "equal" if not verdict.ties and not verdict.wrong else "; ".join(verdict.wrong + verdict.ties)
-        print(f"{mode:20} {verdict.compared:6} tokens, logprobs within {verdict.logprob_error:.1e}: {state}", flush=True)
+        print(
+            f"{mode:20} {verdict.compared:6} tokens, logprobs within {verdict.logprob_error:.1e}: {state}", flush=True
+        )
     result = {
         "what": "greedy tokens and logprobs against transformers, fp32",
         "model": files.name,

@@ -20,7 +20,7 @@ class Server:
         self.flags = flags
         self._ready = ready
         self._environ = environ or {}
-        self._log = tempfile.TemporaryFile("w+")
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in __exit__
         self.url = ""
 
     def __enter__(self) -> "Server":

@@ -10,7 +10,7 @@ from aiohttp.typedefs import Handler
 
 from aiollm.api.errors import ApiError, allowed, described, internal
 from aiollm.api.generation import GENERATION
-from aiollm.api.parts import PARTS
+from aiollm.api.parts import METRICS
 from aiollm.engine.engine import EngineBusy
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ async def surround(request: web.Request, handler: Handler) -> web.StreamResponse
         status = response.status
         return response
     finally:
-        request.app[PARTS].metrics.responses.labels(status).inc()
+        request.app[METRICS].responses.labels(status).inc()
         if log.isEnabledFor(logging.INFO) and request.path.rstrip("/") not in PROBES:
             generation = request.get(GENERATION)
             log.info(

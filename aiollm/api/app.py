@@ -11,7 +11,7 @@ from aiohttp.typedefs import Handler
 from aiollm.api import chat, completions, status
 from aiollm.api.access import sign, surround
 from aiollm.api.metrics import Metrics
-from aiollm.api.parts import PARTS, ModelInfo, Parts, Settings
+from aiollm.api.parts import ENGINE, METRICS, PARTS, ModelInfo, Parts, Settings
 from aiollm.api.schema import SamplingDefaults
 from aiollm.engine.engine import Engine
 from aiollm.text.chat import ChatTemplate
@@ -55,9 +55,8 @@ def make_app(
         raise ValueError(f"generation_config.json: {error}") from error
     metrics = Metrics(engine)
     engine.on_header = metrics.on_header
-    app = web.Application(middlewares=[surround])
+    app = _application(engine, metrics)
     app[PARTS] = Parts(engine, tokenizer, template, model, defaults, settings, metrics)
-    app.on_response_prepare.append(sign)
     app.cleanup_ctx.append(_watch_lag)
     for path, handler in GET.items():
         for spelling in (path, path + "/"):
@@ -65,6 +64,30 @@ def make_app(
     for path, handler in POST.items():
         for spelling in (path, path + "/"):
             app.router.add_post(spelling, handler)
+    return app
+
+
+def make_door(engine: Engine) -> web.Application:
+    """The application while the model is found or downloaded, and there is no tokenizer yet.
+
+    Probes are answered; all else is refused with 503 and how far it is.
+    """
+    app = _application(engine, Metrics(engine))
+    for path in ("/health", "/livez", "/ping"):
+        app.router.add_get(path, status.health)
+    for path in ("/ready", "/readyz"):
+        app.router.add_get(path, status.ready)
+    app.router.add_get("/metrics", status.metrics)
+    app.router.add_route("*", "/{path:.*}", status.not_yet)
+    return app
+
+
+def _application(engine: Engine, metrics: Metrics) -> web.Application:
+    """What every application of ours has around its routes."""
+    app = web.Application(middlewares=[surround])
+    app[ENGINE] = engine
+    app[METRICS] = metrics
+    app.on_response_prepare.append(sign)
     return app
 
 

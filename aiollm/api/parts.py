@@ -71,3 +71,5 @@ class Parts(NamedTuple):
 
 
 PARTS = web.AppKey("parts", Parts)
+ENGINE = web.AppKey("engine", Engine)
+METRICS = web.AppKey("metrics", Metrics)

@@ -5,7 +5,8 @@ from aiohttp import web
 
 from aiollm import __version__
 from aiollm.api.metrics import CONTENT_TYPE
-from aiollm.api.parts import PARTS, Parts
+from aiollm.api.parts import ENGINE, METRICS, PARTS, Parts
+from aiollm.engine.engine import EngineBusy
 
 
 def _json(value: object, status: int = 200) -> web.Response:
@@ -19,12 +20,18 @@ async def health(http: web.Request) -> web.Response:
 
 async def ready(http: web.Request) -> web.Response:
     """200 while requests are served; else 503 with how far loading is, or why the engine stopped."""
-    status = http.app[PARTS].engine.status
+    status = http.app[ENGINE].status
     body = {"status": status.state, "phase": status.phase, "progress": status.progress, "error": status.error}
     response = _json(body, 200 if status.state == "ready" else 503)
     if status.state != "ready":
         response.headers["Retry-After"] = "5"
     return response
+
+
+async def not_yet(http: web.Request) -> web.Response:
+    """Whatever needs a model, while it is still being found."""
+    status = http.app[ENGINE].status
+    raise EngineBusy(status.state, f"the model is not there yet: {status.phase}")
 
 
 async def version(http: web.Request) -> web.Response:
@@ -45,7 +52,7 @@ async def model(http: web.Request) -> web.Response:
 
 
 async def metrics(http: web.Request) -> web.Response:
-    return web.Response(body=http.app[PARTS].metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+    return web.Response(body=http.app[METRICS].text(), headers={"Content-Type": CONTENT_TYPE})
 
 
 def _model(parts: Parts, name: str) -> dict[str, object]:

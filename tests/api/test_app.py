@@ -5,15 +5,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from stand import MODEL, ROWS, Runner, stand
 
-from aiollm.api.app import make_app
+from aiollm.api.app import make_app, make_door, serve
 from aiollm.engine.engine import Engine
 from aiollm.engine.engine import Settings as EngineSettings
 from aiollm.engine.scheduler import worst_case
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.tokenizer import Tokenizer
+from aiollm.wire.messages import Loading
 
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "seed": 0}
@@ -189,3 +191,29 @@ def test_a_bound_socket_may_be_served(folder: Path) -> None:
             await runner.cleanup()
 
     asyncio.run(main())
+
+
+def test_the_door_answers_probes_and_refuses_the_rest_until_the_model_is_found() -> None:
+    async def check() -> None:
+        engine = Engine(EngineSettings(1, 16, 16, True, worst_case, 1))
+        engine.on_loading(Loading("downloading the demo model", 0.25))
+        runner = await serve(make_door(engine), "127.0.0.1", 0)
+        try:
+            async with aiohttp.ClientSession() as session:
+                url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+                async with session.get(url + "/health") as answer:
+                    assert answer.status == 200
+                async with session.get(url + "/ready") as answer:
+                    found = await answer.json()
+                    assert answer.status == 503
+                    assert (found["phase"], found["progress"]) == ("downloading the demo model", 0.25)
+                for method, path in (("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("PUT", "/nowhere")):
+                    async with session.request(method, url + path) as answer:
+                        error = (await answer.json())["error"]
+                        assert answer.status == 503 and error["code"] == "loading"
+                        assert "downloading the demo model" in error["message"]
+                        assert answer.headers["Retry-After"]
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(check())

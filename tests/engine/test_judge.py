@@ -81,7 +81,7 @@ def test_logits_that_are_not_finite_end_a_request_without_a_token():
     assert request.output == [] and sink(request).tokens == []
 
 
-@pytest.mark.parametrize("wanted, expected", [(-1, ()), (0, ()), (1, ((3, -1.0),)), (2, ((3, -1.0), (4, -2.0)))])
+@pytest.mark.parametrize(("wanted", "expected"), [(-1, ()), (0, ()), (1, ((3, -1.0),)), (2, ((3, -1.0), (4, -2.0)))])
 def test_every_row_gets_the_alternatives_it_asked_for(wanted, expected):
     request = ask([1], top_logprobs=wanted)
     verdicts = judge([7, 8], top=2, top_ids=[1, 2, 3, 4], top_logprobs=[-9, -9, -1, -2])

@@ -204,7 +204,7 @@ def test_without_the_prefix_cache_everything_is_computed_and_given_back():
 
 @pytest.mark.parametrize("prefix_cache", [True, False])
 @pytest.mark.parametrize(
-    "prompt, max_tokens, slots", [(1, 1, 1), (1, 2, 2), (1, 20, 20), (20, 1, 20), (12, 9, 20), (19, 2, 20)]
+    ("prompt", "max_tokens", "slots"), [(1, 1, 1), (1, 2, 2), (1, 20, 20), (20, 1, 20), (12, 9, 20), (19, 2, 20)]
 )
 def test_a_request_that_just_fits_runs(prompt, max_tokens, slots, prefix_cache):
     stand = Stand(rows=1, slots=slots, max_length=prompt + max_tokens, chunk_budget=4, prefix_cache=prefix_cache)

@@ -83,7 +83,8 @@ def test_signals_to_the_whole_group_leave_workers_to_the_server(crew: Crew, runn
 def test_a_killed_worker_costs_no_token_and_repeats_none(crew: Crew, runner: asyncio.Runner) -> None:
     async def disturbed() -> list[list[int]]:
         answers = crew.submit(PROMPTS, 300)
-        await until(lambda: all(20 < len(answer.ids) < 250 for answer in answers))
+        await until(lambda: all(len(answer.ids) > 20 for answer in answers))
+        assert not any(answer.finish for answer in answers)
         os.kill(crew.fleet.pids[0], signal.SIGKILL)
         await crew.ended(answers)
         assert {answer.finish.reason for answer in answers if answer.finish} == {"length"}
@@ -140,7 +141,7 @@ def test_a_stop_amid_requests_leaves_no_process_and_no_descriptor(folder: Path) 
         before, threads = sorted(os.listdir("/proc/self/fd")), threading.active_count()
         async with crew_of(folder) as crew:
             await crew.ready()
-            answers = crew.submit(PROMPTS, 3000)
+            answers = crew.submit(PROMPTS, 600)
             await until(lambda: all(answer.ids for answer in answers))
             pids, processes = crew.fleet.pids, [link.process for link in crew.fleet._links]
         assert alive(pids) == []

@@ -22,17 +22,18 @@ def test_two_ranks_say_what_one_says_and_share_their_fate(folder: Path) -> None:
     async def alone() -> list[list[int]]:
         async with crew_of(folder) as crew:
             await crew.ready()
-            return await crew.ask(PROMPTS, 120)
+            return await crew.ask(PROMPTS, 200)
 
     async def together(expected: list[list[int]]) -> None:
         before = sorted(os.listdir("/proc/self/fd"))
         async with crew_of(folder, ranks=2) as crew:
             await crew.ready()
-            assert await crew.ask(PROMPTS, 120) == expected
+            assert await crew.ask(PROMPTS, 200) == expected
             assert listening(crew.fleet.pids) <= LOOPBACK
             victims = crew.fleet.pids
-            answers = crew.submit(PROMPTS, 120)
-            await until(lambda: all(10 < len(answer.ids) < 100 for answer in answers))
+            answers = crew.submit(PROMPTS, 200)
+            await until(lambda: all(len(answer.ids) > 10 for answer in answers))
+            assert not any(answer.finish for answer in answers)
             os.kill(victims[1], signal.SIGKILL)
             await crew.ended(answers)
             assert [answer.ids for answer in answers] == expected

@@ -1,0 +1,319 @@
+import asyncio
+import functools
+
+import pytest
+from plain_worker import PlainWorker, ask, reply, sink
+
+from aiollm.engine.engine import Engine, EngineBusy, Settings
+from aiollm.engine.request import Finish, State
+from aiollm.engine.scheduler import worst_case
+from aiollm.wire.columns import ints
+from aiollm.wire.messages import Failed, Loading, Ready
+
+READY = Ready(
+    slots=400, max_length=64, vocabulary=50, architecture="plain", data_type="int64", budget=[], seconds=[]
+)  # fmt: skip
+
+
+def in_a_loop(test):
+    """Run a test with an event loop of its own."""
+
+    @functools.wraps(test)
+    def run(*args, **kwargs):
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 20))
+
+    return run
+
+
+class Group:
+    """What a fleet does for the engine, with a worker that iterates when told."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.updates = []
+        self.freed = []
+        engine.on_ready(READY, self)
+        self.worker = PlainWorker(engine.core)
+
+    def send(self, update):
+        self.updates.append(update)
+        self.worker.queue.append(update)
+
+    def applied(self, number):
+        self.freed.append(number)
+
+    def iterate(self):
+        """One iteration and its message; False where there was nothing to do."""
+        message = self.worker.step()
+        if message is not None:
+            self.engine.on_message(message)
+        self.engine.check_integrity()
+        return message is not None
+
+    async def serve(self):
+        """Iterate until the worker has nothing to do and nothing is on its way to it."""
+        await turns()
+        while self.iterate():
+            await turns()
+
+
+async def turns():
+    """Let whatever the engine has asked the loop for happen."""
+    for _ in range(4):
+        await asyncio.sleep(0)
+
+
+def make(queue=10, chunk_budget=16):
+    return Engine(Settings(4, chunk_budget, chunk_budget, True, worst_case, queue))
+
+
+def start(**settings):
+    engine = make(**settings)
+    return engine, Group(engine)
+
+
+def answered(request):
+    return sink(request).ids == reply(request.prompt.tolist(), request.sampling.max_tokens)
+
+
+@in_a_loop
+async def test_nothing_is_taken_before_the_model_is_loaded():
+    engine = make()
+    assert engine.status == ("loading", "starting", 0.0, "")
+    engine.on_loading(Loading("weights", 0.25))
+    assert engine.status == ("loading", "weights", 0.25, "")
+    with pytest.raises(EngineBusy, match="loading: weights 25%") as busy:
+        _ = engine.limits
+    assert busy.value.reason == "loading"
+    with pytest.raises(EngineBusy) as busy:
+        engine.submit(ask([1]))
+    assert busy.value.reason == "loading"
+    engine.abort(ask([1]))
+    engine.check_integrity()
+    await engine.drain(5)
+    with pytest.raises(EngineBusy) as busy:
+        engine.submit(ask([1]))
+    assert busy.value.reason == "draining"
+
+
+@in_a_loop
+async def test_sizes_come_from_the_workers_and_the_settings():
+    engine, _ = start()
+    assert engine.status == ("ready", "ready", 1.0, "") and engine.ready is READY
+    assert engine.limits == (4, 400, 64, 16, 16, True)
+
+
+@in_a_loop
+async def test_requests_are_answered():
+    engine, group = start()
+    headers = []
+    engine.on_header = lambda header, tokens: headers.append((header.iteration, tokens))
+    requests = [ask([1, 2, i], 5) for i in range(6)]
+    engine.submit(*requests)
+    await group.serve()
+    assert all(map(answered, requests))
+    assert [at for at, _ in headers] == list(range(1, len(headers) + 1))
+    assert sum(tokens for _, tokens in headers) == 30
+    assert group.freed == sorted(group.freed) and group.freed[-1] > 1
+
+
+@in_a_loop
+async def test_what_happens_in_one_turn_of_the_loop_is_planned_once():
+    engine, group = start(chunk_budget=64)
+    for i in range(4):
+        engine.submit(ask([1, 2, i], 5))
+    gone = ask([3], 5)
+    engine.submit(gone)
+    engine.abort(gone)
+    assert group.updates == []
+    await turns()
+    (update,) = group.updates
+    assert len(update.admit) == 4
+
+
+@in_a_loop
+async def test_the_chunks_after_these_are_sent_before_these_are_done():
+    engine, group = start(chunk_budget=10)
+    engine.submit(ask(list(range(35)), 2))
+    await turns()
+    assert [ints(update.chunk_starts).tolist() for update in group.updates] == [[0], [10]]
+    group.iterate()
+    await turns()
+    assert [ints(update.chunk_starts).tolist() for update in group.updates] == [[0], [10], [20]]
+    await group.serve()
+
+
+@in_a_loop
+async def test_a_full_queue_is_refused():
+    engine, group = start(queue=2)
+    engine.submit(*(ask([i], 40) for i in range(4)))
+    await turns()
+    engine.submit(ask([8]), ask([9]))
+    with pytest.raises(EngineBusy, match="2 requests are waiting, --max_queue is 2") as busy:
+        engine.submit(ask([10]))
+    assert busy.value.reason == "queue_full"
+    await group.serve()
+    engine.submit(ask([10]))
+    await group.serve()
+
+
+@in_a_loop
+async def test_a_batch_that_is_longer_than_the_queue_runs_when_nobody_waits():
+    engine, group = start(queue=2)
+    batch = [ask([i], 3) for i in range(9)]
+    engine.submit(*batch)
+    with pytest.raises(EngineBusy):
+        engine.submit(ask([9]))
+    await group.serve()
+    assert all(map(answered, batch))
+
+
+@in_a_loop
+async def test_of_requests_that_come_together_all_are_taken_or_none():
+    engine, group = start()
+    good, bad = ask([1], 3), ask([1], 3000)
+    with pytest.raises(ValueError, match="can never run"):
+        engine.submit(good, bad)
+    await turns()
+    assert group.updates == [] and engine.core.idle
+    await engine.drain(5)
+
+
+@in_a_loop
+async def test_an_abort_frees_the_row_for_the_next_one():
+    engine, group = start()
+    long = [ask([i], 40) for i in range(4)]
+    engine.submit(*long)
+    await turns()
+    engine.submit(next_one := ask([9], 3))
+    await turns()
+    assert next_one.state is State.WAITING
+    engine.abort(long[2])
+    assert sink(long[2]).finish == Finish("abort")
+    await turns()
+    assert next_one.state is State.RUNNING
+    await group.serve()
+
+
+@in_a_loop
+async def test_a_drain_lets_run_what_runs_and_refuses_the_rest():
+    engine, group = start()
+    running, waiting = [ask([i], 6) for i in range(4)], ask([9], 6)
+    engine.submit(*running, waiting)
+    draining = asyncio.create_task(engine.drain(60))
+    await turns()
+    assert engine.status.state == "draining" and not draining.done()
+    with pytest.raises(EngineBusy) as busy:
+        engine.submit(ask([1]))
+    assert busy.value.reason == "draining"
+    await group.serve()
+    await draining
+    assert all(map(answered, [*running, waiting]))
+
+
+@in_a_loop
+async def test_a_drain_aborts_what_is_left_when_time_is_up():
+    engine, group = start()
+    requests = [ask([i], 40) for i in range(6)]
+    engine.submit(*requests)
+    await turns()
+    group.iterate()
+    await engine.drain(0)
+    assert {sink(request).finish for request in requests} == {Finish("error", error="the server is shutting down")}
+    await turns()
+    assert len(ints(group.updates[-1].retire)) == 4, "the workers hear of it"
+    assert engine.core.idle
+
+
+@in_a_loop
+async def test_requests_outlive_the_worker():
+    engine, group = start()
+    requests = [ask([1, i], 10) for i in range(6)]
+    engine.submit(*requests)
+    await turns()
+    group.iterate()
+    late = group.worker.step()
+    engine.on_death()
+    assert engine.status == ("loading", "restarting the worker", 0.0, "")
+    engine.submit(during := ask([7], 4))
+    await turns()
+    heard = len(group.freed)
+    engine.on_message(late)
+    assert len(group.freed) == heard
+    assert engine.on_ready(READY, group) == 2
+    group.worker = PlainWorker(engine.core)
+    assert engine.status.state == "ready"
+    engine.on_message(late)
+    assert len(group.freed) == heard, "a number of the worker that died frees nothing of this one"
+    await group.serve()
+    assert all(map(answered, [*requests, during]))
+
+
+@in_a_loop
+async def test_a_server_that_drains_still_waits_for_its_worker_to_come_back():
+    engine, group = start()
+    engine.submit(request := ask([1], 6))
+    await turns()
+    draining = asyncio.create_task(engine.drain(60))
+    await turns()
+    engine.on_death()
+    assert engine.status.state == "draining"
+    engine.on_ready(READY, group)
+    group.worker = PlainWorker(engine.core)
+    assert engine.status.state == "draining"
+    await group.serve()
+    await draining
+    assert answered(request)
+
+
+@in_a_loop
+async def test_when_no_worker_comes_back_everything_ends_with_the_reason():
+    engine, _ = start()
+    requests = [ask([i], 40) for i in range(6)]
+    engine.submit(*requests)
+    await turns()
+    draining = asyncio.create_task(engine.drain(60))
+    await turns()
+    engine.on_death()
+    engine.on_stopped("out of memory")
+    await draining
+    assert {sink(request).finish for request in requests} == {Finish("error", error="out of memory")}
+    assert engine.status == ("stopped", "ready", 1.0, "out of memory")
+    with pytest.raises(EngineBusy, match="out of memory") as busy:
+        engine.submit(ask([1]))
+    assert busy.value.reason == "stopped"
+
+
+@in_a_loop
+async def test_a_model_that_never_loads_stops_with_the_reason():
+    engine = make()
+    engine.on_death()
+    engine.on_stopped("no such folder")
+    with pytest.raises(EngineBusy, match="no such folder"):
+        _ = engine.limits
+    await engine.drain(60)
+
+
+@in_a_loop
+async def test_a_failed_iteration_is_told_and_the_engine_goes_on(caplog):
+    engine, group = start()
+    engine.submit(request := ask([1, 2, 3], 6))
+    await turns()
+    group.worker.fails = True
+    group.iterate()
+    assert sink(request).finish == Finish("error", error="boom") and "boom" in caplog.text
+    await turns()
+    assert len(ints(group.updates[-1].retire)) == 1
+    engine.submit(again := ask([1, 2, 3], 6))
+    await group.serve()
+    assert answered(again)
+
+
+@in_a_loop
+async def test_messages_that_are_no_results_are_not_for_the_core():
+    engine, group = start()
+    engine.on_message(READY)
+    engine.on_message(Loading("weights", 0.5))
+    make().on_message(Failed(header=None, rows=b"", generations=b"", starts=b"", counts=b"", error=""))
+    await turns()
+    assert group.updates == [] and engine.core.idle
