@@ -10,6 +10,7 @@ from one seed. `python tests/stamp.py --steps 1000000` runs it at length.
 
 import argparse
 import json
+import os
 import platform
 import random
 import time
@@ -29,7 +30,7 @@ from aiollm.kernels.batch import Batch, Sampled, Sampling
 from aiollm.kernels.ops import Ops
 from aiollm.wire import messages
 from aiollm.wire.columns import ints
-from aiollm.wire.messages import Failed, FromWorker, Result, ToWorker, Update
+from aiollm.wire.messages import Failed, FromWorker, Result, ToWorker
 from aiollm.wire.sampling import SamplingParams
 from aiollm.workers import state as worker_state
 from aiollm.workers.decisions import Decisions
@@ -84,8 +85,8 @@ def stamp_ops(history: torch.Tensor) -> Ops:
     def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return x[:, :1].expand(-1, weight.shape[0])
 
-    def rotary_store(q: Any, k: Any, v: Any, q_norm: Any, k_norm: Any, eps: float, cos_sin: Any,
-                     positions: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, slots: torch.Tensor) -> Any:  # fmt: skip
+    def rotary_store(q: Any, k: Any, v: Any, *rest: Any) -> Any:
+        positions, k_pool, v_pool, slots = rest[-4:]
         where = slots.numpy()
         if len(np.unique(where)) < len(where):
             raise StampError("two tokens of one step share a slot")
@@ -184,7 +185,7 @@ class Wire:
 
 
 class FaultyRunner:
-    """Runs a step, or fails at random and leaves poison where it should have stored. Contract breaches are no faults."""
+    """Runs a step, or fails at random and poisons what it should have stored. Contract breaches are no faults."""
 
     def __init__(self, runner: ModelRunner, chance: float, random: random.Random) -> None:
         self.runner = runner
@@ -505,9 +506,15 @@ def main() -> None:
             )
 
     totals = run(args.steps, args.seed, report=report)
-    result = {"what": "stamp device", **msgspec.to_builtins(totals), "first_seed": args.seed,
-              "python": platform.python_version(), "torch": torch.__version__, "machine": platform.processor() or platform.machine(),
-              "date": time.strftime("%Y-%m-%d")}  # fmt: skip
+    result = {
+        "what": "stamp device",
+        **msgspec.to_builtins(totals),
+        "first_seed": args.seed,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "date": time.strftime("%Y-%m-%d"),
+    }
     print(json.dumps(result))
     if args.save:
         args.save.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """The whole product as its users meet it: a server process, its workers, real clients, signals and kills."""
 
+import contextlib
 import json
 import os
 import random
@@ -104,10 +105,8 @@ def test_clients_that_go_away_leave_nothing_behind(server: Server) -> None:
         )
         client.sendall(head.encode() + b"\r\n\r\n" + body[: r.choice([0, 10, len(body)])])
         client.settimeout(r.random())
-        try:
+        with contextlib.suppress(TimeoutError):  # it may leave before the first byte came
             client.recv(r.choice([1, 300, 5000]))
-        except TimeoutError:
-            pass  # gone before the first byte
         client.close()
 
     with ThreadPoolExecutor(24) as pool:
@@ -176,7 +175,7 @@ def test_a_server_that_is_killed_takes_its_workers_along(folder: Path) -> None:
 def start(*flags: str) -> tuple[int, str]:
     """Exit status and last line of a server that cannot start."""
     command = [sys.executable, "-m", "aiollm", "serve", "--port", "0", *flags]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     return found.returncode, found.stderr.strip().splitlines()[-1]
 
 
@@ -203,9 +202,8 @@ def test_a_record_is_replayed_without_a_server(folder: Path, tmp_path: Path) -> 
         lengths = [
             len(t) for t in pool.map(lambda i: complete(server, seed=i, prompt=[i + 1] * (50 * i + 1)), range(4))
         ]
-    found = subprocess.run(
-        [sys.executable, "-m", "aiollm.workers", "--replay", str(record)], capture_output=True, text=True, timeout=120
-    )
+    command = [sys.executable, "-m", "aiollm.workers", "--replay", str(record)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0, found.stderr
     assert f"{sum(lengths)} tokens, 0 differ" in found.stdout
 

@@ -127,7 +127,7 @@ def _byte_level(fields: Mapping[str, Any], vocabulary: dict[str, int]) -> tuple[
         raise HubError("tokenizer.ggml.merges holds an entry that is not two tokens with a space between")
     try:
         model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split.whole_words)
-    except Exception as error:  # the binding raises bare Exception for a merge outside the vocabulary
+    except Exception as error:  # noqa: BLE001  the binding raises bare Exception for a merge outside the vocabulary
         raise HubError(f"tokenizer.ggml.merges does not fit the vocabulary: {error}") from None
     tokenizer = Tokenizer(model)
     steps: list[pre_tokenizers.PreTokenizer] = []

@@ -63,7 +63,7 @@ def _byte_alphabet() -> dict[int, int]:
     others = [byte for byte in range(256) if byte not in printable]
     return (
         {byte: byte for byte in printable}
-        | {byte: NOT_A_BYTE for byte in others}
+        | dict.fromkeys(others, NOT_A_BYTE)
         | {0x100 + index: byte for index, byte in enumerate(others)}
     )
 

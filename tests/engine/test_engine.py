@@ -1,12 +1,14 @@
 import asyncio
 import functools
+import random
 
+import msgspec
 import pytest
 from plain_worker import PlainWorker, ask, reply, sink
 
 from aiollm.engine.engine import Engine, EngineBusy, Settings
 from aiollm.engine.request import Finish, State
-from aiollm.engine.scheduler import worst_case
+from aiollm.engine.scheduler import aggressive, worst_case
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Failed, Loading, Ready
 
@@ -28,12 +30,16 @@ def in_a_loop(test):
 class Group:
     """What a fleet does for the engine, with a worker that iterates when told."""
 
-    def __init__(self, engine):
+    def __init__(self, engine, ready=READY):
         self.engine = engine
         self.updates = []
         self.freed = []
-        engine.on_ready(READY, self)
-        self.worker = PlainWorker(engine.core)
+        self.start(ready)
+
+    def start(self, ready=READY):
+        epoch = self.engine.on_ready(ready, self)
+        self.worker = PlainWorker(self.engine.core)
+        return epoch
 
     def send(self, update):
         self.updates.append(update)
@@ -63,13 +69,13 @@ async def turns():
         await asyncio.sleep(0)
 
 
-def make(queue=10, chunk_budget=16):
-    return Engine(Settings(4, chunk_budget, chunk_budget, True, worst_case, queue))
+def make(queue=10, chunk_budget=16, rows=4, predict=worst_case):
+    return Engine(Settings(rows, chunk_budget, chunk_budget, True, predict, queue))
 
 
-def start(**settings):
+def start(ready=READY, **settings):
     engine = make(**settings)
-    return engine, Group(engine)
+    return engine, Group(engine, ready)
 
 
 def answered(request):
@@ -240,8 +246,7 @@ async def test_requests_outlive_the_worker():
     heard = len(group.freed)
     engine.on_message(late)
     assert len(group.freed) == heard
-    assert engine.on_ready(READY, group) == 2
-    group.worker = PlainWorker(engine.core)
+    assert group.start() == 2
     assert engine.status.state == "ready"
     engine.on_message(late)
     assert len(group.freed) == heard, "a number of the worker that died frees nothing of this one"
@@ -258,8 +263,7 @@ async def test_a_server_that_drains_still_waits_for_its_worker_to_come_back():
     await turns()
     engine.on_death()
     assert engine.status.state == "draining"
-    engine.on_ready(READY, group)
-    group.worker = PlainWorker(engine.core)
+    group.start()
     assert engine.status.state == "draining"
     await group.serve()
     await draining
@@ -307,6 +311,41 @@ async def test_a_failed_iteration_is_told_and_the_engine_goes_on(caplog):
     engine.submit(again := ask([1, 2, 3], 6))
     await group.serve()
     assert answered(again)
+
+
+@pytest.mark.parametrize("seed", range(30))
+@in_a_loop
+async def test_no_request_waits_for_an_event_that_does_not_come(seed):
+    """The engine plans on events only: results, submits, aborts. Memory is short, and iterations fail."""
+    rng = random.Random(seed)
+    ready = msgspec.structs.replace(READY, slots=rng.choice([30, 45, 70]), max_length=31)
+    engine, group = start(
+        ready, queue=100, chunk_budget=rng.choice([4, 9, 40]), rows=rng.choice([1, 2, 5]),
+        predict=rng.choice([worst_case, aggressive, lambda request: 1]),
+    )  # fmt: skip
+    system, requests = [rng.randrange(50) for _ in range(10)], []
+    for _ in range(25):
+        prompt = [*system[: rng.randint(0, 10)], *(rng.randrange(50) for _ in range(rng.randint(1, 9)))]
+        requests.append(ask(prompt, rng.randint(1, 31 - len(prompt)), arrived=rng.random()))
+    for request in requests:
+        engine.submit(request)
+        if rng.random() < 0.2:
+            engine.abort(rng.choice(requests[: requests.index(request) + 1]))
+        if rng.random() < 0.05:
+            engine.on_death()
+            group.start(ready)
+        group.worker.fails = rng.random() < 0.05
+        for _ in range(rng.randint(0, 5)):
+            group.iterate()
+            if rng.random() < 0.7:
+                await turns()
+    group.worker.fails = False
+    await group.serve()
+    assert engine.core.idle, "the worker has nothing to do, and yet requests are left"
+    for request in requests:
+        finish = sink(request).finish
+        assert finish is not None
+        assert finish.reason in ("abort", "error") or answered(request)
 
 
 @in_a_loop

@@ -45,11 +45,13 @@ def test_two_ranks_say_what_one_says_and_share_their_fate(folder: Path) -> None:
     asyncio.run(together(asyncio.run(alone())))
 
 
-def test_a_group_that_cannot_load_says_why_once(folder: Path) -> None:
+def test_a_group_that_cannot_load_says_why_once(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, num_attention_heads=3, num_key_value_heads=1)
+
     async def fail() -> None:
-        async with crew_of(folder, ranks=5) as crew:
+        async with crew_of(tmp_path, ranks=2) as crew:
             await until(lambda: crew.stopped)
             assert len(crew.stopped) == 1
-            assert "tp 5 cannot share out 6 query heads, 2 KV heads" in crew.stopped[0]
+            assert "tp 2 cannot share out 3 query heads, 1 KV heads" in crew.stopped[0]
 
     asyncio.run(fail())

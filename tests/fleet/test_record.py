@@ -16,7 +16,7 @@ def test_a_record_is_read_as_it_was_kept(tmp_path: Path) -> None:
     assert (TO_WORKER, FROM_WORKER) == (replay.TO_WORKER, replay.FROM_WORKER)
 
 
-@pytest.mark.parametrize("cut", [1, 3, 4, 10])
+@pytest.mark.parametrize("cut", [1, 4, 6, 8])
 def test_a_message_that_was_cut_off_is_left_out(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "record"
     recorder = Recorder(str(path))

@@ -1,0 +1,136 @@
+"""A record of a real worker process, with a death in it, run again in this process."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from crew import crew_of, until
+from tiny_model import write_tiny_model
+
+from aiollm.fleet.record import FROM_WORKER, TO_WORKER, Recorder
+from aiollm.wire.columns import ints, pack
+from aiollm.wire.messages import Failed, Result, Stop, Update, encoder, from_worker_decoder, to_worker_decoder
+from aiollm.workers import replay
+
+PROMPTS = [[(n * i + n) % 97 for i in range(5 + n)] for n in range(1, 5)]
+Messages = list[tuple[int, bytes]]
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs: requests that lose their worker, and end under the next one."""
+    folder = tmp_path_factory.mktemp("record")
+    write_tiny_model(folder / "model")
+
+    async def serve() -> None:
+        async with crew_of(folder / "model", record=folder / "record") as crew:
+            await crew.ready()
+            await crew.ask(PROMPTS[:2], 10)
+            answers = crew.submit(PROMPTS, 80)
+            await until(lambda: all(len(answer.ids) > 5 for answer in answers))
+            os.kill(crew.fleet.pids[0], signal.SIGKILL)
+            await crew.ended(answers)
+
+    asyncio.run(serve())
+    return folder / "record"
+
+
+def rewritten(record: Path, path: Path, change: Callable[[Messages], Messages]) -> str:
+    """A changed copy of a record."""
+    recorder = Recorder(str(path))
+    for direction, body in change(list(replay.read(record))):
+        recorder.keep(direction, body)
+    recorder.close()
+    return str(path)
+
+
+def iterations(line: str) -> int:
+    return int(line.split(": ")[1].split()[0])
+
+
+def epoch_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+
+
+def test_every_token_comes_out_as_recorded(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert replay.main(str(record), None, None) == 0
+    lines = epoch_lines(capsys)
+    assert [line.split(":")[0] for line in lines] == ["epoch 1", "epoch 2"]
+    assert all(", 0 differ, logprobs within 0" in line for line in lines)
+    tokens = sum(
+        len(ints(message.tokens))
+        for direction, body in replay.read(record)
+        if direction == FROM_WORKER and isinstance(message := from_worker_decoder.decode(body), Result)
+    )
+    assert sum(int(line.split(" s, ")[1].split()[0]) for line in lines) == tokens >= 4 * 80
+
+
+def test_a_record_that_was_cut_off_is_replayed_as_far_as_it_goes(
+    record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = record.read_bytes()
+    (tmp_path / "cut").write_bytes(data[: len(data) * 2 // 3])
+    assert replay.main(str(tmp_path / "cut"), None, None) == 0
+    assert ", 0 differ" in epoch_lines(capsys)[0]
+
+
+def test_a_replay_runs_into_the_iteration_that_the_worker_did_not_survive(
+    record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever was sent and never answered is computed behind the last answer."""
+
+    def without_results(messages: Messages) -> Messages:
+        kept, results = [], 0
+        for direction, body in messages:
+            message = (to_worker_decoder if direction == TO_WORKER else from_worker_decoder).decode(body)
+            results += isinstance(message, Result | Failed)
+            if results <= 1 and not isinstance(message, Stop):
+                kept.append((direction, body))
+            elif isinstance(message, Update) and not message.retire:
+                kept.append((direction, body))
+                break
+        return kept
+
+    path = rewritten(record, tmp_path / "unanswered", without_results)
+    assert replay.main(path, None, None) == 0
+    (line,) = epoch_lines(capsys)
+    assert iterations(line) > 1
+
+
+def test_another_token_is_told_and_fails_the_replay(
+    record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def with_another_token(messages: Messages) -> Messages:
+        for at, (direction, body) in enumerate(messages):
+            if direction == FROM_WORKER and isinstance(message := from_worker_decoder.decode(body), Result):
+                tokens = ints(message.tokens).tolist()
+                if message.header.iteration == 5:
+                    changed = msgspec.structs.replace(message, tokens=pack([(tokens[0] + 1) % 97, *tokens[1:]]))
+                    messages[at] = (direction, encoder.encode(changed))
+                    return messages
+        raise AssertionError("the record is too short")
+
+    path = rewritten(record, tmp_path / "changed", with_another_token)
+    assert replay.main(path, None, None) == 1
+    lines = epoch_lines(capsys)
+    assert ", 1 differ" in lines[0] and "; first: iteration 5, row " in lines[0]
+    assert ", 0 differ" in lines[1]
+
+
+def test_another_folder_may_hold_the_model(record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And with another model other tokens come out."""
+    other = write_tiny_model(tmp_path, seed=1)
+    assert replay.main(str(record), "cpu", str(other)) == 1
+    assert not any(", 0 differ" in line for line in epoch_lines(capsys))
+
+
+def test_an_epoch_that_never_became_ready_is_left_out(
+    record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = rewritten(record, tmp_path / "setup", lambda messages: messages[:1])
+    assert replay.main(path, None, None) == 0
+    assert epoch_lines(capsys) == []
