@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
+import transformers
 
 from aiollm.engine.engine import Engine, Settings
 from aiollm.engine.request import Finish, PromptToken, Request, Token
@@ -117,3 +119,11 @@ def listening(pids: Sequence[int]) -> set[str]:
             if state == "0A" and others[5] in inodes:
                 found.add(local.split(":")[0])
     return found
+
+
+def continuation(folder: Path, prompt: list[int], tokens: int) -> list[int]:
+    """What transformers answers, greedily."""
+    torch.set_num_threads(1)  # 33 times faster than two threads beside a worker on two cores
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    out = model.generate(torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False)
+    return out[0, len(prompt) :].tolist()  # type: ignore[no-any-return]

@@ -67,14 +67,16 @@ class Recorded(Decisions):
         self._headers = deque(headers)
         self._turn = 0
         self._applied = 0
+        self._ended = False
 
     @property
     def leads(self) -> bool:
-        return not self._headers
+        return self._ended
 
     def read(self) -> Decision:
         self._turn += 1
-        if self._headers[0].turn > self._turn:
+        self._ended = not self._headers  # the last launch is posted at the turn after this one, and then come new ones
+        if self._ended or self._headers[0].turn > self._turn:
             return Decision(0, self._applied, False, False, 0)
         self._applied = self._headers.popleft().applied
         return Decision(0, self._applied, True, False, 0)

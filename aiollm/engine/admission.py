@@ -70,6 +70,11 @@ class Outlook:
         grows = max(0, self._predict(request) - 1 - request.known)
         return shared + peak(held, np.append(self._remaining[: self._count], grows))
 
+    def worst(self) -> int:
+        """Slots in use at the worst moment if nobody joins."""
+        held, remaining = self._held[: self._count], self._remaining[: self._count]
+        return self._index.pinned - self._owned + peak(held, remaining)
+
     def share(self, found: list[tuple[Node, int]]) -> None:
         """The request that found these nodes has pinned them: whoever had them alone shares them from now on."""
         for node, length in found:

@@ -70,6 +70,8 @@ class Engine:
         self.phase = "starting"
         self.progress = 0.0
         self.error = ""
+        self.published = 0
+        """Iterations that workers told of; a watchdog looks whether it grows."""
         self.on_header: Callable[[Header, int], None] = lambda header, tokens: None
         self._planned = False
         self._idle = asyncio.Event()
@@ -165,6 +167,7 @@ class Engine:
         core = self.core
         if core is None or not isinstance(message, Result | Failed):
             return
+        self.published += 1
         tokens = 0
         if isinstance(message, Result):
             tokens = core.on_result(message)

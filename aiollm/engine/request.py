@@ -41,8 +41,8 @@ class Finish(NamedTuple):
 class Sink(Protocol):
     """Where a request's output goes. Called on the event loop, in token order; must not block."""
 
-    def token(self, token: Token) -> str | None:
-        """Take one token; a stop string that the text now contains ends the request."""
+    def token(self, token: Token) -> int | str | None:
+        """Take one token; a stop string that the text now contains ends the request, or the last id of a sequence."""
 
     def prompt_tokens(self, tokens: list[PromptToken]) -> None:
         """Take logprobs of prompt tokens, in order."""

@@ -223,8 +223,7 @@ class Scheduler:
             if self.rows[row.index] is not row:
                 continue  # paused for the first row's sake
             while not self._available() and row is next(iter(self.running.values())) and len(self.running) > 1:
-                if not self._make_room(row):
-                    break
+                self._make_room(row)
             budget = self._send_chunk(row, budget, sent)
         return budget
 

@@ -177,7 +177,8 @@ class Fleet:
             self._links[rank].kill()  # its last word: what is left of it might wait for ranks that are gone
 
     def _on_exit(self, link: Link, status: int) -> None:
-        self._failure = self._failure or f"a worker process {_ending(status)}"
+        if not self._failure or (status < 0 and not link.killed):  # what the other ranks say of it is a consequence
+            self._failure = f"a worker process {_ending(status)}"
         if any(not other.closed for other in self._links):
             if not self._stopping:
                 self.kill()

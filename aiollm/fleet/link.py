@@ -47,6 +47,8 @@ class Link:
         self._writing = False
         self.closed = False
         """The process has ended, and everything is given back."""
+        self.killed = False
+        """By `kill`."""
         self._loop.add_reader(self._from, self._read)
 
     def send(self, body: bytes, number: int = 0) -> None:
@@ -65,6 +67,7 @@ class Link:
     def kill(self) -> None:
         """End the process now; `on_exit` follows."""
         if self.process.poll() is None:
+            self.killed = True
             self.process.kill()
 
     def _flush(self) -> None:

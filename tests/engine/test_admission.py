@@ -28,15 +28,20 @@ def test_peak_is_that_of_rows_that_grow_in_step():
 
 
 def by_slot(core, request, cached_slots):
-    """The peak with `request`, counted slot by slot: what one row alone uses goes with it, the rest stays."""
-    rows = [row.slots[: row.granted].tolist() for row in core.running.values()] + [cached_slots]
+    """The peak with `request`, counted slot by slot: what one row alone uses goes with it, the rest stays.
+
+    Without a request it is that of the rows that run.
+    """
+    newcomers = [] if request is None else [request]
+    rows = [row.slots[: row.granted].tolist() for row in core.running.values()] + [cached_slots for _ in newcomers]
     users = Counter(slot for slots in rows for slot in slots)
-    known = [max(row.granted, len(row.tokens)) for row in core.running.values()] + [request.known]
-    requests = [row.request for row in core.running.values()] + [request]
+    known = [max(row.granted, len(row.tokens)) for row in core.running.values()] + [new.known for new in newcomers]
+    requests = [row.request for row in core.running.values()] + newcomers
     held = [
         sum(users[slot] == 1 for slot in slots) + most - len(slots) for slots, most in zip(rows, known, strict=True)
     ]
-    held[-1] = request.known - len(cached_slots)
+    if newcomers:
+        held[-1] = request.known - len(cached_slots)
     only_cached = sum(users[slot] == 1 for slot in cached_slots)
     shared = sum(count > 1 for count in users.values()) + only_cached
     return shared + simulate(held, [max(0, core.predict(r) - 1 - r.known) for r in requests])
@@ -64,6 +69,7 @@ def test_outlook_counts_what_rows_share_once_and_what_they_own_until_they_end(pr
             fresh = Outlook(core.index, predict, core.limits.rows + 1)
             fresh.read(core.running.values())
             assert fresh.peak(request, found) == by_slot(core, request, cached)
+            assert fresh.worst() == by_slot(core, None, [])
             shared += any(node.pins > 1 for node, _ in found)
             stand.receive()
     assert shared > 100 or not prefix_cache
@@ -76,7 +82,8 @@ def test_admissions_of_one_plan_see_each_other():
         stand = Stand(rows=8, slots=400, chunk_budget=200, chunk_size=200)
         core = stand.core
         systems = [[rng.randrange(2) for _ in range(rng.randint(1, 12))] for _ in range(2)]
-        requests = [ask([*rng.choice(systems), *(rng.randrange(3) for _ in range(3))], 5) for _ in range(8)]
+        requests = [ask([*rng.choice(systems), *(rng.randrange(3) for _ in range(3))], 5) for _ in range(3)]
+        requests += [ask([*rng.choice(requests).prompt, rng.randrange(3)], 5) for _ in range(5)]
         stand.submit(*requests[:3])
         stand.round()
         stand.submit(*requests[3:7])

@@ -345,15 +345,44 @@ def test_rows_that_do_not_fit_later_are_paused_and_come_back():
     assert 0 < stand.core.paused_total < 20 and requests[0].pauses == 0
 
 
-def test_the_first_prefill_gets_its_memory_from_those_that_came_later():
-    """A prediction that is too low lets two long prompts in; the second one yields."""
-    stand = Stand(rows=2, slots=40, chunk_budget=24, chunk_size=12, predict=lambda request: 1)
-    first, second = ask(count_to(19), 20, arrived=0), ask(count_to(21, 1), 5, arrived=1)
-    stand.submit(first, second)
-    stand.plan()
-    assert len(stand.core.running) == 2
+def test_the_oldest_row_takes_a_step_when_a_younger_prompt_is_still_coming_in():
+    stand = Stand(rows=3, slots=54, chunk_budget=2, chunk_size=1, predict=aggressive)
+    first, second, third = ask(count_to(30), 5, 0.0), ask(count_to(3, 1), 24, 1.0), ask(count_to(18, 2), 5, 2.0)
+    stand.submit(first, second, third)
+    while third.pauses == 0:
+        stand.round()
+        assert not first.output
     stand.finish()
-    assert answered(first, second) and first.pauses == 0 and second.pauses > 0
+    assert answered(first, second, third) and first.pauses == 0
+
+
+@pytest.mark.parametrize("slots", [36, 37])
+def test_credit_that_was_drafted_for_a_row_goes_with_its_pause(slots):
+    """A prompt comes in slowly beside a row whose output grows, until one of them takes the last slot."""
+    stand = Stand(rows=2, slots=slots, chunk_budget=2, chunk_size=1, predict=aggressive)
+    first, second = ask(count_to(30), 5, 0.0), ask(count_to(3, 1), 30, 1.0)
+    stand.submit(first, second)
+    while second.pauses == 0:
+        stand.round()
+        assert not first.output
+    stand.finish()
+    assert answered(first, second)
+
+
+@pytest.mark.parametrize("prompts", [(20, 15, 14), (20, 11, 10, 9)])
+def test_the_oldest_prompt_gets_its_memory_from_those_that_came_later(prompts):
+    """A loan holds what these prompts were to use."""
+    stand = Stand(rows=4, slots=60, chunk_budget=4 * len(prompts), chunk_size=4)
+    stand.submit(ask(count_to(29, 5), 1))
+    stand.finish()
+    requests = [ask(count_to(size, at), 3, float(at)) for at, size in enumerate(prompts)]
+    stand.submit(*requests)
+    stand.round()
+    loan = stand.core.lend("", np.array(count_to(29, 5), np.int64))
+    assert len(loan.slots) == 29 and len(stand.core.running) == len(prompts)
+    stand.finish()
+    assert answered(*requests) and requests[0].pauses == 0 and requests[-1].pauses > 0
+    stand.core.settle(loan)
 
 
 def test_worst_case_admission_needs_no_pause_where_all_rows_run_in_step():
@@ -432,7 +461,7 @@ def test_a_failed_decode_step_fails_the_rows_that_decoded():
 
 def test_a_lost_worker_costs_a_request_nothing_once():
     stand = Stand(rows=3, chunk_budget=6)
-    requests = [ask(count_to(8, i), 8, arrived=i) for i in range(5)]
+    requests = [ask(count_to(8, i), 8) for i in range(5)]
     stand.submit(*requests)
     for _ in range(5):
         stand.round()
@@ -578,6 +607,19 @@ def test_a_waiting_request_that_does_not_fit_is_asked_again_only_when_something_
     assert looks.count(waiting) <= 3
     stand.finish()
     assert answered(running, waiting)
+
+
+def test_a_waiting_request_is_asked_again_when_its_prefix_has_come_in():
+    stand = Stand(rows=2, slots=52, chunk_budget=10, chunk_size=8)
+    first, second = ask(count_to(30), 15), ask([*count_to(30), 1], 5)
+    stand.submit(first, second)
+    stand.round()
+    assert second.state is State.WAITING
+    while second.state is State.WAITING:
+        stand.round()
+        assert first.state is State.RUNNING, "30 shared, 14 and 6 of their own"
+    stand.finish()
+    assert answered(first, second) and stand.worker.computed == 30 + 1 and stand.core.paused_total == 0
 
 
 def test_nothing_to_tell_is_no_update():

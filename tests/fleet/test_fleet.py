@@ -4,14 +4,15 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-import transformers
-from crew import Crew, alive, crew_of, listening, until
+from crew import Crew, alive, continuation, crew_of, listening, until
 from tiny_model import write_tiny_model
+
+from aiollm.fleet.fleet import STOP_SECONDS
 
 PROMPTS = [[(n * i + n) % 97 for i in range(5 + n)] for n in range(1, 7)]
 
@@ -40,13 +41,6 @@ def crew(folder: Path, runner: asyncio.Runner) -> Iterator[Crew]:
     yield crew
     crew.engine.check_integrity()
     runner.run(crew.fleet.stop())
-
-
-def continuation(folder: Path, prompt: list[int], tokens: int) -> list[int]:
-    """What transformers answers, greedily."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    out = model.generate(torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False)
-    return out[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
 
 
 def test_tokens_are_those_of_transformers(folder: Path, crew: Crew, runner: asyncio.Runner) -> None:
@@ -159,6 +153,8 @@ def test_a_stop_while_loading_does_not_wait_for_the_load(folder: Path) -> None:
         async with crew_of(folder) as crew:
             (process,) = (link.process for link in crew.fleet._links)
             assert alive([process.pid]) == [process.pid]
+            began = time.monotonic()
+        assert time.monotonic() - began < STOP_SECONDS / 2
         assert process.returncode == -signal.SIGKILL
         assert sorted(os.listdir("/proc/self/fd")) == before
         assert not crew.stopped, "nothing failed"

@@ -27,12 +27,10 @@ class Ear:
         self.statuses: list[int] = []
 
     def link(self) -> Link:
-        return Link(
-            None,
-            [],
-            lambda body, message: self.messages.append(message),
-            lambda link, status: self.statuses.append(status),
-        )
+        return Link(None, [], self._hear, lambda link, status: self.statuses.append(status))
+
+    def _hear(self, body: bytes | memoryview, message: FromWorker) -> None:
+        self.messages.append(message)
 
 
 @pytest.fixture
@@ -49,11 +47,11 @@ def instead(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return use
 
 
-def test_a_process_that_closes_its_pipe_long_before_it_ends_does_not_block_the_loop(
+def test_a_process_that_is_slow_to_end_does_not_block_the_loop(
     instead: Callable[[str], None],
 ) -> None:
     """As a GPU's driver does it: descriptors go one by one, and those of the device take their time."""
-    instead(f"os.close({OUTBOX}); time.sleep(0.5); sys.exit(7)")
+    instead(f"os.close({OUTBOX}); time.sleep(1); sys.exit(7)")
 
     async def watch() -> float:
         ear, longest, last = Ear(), 0.0, time.monotonic()
@@ -64,7 +62,7 @@ def test_a_process_that_closes_its_pipe_long_before_it_ends_does_not_block_the_l
         assert (ear.statuses, link.closed) == ([7], True)
         return longest
 
-    assert asyncio.run(watch()) < 0.3
+    assert asyncio.run(watch()) < 0.6
 
 
 def test_the_last_word_comes_before_the_exit_status(instead: Callable[[str], None]) -> None:
@@ -108,7 +106,7 @@ def test_a_full_arena_does_not_keep_the_loop_busy(
 
 def test_what_a_full_pipe_holds_back_follows_when_it_is_read(instead: Callable[[str], None]) -> None:
     instead(
-        f"time.sleep(0.2)\ncount = 0\nos.set_blocking({INBOX}, True)\n"
+        f"count = 0\nos.set_blocking({INBOX}, True)\n"
         f"while count < 3_000_000: count += len(os.read({INBOX}, 1 << 20))\n"
         "sys.exit(count % 251)"
     )
@@ -127,9 +125,7 @@ def test_what_a_full_pipe_holds_back_follows_when_it_is_read(instead: Callable[[
     asyncio.run(send())
 
 
-def test_a_folder_with_modules_of_its_own_does_not_reach_the_worker(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_modules_of_the_current_folder_do_not_reach_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "torch.py").write_text("import os\nos._exit(42)\n")
     monkeypatch.chdir(tmp_path)
 

@@ -11,9 +11,9 @@ import pytest
 from crew import crew_of, until
 from tiny_model import write_tiny_model
 
-from aiollm.fleet.record import FROM_WORKER, TO_WORKER, Recorder
+from aiollm.fleet.record import FROM_WORKER, Recorder
 from aiollm.wire.columns import ints, pack
-from aiollm.wire.messages import Failed, Result, Stop, Update, encoder, from_worker_decoder, to_worker_decoder
+from aiollm.wire.messages import Result, encoder, from_worker_decoder
 from aiollm.workers import replay
 
 PROMPTS = [[(n * i + n) % 97 for i in range(5 + n)] for n in range(1, 5)]
@@ -46,6 +46,10 @@ def rewritten(record: Path, path: Path, change: Callable[[Messages], Messages]) 
         recorder.keep(direction, body)
     recorder.close()
     return str(path)
+
+
+def is_result(direction: int, body: bytes) -> bool:
+    return direction == FROM_WORKER and isinstance(from_worker_decoder.decode(body), Result)
 
 
 def iterations(line: str) -> int:
@@ -83,19 +87,11 @@ def test_a_replay_runs_into_the_iteration_that_the_worker_did_not_survive(
 ) -> None:
     """Whatever was sent and never answered is computed behind the last answer."""
 
-    def without_results(messages: Messages) -> Messages:
-        kept, results = [], 0
-        for direction, body in messages:
-            message = (to_worker_decoder if direction == TO_WORKER else from_worker_decoder).decode(body)
-            results += isinstance(message, Result | Failed)
-            if results <= 1 and not isinstance(message, Stop):
-                kept.append((direction, body))
-            elif isinstance(message, Update) and not message.retire:
-                kept.append((direction, body))
-                break
-        return kept
+    def until_the_second_answer(messages: Messages) -> Messages:
+        answers = [at for at, (direction, body) in enumerate(messages) if is_result(direction, body)]
+        return messages[: answers[1]]
 
-    path = rewritten(record, tmp_path / "unanswered", without_results)
+    path = rewritten(record, tmp_path / "unanswered", until_the_second_answer)
     assert replay.main(path, None, None) == 0
     (line,) = epoch_lines(capsys)
     assert iterations(line) > 1
