@@ -124,6 +124,7 @@ def stamp_ops(history: torch.Tensor) -> Ops:
         embedding=lambda ids, table: ids[:, None],
         rms_norm=lambda x, weight, eps: x,
         add_rms_norm=lambda x, residual, weight, eps: (x, residual),
+        quantize=lambda weight: weight,
         linear=linear,
         rotary_store=rotary_store,
         attention=attention,

@@ -6,6 +6,7 @@ launch and writes to the outbox; meanwhile the other one has its turn. So the po
 of k + 2, and the device always has the next iteration queued.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -20,7 +21,9 @@ from aiollm.workers.decisions import Decisions
 from aiollm.workers.rows import Rows
 from aiollm.workers.staging import Staging
 from aiollm.workers.step import Integers, PromptSlice, Step, stage
-from aiollm.workers.stream import Pending, Stream
+from aiollm.workers.stream import Pending, Stream, failed
+
+log = logging.getLogger(__name__)
 
 SMALL_UPDATES = 64  # without chunks, applied in one iteration at most; bounds the time under the baton
 
@@ -33,6 +36,10 @@ class Outcome(NamedTuple):
     top_ids: np.ndarray  # [r, top_n] int64
     top_logprobs: np.ndarray  # [r, top_n] float32
     prompts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+class StateLost(Exception):
+    """The device's tables may lack what an update brought: no later step can be trusted, the worker must go."""
 
 
 class Runner(Protocol):
@@ -63,7 +70,8 @@ class Flight(NamedTuple):
     iteration: int
     turn: int
     applied: int
-    step: Step
+    step: Step | None
+    """None where it could not be built: rule M."""
     rows: Integers
     generations: Integers
     starts: Integers
@@ -160,9 +168,7 @@ class Loop:
             counts = np.concatenate([counts, ints(chunks.chunk_counts)])
         self.rows.launched(rows, starts + counts)
         sampled = np.flatnonzero(self.rows.decoding[rows])
-        step = self._build(rows, starts, counts, sampled, len(decode))
-        pending = self.stream.launch(lambda: self.runner.run(step))
-        self.staging.guard(pending)
+        step, pending = self._build_and_launch(rows, starts, counts, sampled, len(decode))
         self.iteration += 1
         self.in_flight += 1
         who = rows[sampled]
@@ -171,12 +177,25 @@ class Loop:
             self.rows.position[who] + 1 >= self.rows.limit[who], stalled, pending,
         )  # fmt: skip
 
+    def _build_and_launch(
+        self, rows: Integers, starts: Integers, counts: Integers, sampled: Integers, decodes: int
+    ) -> tuple[Step | None, Pending]:
+        """An error before the launch costs the rows of this step; what they would have uploaded goes with the next."""
+        try:
+            step = self._build(rows, starts, counts, sampled, decodes)
+        except Exception as error:
+            log.exception("a step could not be built")
+            return None, failed(error)
+        self._uploads = []
+        pending = self.stream.launch(lambda: self.runner.run(step))
+        self.staging.guard(pending)
+        return step, pending
+
     def _build(self, rows: Integers, starts: Integers, counts: Integers, sampled: Integers, decodes: int) -> Step:
         params = [self.rows.sampling[row] for row in rows[sampled].tolist()]
-        updates, self._uploads = self._uploads, []
         return Step(
-            updates=updates,
-            admits=[admit for update in updates for admit in update.admit],
+            updates=self._uploads,
+            admits=[admit for update in self._uploads for admit in update.admit],
             ints=stage(self.staging, rows, starts, counts, sampled),
             sequences=len(rows),
             tokens=int(counts.sum()),
@@ -212,12 +231,12 @@ class Loop:
             int((pending.ended - pending.began) * 1e6), int(idle * 1e6), pack(flight.stalled),
         )  # fmt: skip
         if pending.error is not None:
-            if not self.decisions.alone:
+            if not self.decisions.alone or isinstance(pending.error, StateLost):
                 raise pending.error  # rule O: the other ranks did compute it; the group starts again
             self._post_failure(flight, header, pending.error)
             return
-        outcome = pending.result
-        assert isinstance(outcome, Outcome)
+        step, outcome = flight.step, pending.result
+        assert step is not None and isinstance(outcome, Outcome)
         rows, generations = flight.rows[flight.sampled], flight.generations[flight.sampled]
         alive = self.rows.alive(rows, generations)
         hints = np.where(flight.at_limit, messages.HINT_LENGTH, messages.HINT_NONE).astype(np.uint8)
@@ -234,12 +253,12 @@ class Loop:
                 tokens=pack(outcome.tokens[alive]),
                 logprobs=pack_floats(outcome.logprobs[alive]),
                 hints=hints[alive].tobytes(),
-                top=max(0, flight.step.top_n),
+                top=max(0, step.top_n),
                 top_ids=pack(outcome.top_ids[alive]),
                 top_logprobs=pack_floats(outcome.top_logprobs[alive]),
                 prompts=[
                     PromptLogprobs(p.row, p.generation, p.start, pack_floats(own), pack(ids), pack_floats(values))
-                    for p, (own, ids, values) in zip(flight.step.prompts, outcome.prompts, strict=True)
+                    for p, (own, ids, values) in zip(step.prompts, outcome.prompts, strict=True)
                 ],
             )
         )

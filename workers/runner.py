@@ -7,7 +7,7 @@ import torch
 
 from aiollm.kernels.batch import Batch
 from aiollm.kernels.ops import Ops
-from aiollm.workers.loop import Outcome
+from aiollm.workers.loop import Outcome, StateLost
 from aiollm.workers.state import State
 from aiollm.workers.step import Step
 from aiollm.workers.tp import TensorParallel
@@ -37,7 +37,10 @@ class ModelRunner:
 
     def run(self, step: Step) -> Outcome:
         columns = step.ints.views(step.ints.buffer.to(self.state.device, non_blocking=True))
-        self.state.upload(step)
+        try:
+            self.state.upload(step)
+        except Exception as error:
+            raise StateLost(f"the updates of a step could not be laid down: {error}") from error
         ids, batch = self.state.batch(step, columns)
         hidden = self.model.forward(ids, batch, self.kv)
         prompts = [self._prompt_logprobs(hidden, batch, columns, p.begin, p.length, p.top) for p in step.prompts]

@@ -39,6 +39,17 @@ class Pending:
         self._done.set()
 
 
+def failed(error: BaseException) -> Pending:
+    """A launch that never was: done, with its error."""
+
+    def fail() -> object:
+        raise error
+
+    pending = Pending()
+    pending.run(fail)
+    return pending
+
+
 class Stream(Protocol):
     def launch(self, work: Callable[[], object]) -> Pending:
         """Queue work behind all earlier work; returns at once."""

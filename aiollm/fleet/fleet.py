@@ -157,7 +157,7 @@ class Fleet:
         if rank == 0 and self._recorder is not None:
             self._recorder.keep(FROM_WORKER, body)
         if isinstance(message, Result | Failed):
-            self._engine.on_message(message)
+            self._take(message)
         elif isinstance(message, Loading):
             if rank == 0:
                 self._engine.on_loading(message)
@@ -175,6 +175,15 @@ class Fleet:
             log.error("worker %d: %s", rank, message.error)
             self._failure = self._failure or message.error
             self._links[rank].kill()  # its last word: what is left of it might wait for ranks that are gone
+
+    def _take(self, message: Result | Failed) -> None:
+        """Hand results to the engine. A result it could not take is lost tokens: running requests start a new epoch."""
+        try:
+            self._engine.on_message(message)
+        except Exception as error:
+            log.exception("the engine could not take a result")
+            self._failure = self._failure or f"the engine could not take a result: {error}"
+            self.kill()
 
     def _on_exit(self, link: Link, status: int) -> None:
         if not self._failure or (status < 0 and not link.killed):  # what the other ranks say of it is a consequence

@@ -13,6 +13,7 @@ from crew import Crew, alive, continuation, crew_of, listening, until
 from tiny_model import write_tiny_model
 
 from aiollm.fleet.fleet import STOP_SECONDS
+from aiollm.wire.messages import FromWorker, Result
 
 PROMPTS = [[(n * i + n) % 97 for i in range(5 + n)] for n in range(1, 7)]
 
@@ -195,3 +196,19 @@ def test_a_worker_that_cannot_be_started_again_is_the_reason_given(
             assert crew.stopped[0].endswith("it cannot be started again: too many open files")
 
     asyncio.run(fail())
+
+
+def test_a_result_that_the_engine_cannot_take_starts_a_new_epoch(
+    folder: Path, crew: Crew, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing hangs and no token is lost: the requests go on in a new group."""
+    original, broken = crew.engine.on_message, [ValueError("a mistake of ours")]
+
+    def fail_once(message: FromWorker) -> None:
+        if broken and isinstance(message, Result):
+            raise broken.pop()
+        original(message)
+
+    monkeypatch.setattr(crew.engine, "on_message", fail_once)
+    assert runner.run(crew.ask(PROMPTS[:2], 12)) == [continuation(folder, prompt, 12) for prompt in PROMPTS[:2]]
+    assert not broken

@@ -1,12 +1,14 @@
 """What lies around a turn: the shell of two threads, its ends and its errors. The turns themselves: test_stamp.py."""
 
+from typing import Any
+
 import pytest
 from overlap import ListInbox, ListOutbox, PositionRunner, loop_of, start
 from updates import begin
 
 from aiollm.wire.columns import ints
-from aiollm.wire.messages import FromWorker, Result, Stop, Update
-from aiollm.workers.loop import SMALL_UPDATES, Outcome
+from aiollm.wire.messages import Failed, FromWorker, Result, Stop, Update
+from aiollm.workers.loop import SMALL_UPDATES, Outcome, StateLost
 from aiollm.workers.step import Step
 
 
@@ -78,3 +80,41 @@ def test_a_token_that_is_not_finite_idles_its_row() -> None:
     start(loop_of(ListInbox([begin(1, 0, [7], credit=100, outputs=100)]), outbox, runner))()
     assert tokens(outbox.sent) == [-1]
     assert len(runner.steps) <= 2, "one more may have been launched before the first was posted"
+
+
+def test_a_step_that_cannot_be_built_costs_its_rows_and_loses_no_upload() -> None:
+    """Rule M: the row of the broken step fails; the next step carries what both updates brought."""
+
+    class Keeps(PositionRunner):
+        def run(self, step: Step) -> Outcome:
+            numbers.append([update.number for update in step.updates])
+            return super().run(step)
+
+    numbers: list[list[int]] = []
+    runner, outbox = Keeps(), ListOutbox()
+    first = begin(1, 0, [7, 7], credit=9, outputs=9)
+    second = begin(2, 1, [7] * 3, first_slot=20, credit=9, outputs=3)
+    loop = loop_of(ListInbox([first], [second]), outbox, runner)
+    build, broken = loop._build, [RuntimeError("no such luck")]
+
+    def fail_once(*columns: Any) -> Step:
+        if broken:
+            raise broken.pop()
+        return build(*columns)
+
+    loop._build = fail_once  # type: ignore[method-assign]
+    start(loop)()
+    (failure,) = [message for message in outbox.sent if isinstance(message, Failed)]
+    assert (ints(failure.rows).tolist(), ints(failure.starts).tolist()) == ([0], [0])
+    assert "no such luck" in failure.error
+    assert tokens(outbox.sent) == [3, 4, 5]
+    assert numbers[0] == [1, 2]
+
+
+def test_a_step_whose_uploads_are_lost_ends_the_worker() -> None:
+    class Loses(PositionRunner):
+        def run(self, step: Step) -> Outcome:
+            raise StateLost("gone")
+
+    with pytest.raises(StateLost):
+        start(loop_of(ListInbox([begin(1, 0, [7], credit=9, outputs=9)]), ListOutbox(), Loses()))()
