@@ -1,22 +1,45 @@
 """argv -> Config -> assemble -> run: the only file that knows all parts."""
 
 import asyncio
+import contextlib
+import gc
 import json
 import logging
 import os
 import signal
 import socket
 import sys
+import threading
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aiollm import __version__, config
+from aiollm.notify import Notifier, inherited_socket
+
+T = TypeVar("T")
+Progress = Callable[[str, float | None], None]
+
+STOP_SECONDS = 15  # for the workers and the connections, after the last request
 
 
 def main() -> int:
     """The command `aiollm`. What is heavy is imported once the arguments are known to be right."""
-    settings = config.parse(sys.argv[1:], os.environ)
+    argv = sys.argv[1:]
+    if argv[:1] == ["chat"]:
+        from aiollm import chat
+
+        return chat.main(argv[1:])
+    if argv[:1] == ["completion"]:
+        from aiollm import completion
+
+        return completion.main(argv[1:])
+    settings = config.parse(argv, os.environ)
+    if argv[:1] == ["doctor"]:
+        from aiollm import doctor
+
+        return doctor.main(settings)
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -26,116 +49,152 @@ def main() -> int:
     from aiollm.hub.errors import HubError
     from aiollm.text.folder import TextError
 
-    console = Console()
+    console, notifier = Console(), Notifier(os.environ)
     try:
-        return uvloop.run(serve(settings, console))
+        return uvloop.run(serve(settings, console, notifier))
     except (HubError, TextError, OSError, ValueError) as error:
         console.close()
         print(f"aiollm: {error}", file=sys.stderr)
+        notifier.status(str(error))
         return 1
 
 
-async def serve(settings: config.Config, console: Any) -> int:
-    """Find the model, listen, start the workers, and serve until a signal; the exit status."""
+async def serve(settings: config.Config, console: Any, notifier: Notifier) -> int:
+    """Listen, find the model, start the workers, and serve until a signal; the exit status."""
+    from aiollm.engine.engine import Engine
+    from aiollm.engine.engine import Settings as EngineSettings
+    from aiollm.engine.scheduler import aggressive, worst_case
+    from aiollm.wire.messages import Loading
+
+    engine = Engine(
+        EngineSettings(
+            rows=settings.running_max_req_size,
+            chunk_budget=settings.chunked_prefill_size,
+            chunk_size=settings.chunked_prefill_size,
+            prefix_cache=not settings.disable_dynamic_prompt_cache,
+            predict=aggressive if settings.schedule_policy == "aggressive" else worst_case,
+            queue=settings.max_queue,
+        )
+    )
+
+    def progress(phase: str, fraction: float | None) -> None:
+        console.progress(phase, fraction)
+        notifier.loading(phase, fraction)
+        engine.on_loading(Loading(phase, fraction or 0.0))
+
+    console.say(f"aiollm {__version__}")
+    stop = _Stop()
+    with inherited_socket(os.environ) or _bound(settings.host, settings.port) as sock:
+        console.say(f"listening on {_url(sock)}; /ready tells when the model is loaded")
+        files = await _find_model(settings, engine, sock, progress, stop)
+        console.close()
+        if files is None:
+            return 0
+        console.say(f"model {files.name}: {files.origin}, in {files.folder}")
+        return await _serve_model(settings, engine, sock, files, progress, stop, console, notifier)
+
+
+async def _find_model(
+    settings: config.Config, engine: Any, sock: socket.socket, progress: Progress, stop: "_Stop"
+) -> Any:
+    """The model's files, which may have to be downloaded: probes are answered meanwhile. None after a signal."""
+    from aiollm.api.app import make_door
+    from aiollm.api.app import serve as listen
+    from aiollm.hub.resolve import resolve
+
+    def find() -> Any:
+        dummy = settings.load_format == "dummy"
+        model, revision = settings.model_dir or None, settings.revision or None
+        return resolve(model, revision=revision, need_weights=not dummy, progress=progress)
+
+    door = await listen(make_door(engine), settings.host, settings.port, sock.dup())
+    try:
+        return await stop.unless(stop.first, _in_daemon_thread(find))
+    finally:
+        await door.cleanup()
+
+
+async def _serve_model(
+    settings: config.Config, engine: Any, sock: socket.socket, files: Any, progress: Progress, stop: "_Stop",
+    console: Any, notifier: Notifier,
+) -> int:  # fmt: skip
+    """Start the workers and serve until a signal, or until no worker comes back; the exit status."""
     from aiollm.api.app import make_app
     from aiollm.api.app import serve as listen
     from aiollm.api.parts import ModelInfo
     from aiollm.console import budget
-    from aiollm.engine import engine as core
-    from aiollm.engine.scheduler import aggressive, worst_case
     from aiollm.fleet.fleet import Fleet
-    from aiollm.hub.resolve import resolve
     from aiollm.text.chat import ChatTemplate
     from aiollm.text.tokenizer import Tokenizer
-    from aiollm.wire.messages import Loading, Ready, WorkerSettings
+    from aiollm.wire.messages import Ready, WorkerSettings
 
-    console.say(f"aiollm {__version__}")
-    with _bound(settings.host, settings.port) as sock:  # before minutes of loading
-        files = await asyncio.to_thread(
-            resolve,
-            settings.model_dir or None,
-            revision=settings.revision or None,
-            need_weights=settings.load_format != "dummy",
-            progress=console.progress,
-        )
+    tokenizer = await asyncio.to_thread(Tokenizer.load, files.folder)
+    tokenizer.eos_ids = frozenset(settings.eos_id) or tokenizer.eos_ids
+    template = ChatTemplate.load(files.folder)
+    names = settings.model_name or (files.name,)
+    model = ModelInfo(names, int(time.time()), files.name)
+    app = make_app(engine, tokenizer, template, model, _generation_config(Path(files.folder)))
+    runner = await listen(app, settings.host, settings.port, sock)
+
+    def on_ready(ready: Ready) -> None:
         console.close()
-        console.say(f"model {files.name}: {files.origin}, in {files.folder}")
-        folder = Path(files.folder)
-        tokenizer = await asyncio.to_thread(Tokenizer.load, files.folder)
-        tokenizer.eos_ids = frozenset(settings.eos_id) or tokenizer.eos_ids
-        engine = core.Engine(
-            core.Settings(
-                rows=settings.running_max_req_size,
-                chunk_budget=settings.chunked_prefill_size,
-                chunk_size=settings.chunked_prefill_size,
-                prefix_cache=not settings.disable_dynamic_prompt_cache,
-                predict=aggressive if settings.schedule_policy == "aggressive" else worst_case,
-                queue=settings.max_queue,
-            )
-        )
-        names = settings.model_name or (files.name,)
-        app = make_app(
-            engine,
-            tokenizer,
-            ChatTemplate.load(files.folder),
-            ModelInfo(names, int(time.time()), files.name),
-            _generation_config(folder),
-        )
-        runner = await listen(app, settings.host, settings.port, sock)
-        url = f"http://{_host(settings.host)}:{sock.getsockname()[1]}"
-        console.say(f"listening on {url}; /ready tells when the model is loaded")
-        stop = _Stop()
+        gc.collect()
+        gc.freeze()  # what is here stays: a full collection stopped the loop for 262 ms without this
+        for line in budget(ready):
+            console.say(line)
+        if ready.unread:
+            console.say(f"config.json: nobody read {', '.join(ready.unread)}")
+        url = _url(sock)
+        console.say(f"ready after {time.monotonic() - console.started:.1f} s: {url}/v1")
+        notifier.ready(f"serving {names[0]} on {url}")
 
-        def on_loading(loading: Loading) -> None:
-            console.progress(loading.phase, loading.fraction)
+    def published() -> int | None:
+        busy = engine.workers is not None and engine.core is not None and not engine.core.idle
+        return engine.published if busy else None
 
-        def on_ready(ready: Ready) -> None:
-            console.close()
-            for line in budget(ready):
-                console.say(line)
-            if ready.unread:
-                console.say(f"config.json: nobody read {', '.join(ready.unread)}")
-            console.say(f"ready after {time.monotonic() - console.started:.1f} s: {url}/v1")
-
-        fleet = Fleet(
-            engine,
-            WorkerSettings(
-                folder=files.folder,
-                load_format=settings.load_format,
-                data_type=settings.data_type,
-                device=_device(settings.device),
-                ranks=settings.tp,
-                rows=settings.running_max_req_size,
-                slots=settings.max_total_token_num,
-                mem_fraction=settings.mem_fraction,
-                max_length=settings.max_req_total_len,
-                chunk_budget=settings.chunked_prefill_size,
-                threads=settings.threads,
-            ),
-            settings.max_restarts,
-            settings.record or None,
-            on_loading=on_loading,
-            on_ready=on_ready,
-            on_stopped=stop.fail,
-        )
-        fleet.start()
-        try:
-            await stop.first.wait()
-            if not stop.error:
-                console.say(f"draining for at most {settings.drain_timeout:g} s; a second signal stops at once")
-                await stop.unless_second(engine.drain(settings.drain_timeout))
-        finally:
-            engine.on_stopped(stop.error or "the server is shutting down")
-            if stop.second.is_set():
-                fleet.kill()
-            await fleet.stop()
-            await runner.shutdown()
-            await runner.cleanup()
-        if stop.error:
-            print(f"aiollm: {stop.error}", file=sys.stderr)
-            return 1
-        console.say("stopped")
-        return 0
+    fleet = Fleet(
+        engine,
+        WorkerSettings(
+            folder=files.folder,
+            load_format=settings.load_format,
+            data_type=settings.data_type,
+            device=_device(settings.device),
+            ranks=settings.tp,
+            rows=settings.running_max_req_size,
+            slots=settings.max_total_token_num,
+            mem_fraction=settings.mem_fraction,
+            max_length=settings.max_req_total_len,
+            chunk_budget=settings.chunked_prefill_size,
+            threads=settings.threads,
+        ),
+        settings.max_restarts,
+        settings.record or None,
+        on_loading=lambda loading: progress(loading.phase, loading.fraction),
+        on_ready=on_ready,
+        on_stopped=stop.fail,
+    )
+    fleet.start()
+    watch = asyncio.create_task(notifier.watch(published))
+    try:
+        await stop.first.wait()
+        if not stop.error:
+            notifier.stopping(settings.drain_timeout + STOP_SECONDS, "letting running requests end")
+            console.say(f"draining for at most {settings.drain_timeout:g} s; a second signal stops at once")
+            await stop.unless(stop.second, engine.drain(settings.drain_timeout))
+    finally:
+        engine.on_stopped(stop.error or "the server is shutting down")
+        if stop.second.is_set():
+            fleet.kill()
+        await fleet.stop()
+        await runner.shutdown()
+        await runner.cleanup()
+        watch.cancel()
+    if stop.error:
+        print(f"aiollm: {stop.error}", file=sys.stderr)
+        notifier.status(stop.error)
+        return 1
+    console.say("stopped")
+    return 0
 
 
 class _Stop:
@@ -156,13 +215,40 @@ class _Stop:
         self.error = error
         self.first.set()
 
-    async def unless_second(self, work: Any) -> None:
-        """Await `work`, or give it up at the second signal."""
+    async def unless(self, event: asyncio.Event, work: Awaitable[T]) -> T | None:
+        """What `work` gives, or None if the event comes first: then the work is given up."""
         task = asyncio.ensure_future(work)
-        second = asyncio.ensure_future(self.second.wait())
-        await asyncio.wait([task, second], return_when=asyncio.FIRST_COMPLETED)
+        waiting = asyncio.ensure_future(event.wait())
+        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if task.done():
+            return task.result()
         task.cancel()
-        second.cancel()
+        return None
+
+
+def _in_daemon_thread(work: Callable[[], T]) -> "asyncio.Future[T]":
+    """Run `work` in a thread that does not keep the process alive: a download may hang."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if not future.done() and error is not None:
+            future.set_exception(error)
+        elif not future.done():
+            future.set_result(result)  # type: ignore[arg-type]  None is a result like any other
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as raised:  # noqa: BLE001  raised again by whoever awaits
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -174,9 +260,13 @@ def _bound(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host} port {port}: {error.strerror}; see --host and --port") from error
 
 
-def _host(host: str) -> str:
-    """The host of a URL that reaches this server from here."""
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+def _url(sock: socket.socket) -> str:
+    """The address that reaches this server from here."""
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
+    host, port = sock.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _device(name: str) -> str:

@@ -1,7 +1,8 @@
 """Every setting once: flags, environment variables, ranges, help and error messages all follow from `Config`.
 
-The setting `port` is given as `--port`, or as AIOLLM_PORT in the environment; the command line wins. Flags may be
-written with underscores (LightLLM) or dashes (vLLM), and some have an alias in one of the two.
+The setting `port` is given as `--port`, as AIOLLM_PORT in the environment, or as `port:` in the YAML file that
+`--config` names; the first of these wins. Names may be written with underscores (LightLLM) or dashes (vLLM), and some
+have an alias in one of the two.
 """
 
 import argparse
@@ -19,6 +20,13 @@ from aiollm import __version__
 GROUPS = MODEL, NETWORK, DEVICE, SCHEDULING, OPERATION = "Model", "Network", "Device", "Scheduling", "Operation"
 
 PREFIX = "AIOLLM_"
+# Command -> its arguments in the usage, and what it does.
+COMMANDS = {
+    "serve": ("[MODEL] [flags]", "serve a model over HTTP; the default"),
+    "doctor": ("[MODEL] [flags]", "check this machine for a server with these flags"),
+    "chat": ("[--url URL]", "talk to a running server"),
+    "completion": ("bash|zsh|fish", "print a script by which the shell completes flags"),
+}
 OTHER_VARIABLES = {"CACHE_DIR": "the folder where downloaded and converted models are kept (~/.cache/aiollm)"}
 
 # Flags of LightLLM and vLLM that ask for what is always so: accepted, and answered with the reason. The value is the
@@ -62,11 +70,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Setting(MODEL, "NAME", "names that requests may use; none takes the model's own", ["served-model-name"]),
     ] = ()
     data_type: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"],
+        Literal["auto", "fp32", "bf16", "fp16", "int8"],
         Setting(
             MODEL,
             "TYPE",
-            "numbers of weights and KV cache; auto takes the checkpoint's where the device computes with it",
+            "numbers of weights and KV cache; auto takes the checkpoint's on a GPU, int8 weights on a CPU that is made "
+            "for them, else fp32",
             aliases=["dtype"],
             spellings={"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"},
         ),
@@ -186,29 +195,32 @@ FIELDS = {field.name: _field(field) for field in msgspec.structs.fields(Config)}
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
-    """The settings of `aiollm [serve [MODEL]] [flags]`; `argv` is without the program's name.
+    """The settings of `aiollm [serve|doctor [MODEL]] [flags]`; `argv` is without the program's name.
 
-    --help and --version print and exit with 0. What cannot be understood is named on stderr, and the exit code is 2.
+    --help, --version and --print_config print and exit with 0. What cannot be understood is named on stderr, and the
+    exit code is 2.
     """
-    serve = argv[:1] == ["serve"]
+    named = argv[:1] in (["serve"], ["doctor"])
     parser = _Parser()
-    found, rest = parser.parse_known_args([_with_underscores(word) for word in argv[serve:]])
+    found, rest = parser.parse_known_args([_with_underscores(word) for word in argv[named:]])
     flags: dict[str, Any] = vars(found)
+    path, prints = flags.pop("config", None), flags.pop("print_config", False)
     for name in sorted(NO_EFFECT.keys() & flags.keys()):
         print(f"aiollm: --{name} has no effect: {NO_EFFECT[name][1]}", file=sys.stderr)
         del flags[name]
     for word in argv:
         if word.startswith("-") and _with_underscores(word) in rest:
             parser.error(f"unknown flag {word.partition('=')[0]}{_nearest(word, parser.flags)}")
-    if rest and not serve:
-        parser.error(f"unexpected argument {rest[0]}; `aiollm serve {rest[0]}` serves a model")
+    if rest and not named:
+        hint = _nearest(rest[0], list(COMMANDS)) or f"; `aiollm serve {rest[0]}` serves a model"
+        parser.error(f"unexpected argument {rest[0]}{hint}")
     if rest:
         models = [*rest, flags["model_dir"]] if "model_dir" in flags else rest
         if len(models) > 1:
             parser.error(f"more than one model: {', '.join(models)}")
         flags["model_dir"] = rest[0]
 
-    values = {}
+    values = _file(parser, path) if path is not None else {}
     for name, text in _variables(environ).items():
         if name not in flags:
             raw = text.replace(",", " ").split() if FIELDS[name].several else text
@@ -216,7 +228,13 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     for name, raw in flags.items():
         flag = " or ".join(f"--{spelling}" for spelling in (name, *FIELDS[name].setting.aliases))
         values[name] = _value(parser, FIELDS[name], flag, raw)
-    return Config(**values)
+    config = Config(**values)
+    if prints:
+        from aiollm import yaml_file
+
+        print(yaml_file.dump(msgspec.to_builtins(config)), end="")
+        parser.exit()
+    return config
 
 
 def allowed(plain: Any, meta: Meta) -> str:
@@ -241,18 +259,25 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self) -> None:
         variables = "; ".join(f"{PREFIX}{name}: {text}" for name, text in OTHER_VARIABLES.items())
+        usages = [f"aiollm {name} {arguments}" for name, (arguments, _) in COMMANDS.items()]
+        width = max(map(len, usages))
+        texts = [text for _, text in COMMANDS.values()]
+        lines = [f"{usage:<{width}}  {text}" for usage, text in zip(usages, texts, strict=True)]
         super().__init__(
             prog="aiollm",
-            usage="aiollm [serve [MODEL]] [flags]",
+            usage="\n       ".join(lines),
             description="Serves a language model over HTTP.",
-            epilog=f"Each flag can also be set in the environment, as {PREFIX}PORT=9000. {variables}. "
+            epilog=f"Each flag can also be set in the environment, as {PREFIX}PORT=9000, or in the file that --config "
+            f"names; a flag wins over the environment, and that over the file. {variables}. "
             "Dashes and underscores in flags are the same.",
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=110),
         )
         self.add_argument("--version", action="version", version=f"aiollm {__version__}")
-        self.flags = ["--help", "--version"]
+        self.add_argument("--config", metavar="FILE", help="YAML file of settings, like port: 9000")
+        self.add_argument("--print_config", action="store_true", help="print the settings as such a file, and exit")
+        self.flags = ["--help", "--version", "--config", "--print_config"]
         groups = {title: self.add_argument_group(title) for title in GROUPS}
         for field in FIELDS.values():
             options: dict[str, Any] = {"dest": field.name, "metavar": field.setting.unit}
@@ -284,14 +309,41 @@ def _help(field: Field) -> str:
     return text.replace("%", "%%")
 
 
-def _value(parser: _Parser, field: Field, source: str, raw: str | list[str]) -> Any:
+def _value(parser: _Parser, field: Field, source: str, raw: Any) -> Any:
     """`raw` as the field's type; the parser's error names `source`, the value and the range."""
     try:
         spelt = field.setting.spellings.get(raw, raw) if isinstance(raw, str) else raw
         return msgspec.convert(spelt, field.type, strict=False)
     except msgspec.ValidationError:
-        given = raw if isinstance(raw, str) else " ".join(raw)
+        given = " ".join(map(str, raw)) if isinstance(raw, list) else raw
         parser.error(f"{source}: {given} must be {allowed(field.plain, field.meta)}")
+
+
+def _file(parser: _Parser, path: str) -> dict[str, Any]:
+    """The settings in a YAML file; null leaves one open."""
+    from aiollm import yaml_file  # 20 ms, of use only here
+
+    try:
+        found = yaml_file.load(path)
+    except (OSError, ValueError) as error:
+        parser.error(f"--config {path}: {error}")
+    names = {spelling: field.name for field in FIELDS.values() for spelling in (field.name, *field.setting.aliases)}
+    plain = {spelling.replace("-", "_"): name for spelling, name in names.items()}
+    values: dict[str, Any] = {}
+    for key, raw in found.items():
+        spelling = key.replace("-", "_")
+        if spelling in NO_EFFECT:
+            print(f"aiollm: {path}: {key} has no effect: {NO_EFFECT[spelling][1]}", file=sys.stderr)
+            continue
+        if spelling not in plain:
+            parser.error(f"{path}: unknown setting {key}{_nearest(key, [*names, *plain])}")
+        field = FIELDS[plain[spelling]]
+        if field.name in values:
+            parser.error(f"{path}: {field.name} stands there under two names, one of them {key}")
+        if raw is not None:
+            several = field.several and not isinstance(raw, list)
+            values[field.name] = _value(parser, field, f"{path}: {key}", [raw] if several else raw)
+    return values
 
 
 def _variables(environ: Mapping[str, str]) -> dict[str, str]:

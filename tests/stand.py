@@ -101,7 +101,9 @@ class Stand:
 
 
 @contextlib.asynccontextmanager
-async def stand(folder: Path, loading: bool = False, queue: int = 64, **options: Any) -> AsyncIterator[Stand]:
+async def stand(
+    folder: Path, loading: bool = False, queue: int = 64, port: int = 0, **options: Any
+) -> AsyncIterator[Stand]:
     """Serve; at the end the stand must be idle."""
     engine = Engine(
         EngineSettings(rows=ROWS, chunk_budget=128, chunk_size=64, prefix_cache=True, predict=worst_case, queue=queue)
@@ -110,7 +112,7 @@ async def stand(folder: Path, loading: bool = False, queue: int = 64, **options:
     generation_config = options.pop("generation_config", {"temperature": 0.0})
     app = make_app(engine, tokenizer, template, MODEL, generation_config, Settings(**options))
     workers = EchoWorkers(engine, ROWS)
-    runner = await serve(app, "127.0.0.1", 0)
+    runner = await serve(app, "127.0.0.1", port)
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WAIT)) as session:
             served = Stand(app[PARTS], workers, runner.addresses[0][1], session)

@@ -1,6 +1,7 @@
 """Flags, environment and --help, all generated from the settings."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -66,7 +67,7 @@ def test_flags_of_lightllm_and_vllm_set_the_same_settings(argv: Sequence[str], e
         (["--mem_fraction", "0"], ["--mem_fraction", "--gpu-memory-utilization", "above 0 and at most 1"]),
         (["--mem_fraction", "nan"], ["--mem_fraction", "nan"]),
         (["--max-num-seqs", "0"], ["--running_max_req_size", "--max-num-seqs", "at least 1"]),
-        (["--dtype", "int8"], ["--data_type", "int8", "auto, fp32, bf16 or fp16"]),
+        (["--dtype", "int4"], ["--data_type", "int4", "auto, fp32, bf16, fp16 or int8"]),
         (["--eos_id", "5", "-1"], ["--eos_id", "5 -1", "at least 0"]),
         (["--port"], ["--port", "expected one argument"]),
         (["--prot", "1"], ["unknown flag --prot", "did you mean --port?"]),
@@ -151,3 +152,82 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_settings_cannot_be_changed_later() -> None:
     with pytest.raises(AttributeError):
         Config().port = 1  # type: ignore[misc]
+
+
+def write(folder: Path, text: str) -> str:
+    """The path of a file of settings."""
+    path = folder / "settings.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "port: 1\nhost: a\nmax-model-len: 512\nmodel: m")
+    config = parse(["--config", path, "--port", "3"], {"AIOLLM_PORT": "2", "AIOLLM_HOST": "b"})
+    assert config == Config(port=3, host="b", max_req_total_len=512, model_dir="m")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ("# nothing\n", {}),
+        ("eos_id: 7", {"eos_id": (7,)}),
+        ("eos-id: [7, 8]\nserved_model_name: é", {"eos_id": (7, 8), "model_name": ("é",)}),
+        ("dtype: bfloat16\nmem_fraction: 1\ndisable_dynamic_prompt_cache: yes", {
+            "data_type": "bf16", "mem_fraction": 1.0, "disable_dynamic_prompt_cache": True}),
+        ("port: '9000'\nhost: null\nrecord:", {"port": 9000}),
+    ],
+)  # fmt: skip
+def test_a_file_sets_what_flags_would(tmp_path: Path, text: str, expected: Mapping[str, object]) -> None:
+    assert parse(["--config", write(tmp_path, text)], {}) == msgspec.structs.replace(Config(), **expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("prot: 1", ["unknown setting prot", "did you mean port?"]),
+        ("max-modl-len: 1", ["did you mean max-model-len?"]),
+        ("port: 99999", ["port: 99999", "from 0 to 65535"]),
+        ("port: true", ["port: True", "an integer"]),
+        ("host: 1.2", ["host: 1.2 must be text"]),
+        ("eos_id: [1, x]", ["eos_id: 1 x", "one or more"]),
+        ("port: 1\nport: 2", ["port stands there 2 times"]),
+        ("model: a\nmodel_dir: b", ["model_dir stands there under two names"]),
+        ("- port", ["must be a mapping"]),
+        ("port: [1", ["line 1"]),
+        ("port: !!python/object/apply:os.getpid []", ["python/object"]),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, parts: Sequence[str]
+) -> None:
+    path = write(tmp_path, text)
+    message = refusal(capsys, ["--config", path])
+    assert all(part in message for part in [path, *parts]), message
+
+
+def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--config nowhere.yaml" in refusal(capsys, ["--config", "nowhere.yaml"])
+
+
+def test_a_setting_without_effect_in_a_file_gets_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["--config", write(tmp_path, "trust-remote-code: true")], {}) == Config()
+    assert NO_EFFECT["trust_remote_code"][1] in capsys.readouterr().err
+
+
+def test_printed_settings_are_a_file_that_sets_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--port", "7", "--eos_id", "1", "2", "--model_name", "a: b", "ü", "--record", "yes", "--host", "::1"]
+    with pytest.raises(SystemExit) as stopped:
+        parse([*flags, "--print-config"], {"AIOLLM_TP": "2"})
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert parse(["--config", write(tmp_path, printed)], {}) == parse(flags, {"AIOLLM_TP": "2"})
+
+
+def test_the_doctor_takes_the_flags_of_the_server() -> None:
+    assert parse(["doctor", "m", "--port", "1"], {}) == parse(["serve", "m", "--port", "1"], {})
+
+
+def test_a_misspelt_command_is_recognised(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean doctor?" in refusal(capsys, ["docter"])

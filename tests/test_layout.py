@@ -13,7 +13,7 @@ from tree import HEAVY, MODULES, ROOT, room
 
 # Which room may import which others; what aiollm/__main__.py assembles, it may import.
 MAY_IMPORT = {
-    "aiollm": {"wire"},  # config.py, console.py
+    "aiollm": {"wire", "hub"},  # console.py and doctor.py
     "wire": set(),
     "engine": {"wire"},
     "text": {"wire"},

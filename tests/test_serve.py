@@ -24,7 +24,7 @@ from tiny_model import write_tiny_model
 from tiny_tokenizer import VOCAB_SIZE, write_byte_tokenizer
 
 CONTEXT = 2048
-FLAGS = ("--threads", "1", "--max_total_token_num", "20000", "--running_max_req_size", "16")
+FLAGS = ("--data_type", "fp32", "--threads", "1", "--max_total_token_num", "20000", "--running_max_req_size", "16")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,21 @@ def test_ready_tells_the_progress_of_loading(folder: Path) -> None:
         assert seen[0][0] == 503 and seen[0][1]["status"] == "loading"
         assert {"phase", "progress"} <= seen[0][1].keys()
         assert seen[-1][1]["status"] == "ready"
+
+
+def test_probes_are_answered_while_the_model_is_still_being_downloaded() -> None:
+    """A hub that never answers: the server is there, says so, and refuses the rest."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_HUB_OFFLINE": "0"}
+        with Server("--model_dir", "nobody/nothing", ready=False, environ=hub) as server:
+            assert server.get("/health")[0] == 200
+            status, text = server.get("/ready")
+            assert status == 503 and json.loads(text)["status"] == "loading"
+            with pytest.raises(urllib.error.HTTPError, match="503") as refused:
+                complete(server)
+            refused.value.close()
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(20) == 0
 
 
 def test_a_row_draws_the_same_tokens_alone_and_in_a_crowd(server: Server) -> None:
@@ -139,8 +154,9 @@ def test_sigterm_drains(folder: Path) -> None:
         client.stdout.readline()
         server.process.send_signal(signal.SIGTERM)
         until(lambda: server.get("/ready")[0] == 503)
-        with pytest.raises(urllib.error.HTTPError, match="503"):
+        with pytest.raises(urllib.error.HTTPError, match="503") as refused:
             complete(server)
+        refused.value.close()
         rest = client.stdout.read()
         assert rest.count(b'"finish_reason":"length"') == 1 and rest.endswith(b"data: [DONE]\n\n")
         assert server.process.wait(20) == 0

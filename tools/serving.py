@@ -9,6 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,26 @@ from typing import Any
 class Server:
     """`with Server("--model_dir", folder) as server:` listens on a free port and is ready inside the block."""
 
-    def __init__(self, *flags: str, ready: bool = True, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *flags: str,
+        ready: bool = True,
+        environ: dict[str, str] | None = None,
+        launcher: Sequence[str] = (sys.executable,),
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        """`launcher` is what runs Python, by itself or in a while; it inherits `pass_fds`."""
         self.flags = flags
+        self._launcher, self._pass_fds = launcher, pass_fds
         self._ready = ready
         self._environ = environ or {}
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in __exit__
         self.url = ""
 
     def __enter__(self) -> "Server":
-        command = [sys.executable, "-m", "aiollm", "serve", "--port", "0", *self.flags]
-        self.process = subprocess.Popen(command, stderr=self._log, env={**os.environ, **self._environ})
+        command = [*self._launcher, "-m", "aiollm", "serve", "--port", "0", *self.flags]
+        environ = {**os.environ, **self._environ}
+        self.process = subprocess.Popen(command, stderr=self._log, env=environ, pass_fds=self._pass_fds)
         deadline = time.monotonic() + 600
         while not self.url:
             line = next((line for line in self.log().splitlines() if line.startswith("listening on ")), "")

@@ -15,7 +15,20 @@ from aiollm.engine.engine import EngineBusy
 
 log = logging.getLogger(__name__)
 
-PROBES = frozenset({"/health", "/livez", "/ping", "/ready", "/readyz", "/metrics"})
+PROBES = frozenset(
+    {
+        "/health",
+        "/healthz",
+        "/livez",
+        "/liveness",
+        "/ping",
+        "/ready",
+        "/readyz",
+        "/readiness",
+        "/metrics",
+        "/token_load",
+    }
+)
 CLIENT_GONE = 499  # in the log and the figures only
 REQUEST_ID = web.RequestKey("request_id", str)
 _GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")

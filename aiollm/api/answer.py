@@ -27,6 +27,9 @@ DONE = b"data: [DONE]\n\n"
 class Shape(Protocol):
     """The form of one endpoint's answers."""
 
+    done: bytes
+    """Ends a stream."""
+
     def opening(self) -> bytes:
         """Events that come before any token."""
 
@@ -91,7 +94,7 @@ async def _stream(
             await generation.changed.wait()
             generation.changed.clear()
             if (error := generation.failure()) is not None:
-                await _write(response, pulse, _error(error) + DONE)
+                await _write(response, pulse, _error(error) + shape.done)
                 break
             usage = generation.usage if options.continuous_usage_stats else None
             data = [_piece(shape, choice, usage) for choice in choices]
@@ -99,7 +102,7 @@ async def _stream(
             if not choices:
                 if options.include_usage:
                     data.append(shape.usage(generation.usage))
-                data.append(DONE)
+                data.append(shape.done)
             if any(data) or pulse.beat:
                 await _write(response, pulse, b"".join(data) or KEEP_ALIVE)
         pulse.begin()
@@ -108,7 +111,7 @@ async def _stream(
         raise
     except Exception:
         log.exception("the stream of %s failed", generation.id)
-        await _write(response, pulse, _error(internal()) + DONE)
+        await _write(response, pulse, _error(internal()) + shape.done)
     finally:
         pulse.stop()
     return response

@@ -8,11 +8,12 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from aiollm.api import chat, completions, status
+from aiollm.api import chat, completions, native, status, ws
 from aiollm.api.access import sign, surround
 from aiollm.api.metrics import Metrics
 from aiollm.api.parts import ENGINE, METRICS, PARTS, ModelInfo, Parts, Settings
 from aiollm.api.schema import SamplingDefaults
+from aiollm.api.static import page_routes
 from aiollm.engine.engine import Engine
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.tokenizer import Tokenizer
@@ -21,18 +22,32 @@ KEEP_ALIVE_SECONDS = 75  # idle connections, and half-sent headers
 LINGERING_SECONDS = 2  # for reading the rest of a refused body, so that the client sees the answer
 GET: dict[str, Handler] = {
     "/health": status.health,
+    "/healthz": status.health,
+    "/liveness": status.health,
     "/livez": status.health,
     "/ping": status.health,
     "/ready": status.ready,
     "/readyz": status.ready,
+    "/readiness": status.ready,
     "/metrics": status.metrics,
     "/version": status.version,
     "/v1/models": status.models,
+    "/v1/chat/ws": ws.chat_socket,
     "/v1/models/{id:.+}": status.model,
+    "/get_model_name": native.model_name,
+    "/token_load": native.token_load,
+    "/tokens": native.tokens,
 }
 POST: dict[str, Handler] = {
     "/v1/chat/completions": chat.chat_completions,
     "/v1/completions": completions.completions,
+    "/": native.either,
+    "/generate": native.generate,
+    "/generate_stream": native.generate_stream,
+    "/get_model_name": native.model_name,
+    "/liveness": status.health,
+    "/readiness": status.ready,
+    "/tokens": native.tokens,
 }
 
 
@@ -57,12 +72,14 @@ def make_app(
     engine.on_header = metrics.on_header
     app = _application(engine, metrics)
     app[PARTS] = Parts(engine, tokenizer, template, model, defaults, settings, metrics)
+    app[ws.SOCKETS] = set()
+    app.on_shutdown.append(ws.shut_sockets)
     app.cleanup_ctx.append(_watch_lag)
     for path, handler in GET.items():
-        for spelling in (path, path + "/"):
+        for spelling in {path, path.rstrip("/") + "/"}:
             app.router.add_get(spelling, handler)
     for path, handler in POST.items():
-        for spelling in (path, path + "/"):
+        for spelling in {path, path.rstrip("/") + "/"}:
             app.router.add_post(spelling, handler)
     return app
 
@@ -88,16 +105,24 @@ def _application(engine: Engine, metrics: Metrics) -> web.Application:
     app[ENGINE] = engine
     app[METRICS] = metrics
     app.on_response_prepare.append(sign)
+    for path, handler in page_routes().items():
+        app.router.add_get(path, handler)
     return app
 
 
-async def serve(app: web.Application, host: str, port: int, sock: socket.socket | None = None) -> web.AppRunner:
+async def serve(
+    app: web.Application,
+    host: str,
+    port: int,
+    sock: socket.socket | None = None,
+    keep_alive: float = KEEP_ALIVE_SECONDS,
+) -> web.AppRunner:
     """Listen on (host, port), or on a socket that is bound already; `cleanup()` of the runner ends it."""
     runner = web.AppRunner(
         app,
         access_log=None,
         handler_cancellation=True,
-        keepalive_timeout=KEEP_ALIVE_SECONDS,
+        keepalive_timeout=keep_alive,
         lingering_time=LINGERING_SECONDS,
         auto_decompress=False,
     )

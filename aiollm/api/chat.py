@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import web
 
 from aiollm.api import body
-from aiollm.api.answer import Template, answer
+from aiollm.api.answer import DONE, Template, answer
 from aiollm.api.choice import Choice, Delta, Entry, Output
 from aiollm.api.convert import output_limit, prompt_array, sampling_params
 from aiollm.api.errors import invalid
@@ -26,12 +26,13 @@ async def chat_completions(http: web.Request) -> web.StreamResponse:
     data = await body.read(http, parts.body_limit, parts.settings.body_timeout)
     request = await body.decoded(http, data, decode_chat)
     parts.served_name(request.model)
-    prompt = await _prompt(parts, request, len(data) > body.THREAD_BYTES)
+    prompt = await chat_prompt(parts, request, len(data) > body.THREAD_BYTES)
     generation = Generation(parts, request, "chatcmpl", [prompt])
     return await answer(http, request, generation, ChatShape(parts, request, generation))
 
 
-async def _prompt(parts: Parts, request: ChatRequest, long: bool) -> Prompt:
+async def chat_prompt(parts: Parts, request: ChatRequest, long: bool) -> Prompt:
+    """The prompt of a chat, rendered in a thread if `long`. Raises ApiError for what cannot be rendered or run."""
     try:
         text = await body.in_thread_if(long, _render, parts, request)
         ids = await parts.tokenizer.encode_async(text, request.add_special_tokens is True)
@@ -69,6 +70,8 @@ def _render(parts: Parts, request: ChatRequest) -> str:
 
 class ChatShape:
     """answer.Shape of chat: role chunks first, then content, then one finish chunk a choice."""
+
+    done = DONE
 
     def __init__(self, parts: Parts, request: ChatRequest, generation: Generation) -> None:
         self._generation = generation

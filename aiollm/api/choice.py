@@ -52,6 +52,12 @@ class Output(NamedTuple):
     """The prompt's text, where it did not come as ids."""
     discard: bool = False
     """Drop what is generated: only the echo is wanted."""
+    stop_groups: Sequence[tuple[int, ...]] = ()
+    """Sequences of token ids that end the output, and belong to it."""
+    print_eos: bool = False
+    """Whether the end-of-sequence token belongs to the text, as far as special tokens do."""
+    end_entry: bool = False
+    """Whether the token that ends the output has an entry even where the text lacks it."""
 
 
 class Choice:
@@ -99,19 +105,22 @@ class Choice:
         """Every id generated for the client, those included that end the output."""
         return self.request.output[: self.generated]
 
-    def token(self, token: Token) -> str | None:
-        """Take one generated token; the stop string that it completes ends the request."""
+    def token(self, token: Token) -> int | str | None:
+        """Take one generated token; the stop string, or the last id of the stop group, that it completes ends the
+        request."""
         now = time.monotonic()
         if self.first is None:
             self.first = now
         else:
             self._inter_token(now - self.last)
         self.last = now
-        stop = None
+        stop: int | str | None = None
         if not self._output.discard:
             self.generated += 1
-            if not token.ends or (self._output.include_stop and token.id not in self.request.eos_ids):
+            if not token.ends or self._shows(token.id):
                 stop = self._take_in(token)
+            elif self._output.end_entry:
+                self._entries.append(Entry(token.id, token.logprob, token.top, self._decoded))
         self._on_text()
         return stop
 
@@ -141,7 +150,11 @@ class Choice:
             entries.append(self._entries.popleft())
         return Delta(text, entries) if text or entries else None
 
-    def _take_in(self, token: Token) -> str | None:
+    def _shows(self, id: int) -> bool:
+        """Whether the token that ends the output belongs to it."""
+        return self._output.print_eos if id in self.request.eos_ids else self._output.include_stop
+
+    def _take_in(self, token: Token) -> int | str | None:
         if self._output.keep_entries:
             self._entries.append(Entry(token.id, token.logprob, token.top, self._decoded))
         text = self._detokenizer.push((token.id,))
@@ -151,7 +164,14 @@ class Choice:
             return None
         text, stop = self._stops.push(text)
         self._give(text)
-        return stop
+        return stop if stop is not None else self._stop_group()
+
+    def _stop_group(self) -> int | None:
+        """The last id of a stop group that the generated ids end with."""
+        for group in self._output.stop_groups:
+            if len(group) <= self.generated and tuple(self.request.output[-len(group) :]) == group:
+                return group[-1]
+        return None
 
     def _give(self, text: str) -> None:
         if text:

@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import web
 
 from aiollm.api import body
-from aiollm.api.answer import Template, answer
+from aiollm.api.answer import DONE, Template, answer
 from aiollm.api.choice import Choice, Delta, Entry, Output
 from aiollm.api.convert import output_limit, prompt_array, sampling_params
 from aiollm.api.errors import invalid
@@ -63,6 +63,8 @@ async def _prompt(parts: Parts, request: CompletionRequest, prompt: str | list[i
 
 class CompletionShape:
     """answer.Shape of text completions: the last piece of a choice carries its finish reason."""
+
+    done = DONE
 
     def __init__(self, parts: Parts, request: CompletionRequest, generation: Generation) -> None:
         self._generation = generation

@@ -21,7 +21,7 @@ def prompt_array(parts: Parts, ids: Sequence[int], param: str) -> NDArray[np.int
     if not ids:
         raise invalid(param, f"{param}: it has no tokens; give at least one")
     array = np.asarray(ids, np.int64)
-    _check_ids(parts, param, (int(array.max()),))
+    check_ids(parts, param, (int(array.max()),))
     return array
 
 
@@ -53,8 +53,8 @@ def sampling_params(
     if min_tokens > max_tokens:
         raise invalid("min_tokens", f"min_tokens: {min_tokens} is more than the {max_tokens} tokens of max_tokens")
     stop_ids = tuple(request.stop_token_ids or ())
-    _check_ids(parts, "stop_token_ids", stop_ids)
-    _check_ids(parts, "logit_bias", request.logit_bias or ())
+    check_ids(parts, "stop_token_ids", stop_ids)
+    check_ids(parts, "logit_bias", request.logit_bias or ())
     eos_ids = () if request.ignore_eos else tuple(sorted(parts.tokenizer.eos_ids))
     top_k = _first(request.top_k, defaults.top_k, 0)
     return SamplingParams(
@@ -85,6 +85,7 @@ def _first(*values: T | None) -> T:
     return next(value for value in values if value is not None)
 
 
-def _check_ids(parts: Parts, param: str, ids: Iterable[int]) -> None:
+def check_ids(parts: Parts, param: str, ids: Iterable[int]) -> None:
+    """Raises ApiError where one of the ids is not in the vocabulary."""
     if (largest := max(ids, default=0)) >= parts.vocabulary:
         raise invalid(param, f"{param}: token id {largest} is outside the vocabulary of {parts.vocabulary} ids")

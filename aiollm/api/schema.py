@@ -156,7 +156,7 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
         return [item for item in prompt if not isinstance(item, int)]
 
 
-R = TypeVar("R", ChatRequest, CompletionRequest)
+R = TypeVar("R")
 
 REFUSED = {
     kind: [field.name for field in msgspec.structs.fields(kind) if field.type is Any]
@@ -171,21 +171,22 @@ _MISSING = re.compile(r"missing required field `(\w+)`")
 
 def decode_chat(body: bytes) -> ChatRequest:
     """Raises ApiError where the body is not a chat request."""
-    request = _decode(_CHAT, body)
+    request = decode(_CHAT, body)
     _check_chat(request)
     return request
 
 
 def decode_completion(body: bytes) -> CompletionRequest:
     """Raises ApiError where the body is not a completion request."""
-    request = _decode(_COMPLETION, body)
+    request = decode(_COMPLETION, body)
     _check(request)
     if request.best_of not in (None, request.n or 1):
         raise invalid("best_of", "best_of: choices are not ranked here, so it can only equal n")
     return request
 
 
-def _decode(decoder: msgspec.json.Decoder[R], body: bytes) -> R:
+def decode(decoder: msgspec.json.Decoder[R], body: bytes) -> R:
+    """Raises ApiError, with the field at fault, where the body is not what the decoder expects."""
     try:
         body.decode()  # msgspec does not look into the strings of fields that it skips
         return decoder.decode(body)

@@ -1,0 +1,159 @@
+"""The requests of LightLLM's native API as types, and what they mean in the terms that all endpoints share.
+
+Sampling is asked for by `do_sample`, or by an explicit temperature; everything else is greedy.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from aiollm.api.errors import invalid
+from aiollm.api.schema import (
+    INT32,
+    MAX_STOP_CHARS,
+    MAX_STOPS,
+    GenerationRequest,
+    MinP,
+    Penalty,
+    RepetitionPenalty,
+    Stop,
+    Temperature,
+    TokenId,
+    TopK,
+    TopP,
+    decode,
+)
+
+DEFAULT_MAX_NEW_TOKENS = 16
+GREEDY_BELOW = 1e-5  # LightLLM takes lower temperatures for greedy
+Tokens = Annotated[int, Meta(ge=1, le=INT32)]
+Group = Annotated[list[TokenId], Meta(min_length=1, max_length=256)]
+
+
+class Parameters(msgspec.Struct, frozen=True, kw_only=True):
+    """Names and defaults are LightLLM's; null is the default. Fields typed Any are known, and refused."""
+
+    do_sample: bool | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    logit_bias: Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    max_new_tokens: Tokens | None = None
+    min_new_tokens: Tokens | None = None
+    ignore_eos: bool | None = None
+    stop_sequences: Stop | Annotated[list[Stop | Group], Meta(max_length=MAX_STOPS)] | None = None
+    best_of: Annotated[int, Meta(ge=1)] | None = None
+    n: Annotated[int, Meta(ge=1)] | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    add_spaces_between_special_tokens: bool | None = None
+    print_eos_token: bool | None = None
+    return_details: bool | None = None
+    allowed_token_ids: Any = None
+    exponential_decay_length_penalty: Any = None
+    guided_grammar: Any = None
+    guided_json: Any = None
+    regular_constraint: Any = None
+
+    @property
+    def choices(self) -> int:
+        return self.best_of or self.n or 1
+
+    @property
+    def max_tokens(self) -> int:
+        return self.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+
+    @property
+    def stops(self) -> list[str]:
+        if isinstance(self.stop_sequences, str):
+            return [self.stop_sequences]
+        return [stop for stop in self.stop_sequences or () if isinstance(stop, str)]
+
+    @property
+    def stop_groups(self) -> list[tuple[int, ...]]:
+        return [tuple(stop) for stop in self.stop_sequences or () if not isinstance(stop, str)]
+
+    @property
+    def greedy(self) -> bool:
+        samples = self.do_sample if self.do_sample is not None else self.temperature is not None
+        return not samples or (self.temperature is not None and self.temperature < GREEDY_BELOW)
+
+
+class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /generate, /generate_stream and /; only the last one looks at `stream`."""
+
+    inputs: str | list[TokenId]
+    parameters: Parameters | None = None
+    multimodal_params: dict[str, Any] | None = None
+    stream: bool | None = None
+
+
+class TokensRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """GET or POST /tokens."""
+
+    text: str
+    parameters: Parameters | None = None
+    multimodal_params: dict[str, Any] | None = None
+
+
+REFUSED = [field.name for field in msgspec.structs.fields(Parameters) if field.type is Any]
+_NATIVE = msgspec.json.Decoder(NativeRequest)
+_TOKENS = msgspec.json.Decoder(TokensRequest)
+
+
+def decode_native(body: bytes) -> NativeRequest:
+    """Raises ApiError where the body is not a native request."""
+    request = decode(_NATIVE, body)
+    _check(request.parameters or Parameters(), request.multimodal_params)
+    return request
+
+
+def decode_tokens(body: bytes) -> TokensRequest:
+    """Raises ApiError where the body is not one of /tokens."""
+    request = decode(_TOKENS, body)
+    _check(request.parameters or Parameters(), request.multimodal_params)
+    return request
+
+
+def common(parameters: Parameters, stream: bool) -> GenerationRequest:
+    """The same request in the terms of the other endpoints; groups of several stop ids are left out."""
+    return GenerationRequest(
+        stream=stream,
+        n=parameters.choices,
+        max_tokens=parameters.max_tokens,
+        min_tokens=(parameters.min_new_tokens or 1) - 1,  # here the end-of-sequence token counts too
+        temperature=0.0 if parameters.greedy else parameters.temperature,
+        top_p=parameters.top_p,
+        top_k=parameters.top_k,
+        min_p=parameters.min_p,
+        presence_penalty=parameters.presence_penalty,
+        frequency_penalty=parameters.frequency_penalty,
+        repetition_penalty=parameters.repetition_penalty,
+        logit_bias=parameters.logit_bias,
+        seed=parameters.seed,
+        stop_token_ids=[group[0] for group in parameters.stop_groups if len(group) == 1],
+        ignore_eos=parameters.ignore_eos,
+    )
+
+
+def _check(parameters: Parameters, multimodal: dict[str, Any] | None) -> None:
+    """What holds between fields."""
+    for name in REFUSED:
+        if getattr(parameters, name) is not None:
+            raise invalid(name, f"{name}: this server does not support this field", "unsupported_field")
+    if multimodal is not None and any(multimodal.values()):
+        raise invalid("multimodal_params", "multimodal_params: this model takes text only", "unsupported_field")
+    if None not in (parameters.best_of, parameters.n) and parameters.best_of != parameters.n:
+        raise invalid("best_of", "best_of: differs from n; choices are not ranked, give one of the two")
+    if (parameters.min_new_tokens or 1) > parameters.max_tokens:
+        least, most = parameters.min_new_tokens, parameters.max_tokens
+        raise invalid("min_new_tokens", f"min_new_tokens: {least} is more than the {most} of max_new_tokens")
+    if sum(map(len, parameters.stops)) > MAX_STOP_CHARS:
+        message = f"stop_sequences: all strings together may have {MAX_STOP_CHARS} characters"
+        raise invalid("stop_sequences", message)

@@ -1,0 +1,59 @@
+"""Completion scripts: bash's is run, the others must at least tell of every flag."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from aiollm.chat import OPTIONS
+from aiollm.completion import SHELLS, bash, main
+from aiollm.config import COMMANDS, FIELDS
+
+SPELLINGS = [name for field in FIELDS.values() for name in (field.name, *field.setting.aliases)]
+
+
+def complete(folder: Path, *words: str) -> list[str]:
+    """What bash proposes for the last word."""
+    quoted = " ".join(f"'{word}'" for word in ("aiollm", *words))
+    ask = f'{bash()}\nCOMP_WORDS=({quoted}) COMP_CWORD={len(words)}\n_aiollm\nprintf "%s\\n" "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, cwd=folder, check=True)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_bash_completes_commands_flags_values_and_files(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    assert complete(tmp_path, "") == list(COMMANDS)
+    assert complete(tmp_path, "se") == ["serve"]
+    assert complete(tmp_path, "serve", "") == complete(tmp_path, "serve", "mo") == ["model.gguf"]
+    assert complete(tmp_path, "--por") == complete(tmp_path, "serve", "m", "--por") == ["--port"]
+    assert complete(tmp_path, "--max-model") == ["--max-model-len"]
+    assert complete(tmp_path, "doctor", "--load_format", "") == ["auto", "dummy"]
+    assert complete(tmp_path, "--config", "m") == ["model.gguf"]
+    assert complete(tmp_path, "--port", "") == []
+    assert complete(tmp_path, "completion", "") == list(SHELLS)
+    assert complete(tmp_path, "chat", "--u") == ["--url"]
+    assert complete(tmp_path, "chat", "") == []
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_script_tells_of_every_flag_and_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([shell]) == 0
+    script = capsys.readouterr().out
+    dash = "-l " if shell == "fish" else "--"
+    assert all(f"{dash}{name}" in script for name in [*SPELLINGS, *OPTIONS, "config", "print_config"])
+    assert all(command in script for command in COMMANDS)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_script_is_sound(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    subprocess.run([shell, "-n"], input=SHELLS[shell](), text=True, check=True)
+
+
+@pytest.mark.parametrize("argv", [[], ["tcsh"], ["bash", "zsh"]])
+def test_an_unknown_shell_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    assert "bash|zsh|fish" in capsys.readouterr().err

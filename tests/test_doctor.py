@@ -1,0 +1,104 @@
+"""The doctor: what is well, what would be slow, what would fail."""
+
+import json
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from aiollm import doctor
+from aiollm.config import Config
+from aiollm.doctor import Devices, Finding
+
+
+def levels(check: Callable[[Config], Iterator[Finding]], **settings: object) -> dict[str, str]:
+    """Text by level; several of one level are joined."""
+    found: dict[str, str] = {}
+    for level, text in check(Config(**settings)):  # type: ignore[arg-type]
+        found[level] = found.get(level, "") + text + "\n"
+    return found
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder that looks whole from outside."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    header = json.dumps({}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    return folder
+
+
+def test_a_good_machine_ends_with_0(model: Path, tmp_path: Path) -> None:
+    environ = {"PATH": "/usr/bin:/bin", "AIOLLM_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "aiollm", "doctor", str(model), "--port", "0", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and done.stderr == "", done.stdout
+    assert all(line.split()[0] in ("ok", "warn") for line in lines) and "\x1b" not in done.stdout
+    for part in ("Python 3.", "torch ", "aiohttp ", "driver: ", "CPUs", "memory: ", "memfd: ", "open files: "):
+        assert any(part in line for line in lines), part
+    for part in ("locked memory: ", "port 0 of 127.0.0.1: free", "writable", "a folder, complete"):
+        assert any(part in line for line in lines), part
+
+
+def test_anything_that_fails_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor, "CHECKS", [doctor.model, doctor.limits])
+    assert doctor.main(Config(model_dir="/nowhere")) == 1
+    assert capsys.readouterr().out.startswith("fail  model /nowhere: neither a folder")
+
+
+def test_a_port_that_is_taken_fails_and_names_the_flag() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "--port" in levels(doctor.port, port=taken.getsockname()[1])["fail"]
+
+
+def test_few_open_files_are_warned_of_with_the_command() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1000, before[1]))
+    try:
+        assert "ulimit -n 4096" in levels(doctor.limits)["warn"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_cache_that_cannot_be_written_fails_unless_the_model_is_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AIOLLM_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert "AIOLLM_CACHE_DIR" in levels(doctor.cache)["fail"]
+    assert list(levels(doctor.cache, model_dir=str(tmp_path))) == ["warn"]
+
+
+def test_a_model_is_judged_by_what_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path) -> None:
+    monkeypatch.setenv("AIOLLM_CACHE_DIR", str(tmp_path))
+    assert "complete" in levels(doctor.model, model_dir=str(model))["ok"]
+    assert "downloads" in levels(doctor.model)["warn"]
+    assert "no config.json" in levels(doctor.model, model_dir=str(tmp_path))["fail"]
+    (model / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    assert "model.safetensors" in levels(doctor.model, model_dir=str(model))["fail"]
+
+
+@pytest.mark.parametrize(
+    ("device", "tp", "names", "bad"),
+    [("cpu", 1, [], False), ("cpu", 1, ["H100"], False), ("cuda", 1, [], True), ("cuda", 2, ["H100"], True)],
+)
+def test_a_device_that_is_missing_fails(
+    monkeypatch: pytest.MonkeyPatch, device: str, tp: int, names: list[str], bad: bool
+) -> None:
+    seen = Devices(torch="2", cuda="12" if names else "", names=names, free=[1 << 30 for _ in names])
+    monkeypatch.setattr(doctor, "_probe", lambda: seen)
+    found = levels(doctor.devices, device=device, tp=tp)
+    assert ("GPUs, a server needs" in found.get("fail", "")) is bad
+    assert ("GPU 0: H100, 1.0 GiB free" in found["ok"]) is bool(names)
+
+
+def test_a_torch_that_cannot_be_loaded_fails_with_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PROBE", "raise OSError('libcuda is missing')")
+    assert "libcuda is missing" in levels(doctor.devices)["fail"]
