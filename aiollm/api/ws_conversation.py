@@ -1,0 +1,85 @@
+"""One conversation of a chat socket: from its `chat` frame to the frames of the answer."""
+
+from collections.abc import AsyncGenerator
+
+import msgspec
+
+from aiollm.api import body
+from aiollm.api.chat import chat_prompt
+from aiollm.api.errors import invalid
+from aiollm.api.generation import Generation
+from aiollm.api.parts import Parts
+from aiollm.api.schema import ChatRequest, decode_chat
+from aiollm.api.ws_frames import Delta, Done, Start
+
+ONLY_TEXT = ("logprobs", "return_token_ids")
+
+
+class Conversation:
+    """`ended` is set by whoever sends its last frame."""
+
+    def __init__(self, parts: Parts, id: str, received: float) -> None:
+        self.id = id
+        self.ended = False
+        self._parts = parts
+        self._received = received
+        self._generation: Generation | None = None
+
+    @property
+    def summary(self) -> str:
+        """Its part of a line in the log; empty where nothing was submitted."""
+        return self._generation.summary if self._generation else ""
+
+    async def frames(self, data: bytes) -> AsyncGenerator[Start | Delta | Done, None]:
+        """Run the request of a `chat` frame; closing the iterator aborts it. Raises ApiError and EngineBusy."""
+        generation = await self._prepared(data)
+        generation.submit()
+        self._generation = generation
+        (choice,) = generation.choices
+        try:
+            started = False
+            while choice.finish is None:
+                await generation.changed.wait()
+                generation.changed.clear()
+                if (error := generation.failure()) is not None:
+                    raise error
+                if not started:
+                    started = True
+                    yield Start(self.id, len(choice.request.prompt), choice.request.cached_tokens)
+                delta = choice.take()
+                if delta is not None:
+                    yield Delta(self.id, delta.text, choice.generated)
+            yield self.done(choice.finish.reason)
+        finally:
+            generation.end()
+
+    def done(self, reason: str) -> Done:
+        """The last frame, with the figures so far."""
+        generation = self._generation
+        if generation is None:
+            return Done(self.id, reason, None, None, None)
+        (choice,) = generation.choices
+        ttft = pace = None
+        if choice.first is not None:
+            ttft = round((choice.first - self._received) * 1000, 3)
+            if choice.generated > 1 and choice.last > choice.first:
+                pace = round((choice.generated - 1) / (choice.last - choice.first), 3)
+        return Done(self.id, reason, generation.usage, ttft, pace)
+
+    async def _prepared(self, data: bytes) -> Generation:
+        parts = self._parts
+        long = len(data) > body.THREAD_BYTES
+        request = await body.in_thread_if(long, decode_chat, data)
+        _check(request)
+        parts.served_name(request.model)
+        prompt = await chat_prompt(parts, request, long)
+        return Generation(parts, msgspec.structs.replace(request, stream=True), "chatcmpl", [prompt])
+
+
+def _check(request: ChatRequest) -> None:
+    """Refuse what frames cannot carry."""
+    if request.n not in (None, 1):
+        raise invalid("n", "n: a conversation on a socket has one answer; start several", "unsupported_field")
+    for name in ONLY_TEXT:
+        if getattr(request, name):
+            raise invalid(name, f"{name}: a socket carries text only", "unsupported_field")
