@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
+import flags
 import pytest
 from tree import HEAVY, MODULES, ROOT, room
 
@@ -123,6 +124,12 @@ def test_the_readme_maps_every_file() -> None:
     exist = [here(path) for path in MODULES.values() if path.name != "__init__.py"]
     exist += [here(path) for path in (ROOT / "tools").iterdir() if path.is_file()]
     assert sorted(mapped) == sorted(exist)
+
+
+def test_the_readme_lists_every_flag_as_it_is() -> None:
+    text = flags.README.read_text(encoding="utf-8")
+    assert flags.table().count("| `--") == len(flags.FIELDS)
+    assert flags.written(text) == text, "run python tools/flags.py"
 
 
 def test_the_top_level_holds_only_what_belongs_there() -> None:
