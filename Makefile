@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: help serve test check stamp parity clean
+.PHONY: help serve test check stamp parity bench-cpu bench-frontend clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,8 @@ help:
 	@echo 'make check                                  ruff, mypy and the layout tests'
 	@echo 'make stamp                                  a million random steps on the stamp device'
 	@echo 'make parity                                 tokens compared with those of transformers'
+	@echo 'make bench-frontend                         CPU time of the server for each token that it streams'
+	@echo 'make bench-cpu                              speed of the demo model on this CPU'
 	@echo 'make clean                                  remove $(VENV)'
 	@echo 'PYTHON=python3.12 names another interpreter for $(VENV)'
 
@@ -28,8 +30,14 @@ check: $(VENV)/.check
 stamp: $(VENV)/.test
 	$(RUN) tests/stamp.py --steps 1000000 --save tools/results/stamp.json
 
+bench-cpu: $(VENV)/.serve
+	$(RUN) tools/bench_cpu.py --save tools/results/bench_cpu.json $(ARGS)
+
 parity: $(VENV)/.test
-	$(RUN) tools/parity.py $(ARGS)
+	$(RUN) tools/parity.py --save tools/results/parity.json $(ARGS)
+
+bench-frontend: $(VENV)/.test
+	$(RUN) tools/bench_frontend.py --save tools/results/bench_frontend.json $(ARGS)
 
 clean:
 	rm -rf $(VENV)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -232,20 +233,17 @@ def _in_daemon_thread(work: Callable[[], T]) -> "asyncio.Future[T]":
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if not future.done() and error is not None:
-            future.set_exception(error)
-        elif not future.done():
-            future.set_result(result)  # type: ignore[arg-type]  None is a result like any other
+    def settle(outcome: Callable[[], None]) -> None:
+        if not future.done():  # it is given up where the server stops first
+            outcome()
 
     def run() -> None:
-        result, error = None, None
         try:
-            result = work()
-        except Exception as raised:  # noqa: BLE001  raised again by whoever awaits
-            error = raised
+            outcome = partial(future.set_result, work())
+        except Exception as error:  # noqa: BLE001  raised again by whoever awaits
+            outcome = partial(future.set_exception, error)
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, result, error)
+            loop.call_soon_threadsafe(settle, outcome)
 
     threading.Thread(target=run, daemon=True).start()
     return future

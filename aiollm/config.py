@@ -145,7 +145,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Setting(
             SCHEDULING,
             "POLICY",
-            "admit a request when its longest possible output fits (conservative), or now and pause some later (aggressive)",
+            "admit a request when its longest output fits (conservative), or at once and pause some later (aggressive)",
         ),
     ] = "conservative"
     disable_dynamic_prompt_cache: Annotated[

@@ -4,7 +4,7 @@ Every tensor lies on the step's device. A *row* is a running request's index int
 place of one token's keys and values in the KV pool.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,6 +20,7 @@ class Batch(NamedTuple):
     slot_table: torch.Tensor  # [max_rows, max_length] int32: slot of (row, position)
     max_new: int  # largest number of new tokens of one sequence
     max_length: int  # largest of `lengths`
+    plan: Any = None  # what `Ops.plan` laid out for the attention of its table
 
 
 class Sampling(NamedTuple):

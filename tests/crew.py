@@ -54,7 +54,7 @@ class Crew:
         self.stopped: list[str] = []
         self.fleet = Fleet(
             self.engine,
-            WorkerSettings(folder=str(folder), rows=8, slots=4000, ranks=ranks, threads=1),
+            WorkerSettings(folder=str(folder), data_type="fp32", rows=8, slots=4000, ranks=ranks, threads=1),
             max_restarts,
             str(record) if record else None,
             on_stopped=self.stopped.append,

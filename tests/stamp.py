@@ -127,6 +127,7 @@ def stamp_ops(history: torch.Tensor) -> Ops:
         quantize=lambda weight: weight,
         linear=linear,
         rotary_store=rotary_store,
+        plan=lambda batch, kv_heads: batch,
         attention=attention,
         silu_mul=lambda x: x[:, :1],
         sample=sample,

@@ -1,7 +1,9 @@
 """The KV pools: how many slots fit, and the tensors they live in. One slot per token, plus one that takes padding."""
 
+import math
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from aiollm.workers.model.spec import DecoderSpec
@@ -54,16 +56,21 @@ def available_memory(root: Path = Path("/")) -> int:
 def allocate(
     slots: int, spec: DecoderSpec, shard: Shard, dtype: torch.dtype, device: torch.device
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Pools (K, V) per layer, [slots + 1, kv_heads, head_dim] each. Pages are touched only as slots are used.
+    """Pools (K, V) per layer, [slots + 1, kv_heads, head_dim] each, of zeros. On a CPU pages are touched only as slots
+    are used.
 
     Raises MemoryError where the device does not give them.
     """
     shape = (slots + 1, shard.kv_heads, spec.head_dim)
     try:
-        return [
-            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-            for _ in range(spec.layers)
-        ]
-    except RuntimeError as error:
+        return [(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(spec.layers)]
+    except (RuntimeError, MemoryError) as error:
         room = (slots + 1) * bytes_per_slot(spec, shard, dtype) >> 20
         raise MemoryError(f"{slots} KV slots do not fit, they take {room} MiB: lower --max_total_token_num") from error
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # torch.zeros writes every page: 4 GiB and a second at the start. numpy asks the system for pages of zeros.
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

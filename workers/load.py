@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from aiollm.kernels.cpu.quantize import exact
 from aiollm.kernels.ops import Ops, cpu_ops, reference_ops
 from aiollm.wire.messages import Loading, Ready, WorkerSettings
 from aiollm.workers import kv, weights
@@ -22,8 +23,8 @@ from aiollm.workers.state import State
 from aiollm.workers.step import Bias, Step, stage
 from aiollm.workers.tp import Shard, TensorParallel
 
-DATA_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NAMES = {dtype: name for name, dtype in DATA_TYPES.items()}
+# Of the KV cache and of all weights, but that `int8` holds those of the linear layers as 8-bit integers.
+DATA_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
 
 
 class Phases:
@@ -59,33 +60,34 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> tuple[Mod
         config = _config(Path(settings.folder) / "config.json")
         spec, names, unread = describe(config)
         shard = Shard(spec, tp.rank, tp.size)
-    dtype = _data_type(settings.data_type, device, config)
+    data_type = _data_type(settings.data_type, device, config)
+    dtype, ops = DATA_TYPES[data_type], _ops(device)
+    quantize = ops.quantize if data_type == "int8" else None
     with phases.phase("loading weights") as progress:
         if settings.load_format == "dummy":
-            parameters = weights.dummy(spec, dtype=dtype, device=device, tp=tp)
+            parameters = weights.dummy(spec, dtype=dtype, device=device, tp=tp, quantize=quantize)
         else:
             parameters = weights.load(
-                Path(settings.folder), spec, names, dtype=dtype, device=device, tp=tp, progress=progress
-            )
+                Path(settings.folder), spec, names,
+                dtype=dtype, device=device, tp=tp, quantize=quantize, progress=progress,
+            )  # fmt: skip
     with phases.phase("allocating the KV cache"):
         per_slot = kv.bytes_per_slot(spec, shard, dtype)
         slots = tp.smallest(settings.slots or kv.fitting(per_slot, device, settings.mem_fraction))
         max_length = min(settings.max_length or spec.max_position, spec.max_position, slots + 1)
         pools = kv.allocate(slots, spec, shard, dtype, device)
         state = State(settings.rows, max_length, device)
-    ops = _ops(device)
     runner = ModelRunner(Decoder(spec, parameters, ops, tp), pools, state, ops, tp)
     with phases.phase("warming up"), torch.inference_mode():
         runner.run(_warm_up(settings.rows))
-    stored = {tensor.data_ptr(): tensor.nbytes for tensor in parameters.values()}
     return runner, Ready(
         slots=slots,
         max_length=max_length,
         vocabulary=spec.vocab,
         architecture=config["architectures"][0],
-        data_type=NAMES[dtype],
+        data_type=data_type,
         budget=[
-            ("weights", sum(stored.values())),
+            ("weights", weights.stored_bytes(parameters)),
             ("KV cache", per_slot * (slots + 1)),
             ("row tables", state.slot_table.nbytes + state.tokens.nbytes),
         ],
@@ -108,14 +110,17 @@ def _ops(device: torch.device) -> Ops:
     return cpu_ops() if device.type == "cpu" else reference_ops()
 
 
-def _data_type(name: str, device: torch.device, config: dict[str, object]) -> torch.dtype:
-    """`auto` is fp32 on a CPU, whose bf16 products are slower, and the checkpoint's own type on a GPU."""
+def _data_type(name: str, device: torch.device, config: dict[str, object]) -> str:
+    """`auto` is int8 on a CPU that computes with it exactly, fp32 on others, and the checkpoint's own type on a GPU."""
+    on_cpu = device.type == "cpu"
+    if name == "int8" and not (on_cpu and exact()):
+        raise ValueError(f"data_type int8 is for CPUs with AVX-512 VNNI, and this is {'another' if on_cpu else device}")
     if name != "auto":
-        return DATA_TYPES[name]
-    if device.type == "cpu":
-        return torch.float32
+        return name
+    if on_cpu:
+        return "int8" if exact() else "fp32"
     own = config.get("dtype") or config.get("torch_dtype")
-    return torch.float16 if own == "float16" else torch.bfloat16
+    return "fp16" if own == "float16" else "bf16"
 
 
 def _warm_up(rows: int) -> Step:

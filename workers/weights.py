@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from aiollm.kernels.weight import Int8Weight, Weight, Weights
 from aiollm.workers.model.parameters import Piece, parameters
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.tp import Shard, TensorParallel
@@ -17,6 +18,9 @@ from aiollm.workers.tp import Shard, TensorParallel
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 # Tensors in some checkpoints that are no weights: tables that older code stored along.
 HARMLESS = re.compile(r"rotary_emb\.inv_freq$")
+LINEAR = re.compile(r"(^|\.)(qkv|o|gate_up|down|head)$")
+
+Quantize = Callable[[torch.Tensor], Int8Weight]
 
 
 class CheckpointError(ValueError):
@@ -31,12 +35,14 @@ def load(
     dtype: torch.dtype,
     device: torch.device,
     tp: TensorParallel,
+    quantize: Quantize | None = None,
     progress: Callable[[float], None] = lambda fraction: None,
-) -> dict[str, torch.Tensor]:
+) -> Weights:
     """This rank's parameters out of `folder`, read tensor by tensor straight into their merged places.
 
-    `names` is a family's table. `progress` is told the fraction that is done. Every tensor that the model needs must be
-    there, in its shape, and every tensor that is there must be needed: CheckpointError otherwise.
+    `names` is a family's table. `quantize`, where given, makes what the linear layers hold. `progress` is told the
+    fraction that is done. Every tensor that the model needs must be there, in its shape, and every tensor that is there
+    must be needed: CheckpointError otherwise.
     """
     with ExitStack() as stack:
         tensors: dict[str, safe_open] = {}
@@ -64,12 +70,18 @@ def load(
         _refuse("holds in a format that is not supported", [
             f"{name} {view.get_dtype()}" for name, view in slices.items() if view.get_dtype() not in FLOATS
         ])  # fmt: skip
-        return _fill(spec, dtype, device, tp, lambda piece: slices[find(piece.source)][piece.take], progress)
+        return _fill(spec, dtype, device, tp, quantize, lambda piece: slices[find(piece.source)][piece.take], progress)
 
 
 def dummy(
-    spec: DecoderSpec, *, dtype: torch.dtype, device: torch.device, tp: TensorParallel, seed: int = 0
-) -> dict[str, torch.Tensor]:
+    spec: DecoderSpec,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    tp: TensorParallel,
+    quantize: Quantize | None = None,
+    seed: int = 0,
+) -> Weights:
     """Random parameters: the same model for the same seed, however many ranks share it (on one kind of device)."""
 
     def fetch(piece: Piece) -> torch.Tensor:
@@ -78,7 +90,19 @@ def dummy(
         generator = torch.Generator(device).manual_seed(seed ^ zlib.crc32(piece.source.encode()))
         return torch.randn(piece.shape, generator=generator, device=device).mul_(0.02)[piece.take]
 
-    return _fill(spec, dtype, device, tp, fetch, lambda fraction: None)
+    return _fill(spec, dtype, device, tp, quantize, fetch, lambda fraction: None)
+
+
+def stored_bytes(weights: Weights) -> int:
+    """Bytes that the parameters take; a tensor under two names counts once."""
+    parts = [weight if isinstance(weight, Int8Weight) else (weight,) for weight in weights.values()]
+    # A reordered tensor has no data_ptr, and no second name.
+    found = {
+        tensor.data_ptr() if tensor.layout == torch.strided else id(tensor): tensor.nbytes
+        for tensors in parts
+        for tensor in tensors
+    }
+    return sum(found.values())
 
 
 def _fill(
@@ -86,22 +110,26 @@ def _fill(
     dtype: torch.dtype,
     device: torch.device,
     tp: TensorParallel,
+    quantize: Quantize | None,
     fetch: Callable[[Piece], torch.Tensor],
     progress: Callable[[float], None],
-) -> dict[str, torch.Tensor]:
+) -> Weights:
+    def kept(name: str, weight: torch.Tensor) -> Weight:
+        return quantize(weight) if quantize and LINEAR.search(name) else weight
+
     wanted = parameters(spec, tp.rank, tp.size)
     total, done = sum(torch.Size(p.shape).numel() for p in wanted), 0
-    weights = {}
+    weights: dict[str, Weight] = {}
     for parameter in wanted:
         merged = torch.zeros(parameter.shape, dtype=dtype, device=device)  # zeros pad the last shard of the vocabulary
         for piece in parameter.pieces:
             part = fetch(piece)
             merged[piece.row : piece.row + len(part)] = part
-        weights[parameter.name] = merged
+        weights[parameter.name] = kept(parameter.name, merged)
+        if parameter.name == "embedding" and spec.tied_head:
+            weights["head"] = kept("head", _tied_head(merged, Shard(spec, tp.rank, tp.size)))
         done += merged.numel()
         progress(done / total)
-    if spec.tied_head:
-        weights["head"] = _tied_head(weights["embedding"], Shard(spec, tp.rank, tp.size))
     return weights
 
 

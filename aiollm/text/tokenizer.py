@@ -98,7 +98,7 @@ class Tokenizer:
         except TypeError as error:
             raise TextError("text is not valid Unicode: it holds half of a surrogate pair") from error
         prefix = self._bos_prefix if add_special_tokens else []
-        return [prefix + encoding.ids for encoding in encodings]
+        return [prefix + encoding.ids if prefix else encoding.ids for encoding in encodings]
 
     async def encode_async(self, text: str, add_special_tokens: bool) -> list[int]:
         """As `encode`; a text of THREAD_CHARS characters or more is encoded in a thread."""

@@ -1,51 +1,30 @@
 """Ragged causal attention on a CPU; the contract is ref/attention.py.
 
-One-token sequences are gathered and computed together, padded, in groups of bounded size; longer ones by blocks of
-queries, each block against the keys up to its own last position, so that no score matrix of a whole prompt exists.
-The query heads that share a KV head are laid along the query axis: keys and values are never repeated.
+One-token sequences are gathered and computed together; longer ones by blocks of queries, each block against the keys up
+to its own last position, so that no score matrix of a whole prompt exists. The query heads that share a KV head are
+laid along the query axis: keys and values are never repeated.
 """
-
-from bisect import bisect_left
-from collections.abc import Iterator
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from aiollm.kernels.batch import Batch
+from aiollm.kernels.cpu.plan import Decodes, plan
 
-GATHERED = 1 << 23  # padded elements of gathered keys at once: 32 MiB of fp32
 BLOCK = 64  # queries at once
 
 
 def attention(q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, batch: Batch, scale: float) -> torch.Tensor:
     """q [tokens, hq, d]; k_pool, v_pool [slots + 1, hkv, d] -> [tokens, hq, d] in q's dtype."""
     out = torch.empty(q.shape, dtype=q.dtype)
-    starts, rows, lengths = batch.starts.tolist(), batch.rows.tolist(), batch.lengths.tolist()
-    decodes = []
-    for i, row in enumerate(rows):
-        begin, end = starts[i], starts[i + 1]
-        if end - begin == 1:
-            decodes.append((lengths[i], row, begin))
-        elif end > begin:
-            keys, values = _gather(k_pool, v_pool, batch.slot_table[row, : lengths[i]])
-            _prefill(q[begin:end], keys, values, scale, out[begin:end])
-    for group in _groups(decodes, GATHERED // k_pool[0].numel()):
-        _decode(q, k_pool, v_pool, batch.slot_table, group, scale, out)
+    prefills, decodes = batch.plan or plan(batch, k_pool.shape[1]).plan
+    for begin, end, slots in prefills:
+        # index_select: 0.15 ms where indexing takes 0.68 ms
+        keys, values = k_pool.index_select(0, slots), v_pool.index_select(0, slots)
+        _prefill(q[begin:end], keys, values, scale, out[begin:end])
+    for group in decodes:
+        _decode(q, k_pool, v_pool, group, scale, out)
     return out
-
-
-def _groups(sequences: list[tuple[int, int, int]], room: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Part sequences (length first) into groups, ascending in length, whose padded length is at most `room` tokens.
-
-    The shortest of a group is at least half as long as its longest: one long row does not pad all the others.
-    """
-    left = sorted(sequences)
-    while left:
-        longest = left[-1][0]
-        similar = len(left) - bisect_left(left, (longest // 2,))
-        count = max(1, min(similar, room // longest))
-        yield left[-count:]
-        del left[-count:]
 
 
 def _prefill(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, out: torch.Tensor) -> None:
@@ -70,28 +49,13 @@ def _prefill(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: f
 
 
 def _decode(
-    q: torch.Tensor,
-    k_pool: torch.Tensor,
-    v_pool: torch.Tensor,
-    slot_table: torch.Tensor,
-    sequences: list[tuple[int, int, int]],
-    scale: float,
-    out: torch.Tensor,
+    q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, group: Decodes, scale: float, out: torch.Tensor
 ) -> None:
-    """sequences: (length, row, packed token) of one-token sequences, ascending in length."""
-    lengths, rows, tokens = torch.tensor(sequences).T
-    longest = sequences[-1][0]
-    slots = slot_table[rows, :longest]
-    visible = torch.arange(longest) < lengths[:, None]
-    # Padding reads the row's own first slot: what lies anywhere else may be NaN, which no mask takes out of a product.
-    slots = slots.where(visible, slots[:, :1])
-    n, (kv_heads, width) = len(sequences), k_pool.shape[1:]
-    grouped = q[tokens].view(n, kv_heads, -1, width)
-    keys, values = (x.transpose(1, 2) for x in _gather(k_pool, v_pool, slots))  # [n, hkv, longest, d]
-    out[tokens] = sdpa(grouped, keys, values, attn_mask=visible[:, None, None], scale=scale).view(n, -1, width)
-
-
-def _gather(k_pool: torch.Tensor, v_pool: torch.Tensor, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """slots of any shape -> keys and values [*slots, hkv, d]. index_select: 0.15 ms where indexing takes 0.68 ms."""
-    flat, shape = slots.flatten(), (*slots.shape, *k_pool.shape[1:])
-    return k_pool.index_select(0, flat).view(shape), v_pool.index_select(0, flat).view(shape)
+    """Two products in fp32: 0.19 ms for 16 rows of 160 tokens and 3 KV heads, where torch's attention takes 0.23."""
+    tokens, places, hidden = group
+    (n, _, length), width = hidden.shape, q.shape[2]
+    queries = q.index_select(0, tokens).view(n, -1, width).float()
+    keys = k_pool.view(-1, width).index_select(0, places).view(n, length, width).float()
+    values = v_pool.view(-1, width).index_select(0, places).view(n, length, width).float()
+    weights = torch.baddbmm(hidden, queries, keys.transpose(1, 2), alpha=scale).softmax(-1)
+    out.index_copy_(0, tokens, torch.bmm(weights, values).view(-1, *q.shape[1:]).to(out.dtype))

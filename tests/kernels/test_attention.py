@@ -4,6 +4,7 @@ import torch
 from aiollm.kernels.batch import Batch
 from aiollm.kernels.cases import SEQUENCES, make_batch
 from aiollm.kernels.cpu import attention as cpu
+from aiollm.kernels.ops import Ops, cpu_ops, reference_ops
 from aiollm.kernels.ref.attention import attention as reference
 from aiollm.kernels.tolerance import assert_close
 
@@ -63,16 +64,20 @@ def test_cpu_equals_reference_in_half_precision(dtype: torch.dtype) -> None:
     assert_close(cpu.attention(*arguments), reference(*arguments))
 
 
+@pytest.mark.parametrize("ops", [reference_ops(), cpu_ops()], ids=["reference", "cpu"])
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_a_planned_batch_gives_the_same(name: str, ops: Ops) -> None:
+    batch = make_batch(SEQUENCES[name])
+    q, k_pool, v_pool = inputs(batch, (6, 2, 24))
+    assert_close(ops.attention(q, k_pool, v_pool, ops.plan(batch, 2), 0.2), reference(q, k_pool, v_pool, batch, 0.2))
+
+
 def test_cpu_splits_a_large_decode_into_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = make_batch(SEQUENCES["decode"])
+    monkeypatch.setattr("aiollm.kernels.cpu.plan.GATHERED", 2 * 3 * 65)  # room for three short rows together
+    batch = cpu_ops().plan(make_batch(SEQUENCES["decode"]), 2)
+    assert [len(group.tokens) for group in batch.plan.decodes] == [1, 3, 1]
     arguments = (*inputs(batch, (6, 2, 24)), batch, 0.2)
-    monkeypatch.setattr(cpu, "GATHERED", 2 * 24 * 130)  # room for the three short rows together; the longest is alone
     assert_close(cpu.attention(*arguments), reference(*arguments))
-
-
-def test_cpu_does_not_pad_short_sequences_to_a_long_one() -> None:
-    groups = list(cpu._groups([(n, 0, 0) for n in (1000, 10, 501, 9, 600, 4)], room=1700))
-    assert [[length for length, _, _ in group] for group in groups] == [[1000], [501, 600], [9, 10], [4]]
 
 
 def test_a_query_of_a_strided_view_is_read_right() -> None:

@@ -3,8 +3,8 @@ import cmath
 import pytest
 import torch
 
+from aiollm.kernels.ops import Ops, cpu_ops, reference_ops
 from aiollm.kernels.ref.rms_norm import rms_norm
-from aiollm.kernels.ref.rotary_store import rotary_store
 from aiollm.kernels.tolerance import TOLERANCE, assert_close
 
 HQ, HKV, WIDTH, ROT = 4, 2, 12, 8
@@ -26,10 +26,11 @@ def turned(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     return y.to(x.dtype)
 
 
+@pytest.mark.parametrize("ops", [reference_ops(), cpu_ops()], ids=["reference", "cpu"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("n", [0, 1, 9])
-def test_rotates_and_stores(n: int, normed: bool, dtype: torch.dtype) -> None:
+def test_rotates_and_stores(ops: Ops, n: int, normed: bool, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(n, HQ + 2 * HKV, WIDTH, generator=generator).to(dtype)
     q, k, v = qkv.split([HQ, HKV, HKV], dim=1)  # views
@@ -39,7 +40,7 @@ def test_rotates_and_stores(n: int, normed: bool, dtype: torch.dtype) -> None:
     positions = torch.arange(n) * 5 % 50
     slots = torch.randperm(30, generator=generator)[:n]
     k_pool, v_pool = torch.full((2, 31, HKV, WIDTH), 7.0).to(dtype)
-    rotated = rotary_store(q, k, v, q_weight, k_weight, 1e-6, cos_sin, positions, k_pool, v_pool, slots)
+    rotated = ops.rotary_store(q, k, v, q_weight, k_weight, 1e-6, cos_sin, positions, k_pool, v_pool, slots)
     if normed:
         q, k = rms_norm(q, weights[0], 1e-6), rms_norm(k, weights[1], 1e-6)
     assert_close(rotated, turned(q, positions))

@@ -1,3 +1,4 @@
+import resource
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,17 @@ def test_pools_have_one_slot_more_for_padding_and_this_ranks_heads() -> None:
     assert len(pools) == 3
     assert {(tensor.shape, tensor.dtype) for pair in pools for tensor in pair} == {((11, 2, 16), torch.bfloat16)}
     assert len({tensor.data_ptr() for pair in pools for tensor in pair}) == 6
+
+
+def test_the_pages_of_a_pool_are_not_touched_before_they_are_used() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = resident()
+    pools = allocate(1 << 18, SPEC, Shard(SPEC, 0, 1), torch.float32, CPU)
+    assert sum(tensor.nbytes for pair in pools for tensor in pair) > 300 << 20
+    assert resident() - before < 40 << 20
+    assert not any(tensor[::5000].any() for pair in pools for tensor in pair)
 
 
 def test_a_pool_that_does_not_fit_names_the_flag() -> None:

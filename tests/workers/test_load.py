@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
 
+from aiollm.kernels.cpu.quantize import exact
 from aiollm.wire.messages import Loading, WorkerSettings
 from aiollm.workers.load import load
 
@@ -24,7 +26,8 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 
 
 def settings(folder: Path, **others: object) -> WorkerSettings:
-    return WorkerSettings(folder=str(folder), **{"rows": 4, "slots": 200, "threads": 1} | others)  # type: ignore[arg-type]
+    values: dict[str, Any] = {"rows": 4, "slots": 200, "threads": 1, "data_type": "fp32"}
+    return WorkerSettings(folder=str(folder), **values | others)
 
 
 def nobody(message: Loading) -> None:
@@ -46,13 +49,39 @@ def test_ready_says_what_was_loaded(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "dtype"),
-    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16), ("auto", torch.float32)],
+    ("asked", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
 def test_weights_and_cache_have_the_type_that_was_asked_for(folder: Path, asked: str, dtype: torch.dtype) -> None:
     runner, ready = load(settings(folder, data_type=asked), nobody)
     assert {tensor.dtype for pair in runner.kv for tensor in pair} == {dtype}
-    assert ready.data_type == ("fp32" if asked == "auto" else asked)
+    assert ready.data_type == asked
+
+
+@pytest.mark.skipif(not exact(), reason="needs AVX-512 VNNI")
+@pytest.mark.parametrize("asked", ["int8", "auto"])
+def test_8_bit_weights_take_a_quarter_of_the_memory(folder: Path, asked: str) -> None:
+    full = dict(load(settings(folder), nobody)[1].budget)["weights"]
+    runner, ready = load(settings(folder, data_type=asked), nobody)
+    assert ready.data_type == "int8"
+    parameters = load_file(folder / "model.safetensors")
+    linear = [tensor for name, tensor in parameters.items() if tensor.ndim == 2 and "embed_tokens" not in name]
+    saved = sum(3 * tensor.numel() - 4 * len(tensor) for tensor in linear)  # three bytes a number, less the scales
+    assert full - dict(ready.budget)["weights"] == saved
+    assert {tensor.dtype for pair in runner.kv for tensor in pair} == {torch.float32}
+
+
+def test_a_cpu_that_cannot_compute_with_8_bits_takes_full_weights_or_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiollm.workers.load.exact", lambda: False)
+    assert load(settings(folder, data_type="auto"), nobody)[1].data_type == "fp32"
+    with pytest.raises(ValueError, match="for CPUs with AVX-512 VNNI, and this is another"):
+        load(settings(folder, data_type="int8"), nobody)
+
+
+def test_8_bit_weights_are_refused_on_a_gpu(folder: Path) -> None:
+    with pytest.raises(ValueError, match="for CPUs with AVX-512 VNNI, and this is cuda"):
+        load(settings(folder, data_type="int8", device="cuda"), nobody)
 
 
 def test_dummy_weights_need_no_checkpoint(copy: Path) -> None:

@@ -38,7 +38,7 @@ def loaded(folder: Path) -> ModelRunner:
     def nobody(message: Loading) -> None:
         pass
 
-    return load(WorkerSettings(folder=str(folder), rows=3, slots=64, threads=1), nobody)[0]
+    return load(WorkerSettings(folder=str(folder), data_type="fp32", rows=3, slots=64, threads=1), nobody)[0]
 
 
 def logits_of(folder: Path, tokens: list[int]) -> torch.Tensor:

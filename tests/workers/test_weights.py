@@ -7,9 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
 
+from aiollm.kernels.ref.quantize import quantize
+from aiollm.kernels.weight import Int8Weight, Weights
 from aiollm.workers.families.registry import Description, describe
 from aiollm.workers.tp import TensorParallel
-from aiollm.workers.weights import CheckpointError, dummy, load
+from aiollm.workers.weights import CheckpointError, dummy, load, stored_bytes
 
 CPU = torch.device("cpu")
 
@@ -18,7 +20,7 @@ def described(folder: Path) -> Description:
     return describe(json.loads((folder / "config.json").read_text()))
 
 
-def loaded(folder: Path, rank: int = 0, size: int = 1, **overrides: Any) -> dict[str, torch.Tensor]:
+def loaded(folder: Path, rank: int = 0, size: int = 1, **overrides: Any) -> Weights:
     description = described(folder)
     options: dict[str, Any] = {"dtype": torch.float32, "device": CPU, "tp": TensorParallel(rank, size)} | overrides
     return load(folder, description.spec, description.names, **options)
@@ -157,3 +159,22 @@ def test_dummy_has_the_shapes_of_a_checkpoint_and_is_one_model_for_any_number_of
 def test_a_shard_of_the_vocabulary_may_be_nothing_but_padding(tmp_path: Path) -> None:
     write_tiny_model(tmp_path, vocab_size=6, num_attention_heads=4, num_key_value_heads=4, head_dim=12)
     assert [loaded(tmp_path, rank, 4)["head"].any().item() for rank in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_linear_layers_hold_what_the_quantizer_makes(tmp_path: Path, tied: bool) -> None:
+    write_tiny_model(tmp_path, tie_word_embeddings=tied)
+    plain, weights = loaded(tmp_path), loaded(tmp_path, quantize=quantize)
+    changed = {name for name, weight in weights.items() if isinstance(weight, Int8Weight)}
+    assert changed == {"head", *(f"layers.{i}.{name}" for i in range(3) for name in ("qkv", "o", "gate_up", "down"))}
+    for name in changed:
+        assert torch.equal(weights[name].values, quantize(plain[name]).values)
+    assert all(torch.equal(weights[name], plain[name]) for name in plain.keys() - changed)
+
+
+def test_a_tensor_under_two_names_is_counted_once(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, tie_word_embeddings=True)
+    weights = loaded(tmp_path)
+    assert stored_bytes(weights) == sum(4 * tensor.numel() for name, tensor in weights.items() if name != "head")
+    head = loaded(tmp_path, quantize=quantize)["head"]
+    assert stored_bytes({"head": head}) == 97 * 48 + 97 * 4

@@ -1,11 +1,10 @@
 """The attention layer of a block."""
 
-from collections.abc import Mapping
-
 import torch
 
 from aiollm.kernels.batch import Batch
 from aiollm.kernels.ops import Ops
+from aiollm.kernels.weight import Weights
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.tp import Shard, TensorParallel
 
@@ -16,7 +15,7 @@ class Attention:
     def __init__(
         self,
         spec: DecoderSpec,
-        weights: Mapping[str, torch.Tensor],
+        weights: Weights,
         at: str,
         cos_sin: torch.Tensor,
         ops: Ops,

@@ -1,11 +1,12 @@
 """THE decoder: one forward for every family, over any table of operations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from aiollm.kernels.batch import Batch
 from aiollm.kernels.ops import Ops
+from aiollm.kernels.weight import Weights
 from aiollm.workers.model.attention import Attention
 from aiollm.workers.model.mlp import Mlp
 from aiollm.workers.model.rotary import cos_sin_table
@@ -16,7 +17,7 @@ from aiollm.workers.tp import Shard, TensorParallel
 class Decoder:
     """A stack of blocks between an embedding and an output layer. Holds weights, and no state of any request."""
 
-    def __init__(self, spec: DecoderSpec, weights: Mapping[str, torch.Tensor], ops: Ops, tp: TensorParallel) -> None:
+    def __init__(self, spec: DecoderSpec, weights: Weights, ops: Ops, tp: TensorParallel) -> None:
         """`weights` are those of `workers.weights.load` or `dummy` for the same spec and rank."""
         self.spec = spec
         self.shard = Shard(spec, tp.rank, tp.size)
@@ -44,6 +45,7 @@ class Decoder:
         read through `batch.slot_table`.
         """
         ops, eps = self._ops, self.spec.norm_eps
+        batch = ops.plan(batch, self.shard.kv_heads)
         residual = ops.embedding(ids, self._embedding)
         x = ops.rms_norm(residual, self._first_norm, eps)
         for (attention, mlp_norm, mlp, next_norm), (k_pool, v_pool) in zip(self._blocks, kv, strict=True):

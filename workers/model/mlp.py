@@ -1,10 +1,9 @@
 """The feed-forward layer of a block."""
 
-from collections.abc import Mapping
-
 import torch
 
 from aiollm.kernels.ops import Ops
+from aiollm.kernels.weight import Weights
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.tp import TensorParallel
 
@@ -12,9 +11,7 @@ from aiollm.workers.tp import TensorParallel
 class Mlp:
     """SwiGLU: down(silu(gate(x)) * up(x)); this rank's columns of gate and up."""
 
-    def __init__(
-        self, spec: DecoderSpec, weights: Mapping[str, torch.Tensor], at: str, ops: Ops, tp: TensorParallel
-    ) -> None:
+    def __init__(self, spec: DecoderSpec, weights: Weights, at: str, ops: Ops, tp: TensorParallel) -> None:
         self._gate_up = weights[at + "gate_up"]
         self._gate_up_bias = weights[at + "gate_up_bias"] if spec.mlp_bias else None
         self._down = weights[at + "down"]

@@ -10,6 +10,7 @@ import transformers
 from tiny_model import write_tiny_model
 
 from aiollm.kernels.batch import Batch
+from aiollm.kernels.cpu.quantize import exact
 from aiollm.kernels.ops import Ops, cpu_ops, reference_ops
 from aiollm.workers.families.registry import describe
 from aiollm.workers.model.decoder import Decoder
@@ -61,11 +62,12 @@ def expected(checkpoint: Path) -> list[torch.Tensor]:
 class Session:
     """A decoder with a KV pool of scattered slots, for the sequences of PROMPTS."""
 
-    def __init__(self, checkpoint: Path, ops: Ops, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, checkpoint: Path, ops: Ops, dtype: torch.dtype = torch.float32, quantized: bool = False) -> None:
         description = describe(json.loads((checkpoint / "config.json").read_text()))
         spec, tp = description.spec, TensorParallel()
         assert description.unread == []
-        weights = load(checkpoint, spec, description.names, dtype=dtype, device=CPU, tp=tp)
+        quantize = ops.quantize if quantized else None
+        weights = load(checkpoint, spec, description.names, dtype=dtype, device=CPU, tp=tp, quantize=quantize)
         self.decoder = Decoder(spec, weights, ops, tp)
         shape = (301, spec.kv_heads, spec.head_dim)
         pools = torch.full((spec.layers, 2, *shape), torch.nan, dtype=dtype)
@@ -138,3 +140,17 @@ def test_half_precision_stays_near(
     logits = torch.cat([session.step({0: 60, 2: 3})[0], session.step({2: 1, 0: 1})[0]])
     assert logits.dtype == torch.float32
     assert (logits - expected[0]).norm() < 6 * torch.finfo(dtype).eps * expected[0].norm()
+
+
+@pytest.mark.parametrize(
+    "ops",
+    [
+        pytest.param(reference_ops(), id="reference"),
+        pytest.param(cpu_ops(), id="cpu", marks=pytest.mark.skipif(not exact(), reason="needs AVX-512 VNNI")),
+    ],
+)
+def test_8_bit_weights_stay_near(checkpoint: Path, expected: list[torch.Tensor], ops: Ops) -> None:
+    session = Session(checkpoint, ops, quantized=True)
+    logits = torch.cat([session.step({0: 60, 2: 3})[0], session.step({2: 1, 0: 1})[0]])
+    assert logits.dtype == torch.float32
+    assert 0 < (logits - expected[0]).norm() < 0.06 * expected[0].norm()

@@ -1,0 +1,269 @@
+"""What the front end costs: CPU time of the server process for each token that it streams.
+
+    python tools/bench_frontend.py [--save tools/results/bench_frontend.json]
+
+The server is real (uvloop, the HTTP application, engine, detokenizer of the demo model) in a process of its own; a
+stand-in in that process plays the worker: it keeps the loop's contract and publishes one iteration every 20 ms, or
+several at once when the event loop is behind, as a pipe would bring them. Its own CPU time is measured afterwards, by
+playing the same updates to it with nobody listening, and subtracted. The client is another process with raw sockets.
+Requests are counted in: reading, template, tokenizing, admission. The pipe to a real worker is not.
+
+CPU time is what counts, so others may use the machine; `tokens/event` grows where the event loop is behind.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvloop
+
+from aiollm.api.app import make_app, serve
+from aiollm.api.parts import ModelInfo
+from aiollm.engine.engine import Engine, Settings
+from aiollm.engine.scheduler import worst_case
+from aiollm.hub.resolve import resolve
+from aiollm.text.chat import ChatTemplate
+from aiollm.text.tokenizer import Tokenizer
+from aiollm.wire.columns import ints, pack, pack_floats
+from aiollm.wire.messages import Header, Ready, Result, Update
+
+CONNECTIONS = (1, 16, 256, 1024)
+TOKENS = 400  # of each stream
+STEP = 0.020  # seconds of an iteration
+EARLY = 0.001  # uvloop's timers may be early by so much
+SLOTS, CONTEXT = 4_000_000, 8192
+LIMIT = 35.0  # microseconds a token at LIMIT_AT connections
+LIMIT_AT = 256
+OTHER_EVENTS = 4  # of a stream, beside those with text: role, finish reason, usage, [DONE]
+ROW = "{connections:>11}{us_per_token:>10}{tokens_per_event:>14}{tokens_per_second:>10}{worker_us_per_token:>11}"
+
+
+class StandIn:
+    """A worker without a model (engine.Workers): every row says the same text, over and over."""
+
+    def __init__(self, rows: int, text: np.ndarray, publish: Callable[[Result], None]) -> None:
+        self._text = text
+        self._publish = publish
+        self._queue: deque[Update] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._applied = self._iteration = 0
+        self._active = np.zeros(rows, bool)
+        self._generation, self._position, self._known, self._granted, self._limit = np.zeros((5, rows), np.int64)
+        self.epoch = 0
+        self.log: list[list[Update]] = [[]]
+        """The updates that came before each iteration."""
+
+    def send(self, update: Update) -> None:
+        self.take(update)
+        if self._timer is None:
+            self._due = asyncio.get_running_loop().time() + STEP
+            self._timer = asyncio.get_running_loop().call_at(self._due, self._turn)
+
+    def applied(self, number: int) -> None:
+        assert number <= self._applied
+
+    def take(self, update: Update) -> None:
+        self._queue.append(update)
+        self.log[-1].append(update)
+
+    def _turn(self) -> None:
+        """Every iteration that is due by now."""
+        loop = asyncio.get_running_loop()
+        works = True
+        while works and self._due <= loop.time() + EARLY:
+            works = self.step()
+            self._due += STEP
+        self._timer = loop.call_at(self._due, self._turn) if works else None
+
+    def step(self) -> bool:
+        """One iteration: updates up to the first with chunks, its chunks, and one token of every row with credit."""
+        chunks = np.empty((3, 0), np.int32)
+        while self._queue and not chunks.size:
+            chunks = self._apply(self._queue.popleft())
+        decodes = self._active & (self._position >= self._known) & (self._position < self._limit - 1)
+        credit = self._position < self._granted
+        decoding = np.flatnonzero(decodes & credit)
+        if not len(decoding) and not chunks.size:
+            return bool(self._queue)
+        rows, starts, counts = chunks
+        self._position[rows] = starts + counts
+        self._position[decoding] += 1
+        sampled = np.concatenate([decoding, rows[self._position[rows] >= self._known[rows]]])
+        self._iteration += 1
+        self.log.append([])
+        header = Header(
+            self.epoch, self._iteration, self._iteration, self._applied, int(STEP * 1e6), 0,
+            pack(np.flatnonzero(decodes & ~credit)),
+        )  # fmt: skip
+        self._publish(
+            Result(
+                header=header,
+                rows=pack(sampled),
+                generations=pack(self._generation[sampled]),
+                tokens=pack(self._text[self._position[sampled] % len(self._text)]),
+                logprobs=pack_floats(np.zeros(len(sampled))),
+                hints=bytes(len(sampled)),
+            )
+        )
+        return True
+
+    def _apply(self, update: Update) -> np.ndarray:
+        """Take the rows' part of an update; its chunks as (rows, starts, counts)."""
+        self._applied = update.number
+        self._active[ints(update.retire)] = False
+        for admit in update.admit:
+            row = admit.row
+            self._active[row], self._generation[row], self._position[row] = True, admit.generation, 0
+            self._known[row], self._limit[row] = admit.tokens, admit.limit
+        self._granted[ints(update.slots.rows)] = ints(update.slots.starts) + ints(update.slots.counts)
+        return np.stack([ints(update.chunk_rows), ints(update.chunk_starts), ints(update.chunk_counts)])
+
+
+def own_seconds(rows: int, text: np.ndarray, log: list[list[Update]]) -> float:
+    """CPU seconds of the stand-in alone: the same updates before the same iterations, results dropped."""
+    alone = StandIn(rows, text, lambda result: None)
+    began = time.process_time()
+    for updates in log[:-1]:
+        for update in updates:
+            alone.take(update)
+        alone.step()
+    seconds = time.process_time() - began
+    assert len(alone.log) == len(log), "it did not do the same"
+    return seconds
+
+
+async def measure(connections: int) -> dict[str, Any]:
+    """Serve one client process with so many streams, and tell what that cost."""
+    folder = resolve(None, need_weights=False, progress=lambda phase, fraction: None).folder
+    tokenizer = Tokenizer.load(folder)
+    license_text = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
+    text = np.array(tokenizer.encode(license_text, False))
+    engine = Engine(Settings(max(CONNECTIONS), 2048, 2048, True, worst_case, max(CONNECTIONS)))
+    app = make_app(engine, tokenizer, ChatTemplate.load(folder), ModelInfo(("demo",), 0, "demo"), {})
+    worker = StandIn(max(CONNECTIONS), text, engine.on_message)
+    ready = Ready(
+        slots=SLOTS, max_length=CONTEXT, vocabulary=tokenizer.vocab_size, architecture="none", data_type="none",
+        budget=[], seconds=[],
+    )  # fmt: skip
+    worker.epoch = engine.on_ready(ready, worker)
+    runner = await serve(app, "127.0.0.1", 0)
+    command = (sys.executable, __file__, "--client", str(connections), "--port", str(runner.addresses[0][1]))
+    client = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert client.stdin is not None and client.stdout is not None
+    await client.stdout.readline()  # it is connected
+    cpu, began = time.process_time(), time.perf_counter()
+    client.stdin.write(b"\n")
+    found = json.loads(await client.stdout.readline())
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - began
+    await client.wait()
+    await runner.cleanup()
+    tokens = connections * TOKENS
+    assert found["tokens"] == tokens, found
+    own = own_seconds(max(CONNECTIONS), text, worker.log)
+    return {
+        "connections": connections,
+        "us_per_token": round((cpu - own) / tokens * 1e6, 2),
+        "tokens_per_event": round(tokens / (found["events"] - OTHER_EVENTS * connections), 2),
+        "tokens_per_second": round(tokens / wall),
+        "worker_us_per_token": round(own / tokens * 1e6, 2),
+        "cpu_seconds": round(cpu, 3),
+    }
+
+
+def client(connections: int, port: int) -> dict[str, int]:
+    """All streams at once; counts events, and the tokens that the usage of each stream tells."""
+    body = json.dumps(
+        {
+            "messages": [{"role": "user", "content": "Read the licence to me."}], "max_tokens": TOKENS,
+            "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
+        }
+    ).encode()  # fmt: skip
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    selector = selectors.DefaultSelector()
+    tails = {socket.create_connection(("127.0.0.1", port)): b"" for _ in range(connections)}
+    print("connected", flush=True)
+    sys.stdin.readline()
+    for stream in tails:
+        selector.register(stream, selectors.EVENT_READ)
+        stream.sendall(head.encode() + body)
+    events = tokens = 0
+    while tails:
+        for key, _ in selector.select():
+            source = key.fileobj
+            assert isinstance(source, socket.socket)
+            data = source.recv(1 << 16)
+            if data:
+                *whole, tails[source] = (tails[source] + data).split(b"\n\n")
+                events += len(whole)
+                for event in whole[-2:]:
+                    if b'"completion_tokens":' in event:
+                        tokens += int(event.partition(b'"completion_tokens":')[2].partition(b",")[0])
+            else:
+                selector.unregister(source)
+                source.close()
+                del tails[source]
+    return {"events": events, "tokens": tokens}
+
+
+def machine() -> dict[str, Any]:
+    cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    return {
+        "cpu": cpu.partition(":")[2].strip(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("aiohttp", "uvloop", "msgspec", "numpy", "tokenizers")},
+        "date": datetime.now(UTC).date().isoformat(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="CPU time of the server for each token that it streams")
+    parser.add_argument("--save", type=Path, help="write the table as JSON")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each row; the one that cost least is told (3)")
+    parser.add_argument("--server", type=int, metavar="CONNECTIONS", help=argparse.SUPPRESS)
+    parser.add_argument("--client", type=int, metavar="CONNECTIONS", help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.client:
+        print(json.dumps(client(args.client, args.port)))
+        return 0
+    if args.server:
+        print(json.dumps(uvloop.run(measure(args.server))))
+        return 0
+    found: dict[str, Any] = {"machine": machine(), "tokens": TOKENS, "step_seconds": STEP, "rows": []}
+    print(", ".join(f"{key} {value}" for key, value in found["machine"].items()))
+    print(f"{'connections':>11}{'us/token':>10}{'tokens/event':>14}{'tokens/s':>10}{'stand-in':>11}")
+    for connections in CONNECTIONS:
+        command = [sys.executable, __file__, "--server", str(connections)]
+        runs = [
+            json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout) for _ in range(args.repeat)
+        ]
+        row = min(runs, key=lambda run: float(run["us_per_token"]))
+        row["us_per_token_of_runs"] = [run["us_per_token"] for run in runs]
+        print(ROW.format(**row), flush=True)
+        found["rows"].append(row)
+    cost = next(row["us_per_token"] for row in found["rows"] if row["connections"] == LIMIT_AT)
+    print(f"at {LIMIT_AT} connections {cost} us a token; the limit is {LIMIT:g}")
+    if args.save:
+        args.save.write_text(json.dumps(found, indent=1) + "\n")
+    return 0 if cost <= LIMIT else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
