@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: help serve test check stamp parity bench-cpu bench-frontend clean
+.PHONY: help serve test check stamp parity stalls bench-cpu bench-frontend clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo 'make check                                  ruff, mypy and the layout tests'
 	@echo 'make stamp                                  a million random steps on the stamp device'
 	@echo 'make parity                                 tokens compared with those of transformers'
+	@echo 'make stalls                                 huge requests must not hold up the others'
 	@echo 'make bench-frontend                         CPU time of the server for each token that it streams'
 	@echo 'make bench-cpu                              speed of the demo model on this CPU'
 	@echo 'make clean                                  remove $(VENV)'
@@ -29,6 +30,9 @@ check: $(VENV)/.check
 
 stamp: $(VENV)/.test
 	$(RUN) tests/stamp.py --steps 1000000 --save tools/results/stamp.json
+
+stalls: $(VENV)/.test
+	$(RUN) -m pytest -m timing -s $(ARGS)
 
 bench-cpu: $(VENV)/.serve
 	$(RUN) tools/bench_cpu.py --save tools/results/bench_cpu.json $(ARGS)

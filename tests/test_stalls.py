@@ -21,6 +21,8 @@ from tiny_model import write_tiny_model
 from tiny_tokenizer import write_byte_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+pytestmark = pytest.mark.timing
+
 CONTEXT = 1 << 20
 VOCAB_SIZE = 2000
 DELAY = 0.050  # seconds that a huge request may add

@@ -40,7 +40,7 @@ async def chat_prompt(parts: Parts, request: ChatRequest, long: bool) -> Prompt:
         named = str(error).startswith(("chat_template_kwargs", "continue_final_message"))
         param = str(error).split(":")[0].split(" ")[0] if named else "messages"
         raise invalid(param, str(error)) from error
-    array = prompt_array(parts, ids, "messages")
+    array = await body.in_thread_if(len(ids) > body.THREAD_IDS, prompt_array, parts, ids, "messages")
     asked = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
     if asked == 0:
         raise invalid("max_tokens", "max_tokens: expected at least 1")

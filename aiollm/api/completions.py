@@ -29,7 +29,8 @@ async def completions(http: web.Request) -> web.StreamResponse:
     parts.served_name(request.model)
     if request.suffix is not None:
         raise invalid("suffix", "suffix: this server does not insert text before a suffix", "unsupported_field")
-    prompts = [await _prompt(parts, request, prompt) for prompt in request.prompts]
+    listed = await body.in_thread_if(len(data) > body.THREAD_BYTES, lambda: request.prompts)
+    prompts = [await _prompt(parts, request, prompt) for prompt in listed]
     generation = Generation(parts, request, "cmpl", prompts)
     return await answer(http, request, generation, CompletionShape(parts, request, generation))
 
@@ -42,7 +43,7 @@ async def _prompt(parts: Parts, request: CompletionRequest, prompt: str | list[i
             raise invalid("prompt", f"prompt: {error}") from error
     else:
         ids = prompt
-    array = prompt_array(parts, ids, "prompt")
+    array = await body.in_thread_if(len(ids) > body.THREAD_IDS, prompt_array, parts, ids, "prompt")
     max_tokens = output_limit(parts, len(array), request.max_tokens, DEFAULT_MAX_TOKENS, "prompt")
     if max_tokens == 0 and not request.echo:
         raise invalid("max_tokens", "max_tokens: expected at least 1; 0 is only allowed with echo: true")

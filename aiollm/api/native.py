@@ -94,7 +94,7 @@ async def _answer(http: web.Request, request: NativeRequest, stream: bool) -> we
 
 async def _prompt(parts: Parts, inputs: str | list[int], parameters: Parameters, asked: GenerationRequest) -> Prompt:
     ids = inputs if isinstance(inputs, list) else await _encode(parts, "inputs", inputs, parameters)
-    array = prompt_array(parts, ids, "inputs")
+    array = await body.in_thread_if(len(ids) > body.THREAD_IDS, prompt_array, parts, ids, "inputs")
     for group in parameters.stop_groups:
         check_ids(parts, "stop_sequences", group)
     max_tokens = output_limit(parts, len(array), asked.max_tokens, None, "inputs")

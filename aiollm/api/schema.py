@@ -5,7 +5,7 @@ have are refused by name, so that nobody takes an answer for something it is not
 """
 
 import re
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast
 
 import msgspec
 from msgspec import Meta
@@ -148,9 +148,9 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
         prompt = self.prompt
         if isinstance(prompt, str):
             return [prompt]
-        kinds = {type(item) for item in prompt}
+        kinds = set(map(type, prompt))
         if kinds == {int}:
-            return [[item for item in prompt if isinstance(item, int)]]
+            return [cast(list[int], prompt)]  # a copy of a million ids would hold the event loop for 30 ms
         if len(kinds) > 1:
             raise invalid("prompt", "prompt: strings, token ids and lists of token ids cannot be mixed")
         return [item for item in prompt if not isinstance(item, int)]
