@@ -25,12 +25,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.asynccontextmanager
 async def chatting(url: str, *flags: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """`aiollm chat` with open pipes."""
+    """`aiollm chat` with open pipes. It hears Ctrl-C, also where the tests run in a shell's background and do not."""
     pipe = asyncio.subprocess.PIPE
     environ = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "aiollm", "chat", "--url", url, *flags, stdin=pipe, stdout=pipe, stderr=pipe, env=environ
-    )
+        sys.executable, "-m", "aiollm", "chat", "--url", url, *flags, stdin=pipe, stdout=pipe, stderr=pipe, env=environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     try:
         yield process
     finally:
