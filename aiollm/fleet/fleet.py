@@ -78,6 +78,7 @@ class Fleet:
         self._deaths: list[float] = []
         self._served = False
         self._stopping = False
+        self._broken = False
         self._failure = ""
         self._folder = ""
 
@@ -92,6 +93,7 @@ class Fleet:
         rendezvous = os.path.join(self._folder, "ranks")
         logs = [os.pipe() for _ in range(1, ranks)]
         self._epoch += 1
+        self._broken = False
         self._failure = ""
         self._ready = [None] * ranks
         self._links = []
@@ -177,11 +179,15 @@ class Fleet:
             self._links[rank].kill()  # its last word: what is left of it might wait for ranks that are gone
 
     def _take(self, message: Result | Failed) -> None:
-        """Hand results to the engine. A result it could not take is lost tokens: running requests start a new epoch."""
+        """Hand results to the engine. A result it could not take is lost tokens: nothing that this group published
+        after it may be taken, and running requests start a new epoch."""
+        if self._broken:
+            return
         try:
             self._engine.on_message(message)
         except Exception as error:
             log.exception("the engine could not take a result")
+            self._broken = True
             self._failure = self._failure or f"the engine could not take a result: {error}"
             self.kill()
 
