@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -36,6 +38,10 @@ def main() -> int:
         from aiollm import completion
 
         return completion.main(argv[1:])
+    if argv[:1] == ["tune"]:
+        os.execv(sys.executable, [sys.executable, "-m", "aiollm.kernels.autotune", *argv[1:]])
+    if argv[:2] == ["bench", "static"]:
+        os.execv(sys.executable, [sys.executable, "-m", "aiollm.workers.bench_static", *argv[2:]])
     settings = config.parse(argv, os.environ)
     if argv[:1] == ["doctor"]:
         from aiollm import doctor
@@ -50,6 +56,8 @@ def main() -> int:
     from aiollm.hub.errors import HubError
     from aiollm.text.folder import TextError
 
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # shells allow 1024, and each connection takes one
     console, notifier = Console(), Notifier(os.environ)
     try:
         return uvloop.run(serve(settings, console, notifier))
@@ -62,6 +70,7 @@ def main() -> int:
 
 async def serve(settings: config.Config, console: Any, notifier: Notifier) -> int:
     """Listen, find the model, start the workers, and serve until a signal; the exit status."""
+    from aiollm.api.keys import Keys
     from aiollm.engine.engine import Engine
     from aiollm.engine.engine import Settings as EngineSettings
     from aiollm.engine.scheduler import aggressive, worst_case
@@ -84,19 +93,21 @@ async def serve(settings: config.Config, console: Any, notifier: Notifier) -> in
         engine.on_loading(Loading(phase, fraction or 0.0))
 
     console.say(f"aiollm {__version__}")
-    stop = _Stop()
+    keys, stop = Keys(settings.api_key), _Stop()
     with inherited_socket(os.environ) or _bound(settings.host, settings.port) as sock:
         console.say(f"listening on {_url(sock)}; /ready tells when the model is loaded")
-        files = await _find_model(settings, engine, sock, progress, stop)
+        if not keys and not _is_private(sock):
+            console.say("whoever reaches this address is served; --api_key asks for a key")
+        files = await _find_model(settings, engine, sock, keys, progress, stop)
         console.close()
         if files is None:
             return 0
         console.say(f"model {files.name}: {files.origin}, in {files.folder}")
-        return await _serve_model(settings, engine, sock, files, progress, stop, console, notifier)
+        return await _serve_model(settings, engine, sock, keys, files, progress, stop, console, notifier)
 
 
 async def _find_model(
-    settings: config.Config, engine: Any, sock: socket.socket, progress: Progress, stop: "_Stop"
+    settings: config.Config, engine: Any, sock: socket.socket, keys: Any, progress: Progress, stop: "_Stop"
 ) -> Any:
     """The model's files, which may have to be downloaded: probes are answered meanwhile. None after a signal."""
     from aiollm.api.app import make_door
@@ -108,7 +119,7 @@ async def _find_model(
         model, revision = settings.model_dir or None, settings.revision or None
         return resolve(model, revision=revision, need_weights=not dummy, progress=progress)
 
-    door = await listen(make_door(engine), settings.host, settings.port, sock.dup())
+    door = await listen(make_door(engine, keys), settings.host, settings.port, sock.dup())
     try:
         return await stop.unless(stop.first, _in_daemon_thread(find))
     finally:
@@ -116,14 +127,15 @@ async def _find_model(
 
 
 async def _serve_model(
-    settings: config.Config, engine: Any, sock: socket.socket, files: Any, progress: Progress, stop: "_Stop",
-    console: Any, notifier: Notifier,
+    settings: config.Config, engine: Any, sock: socket.socket, keys: Any, files: Any, progress: Progress,
+    stop: "_Stop", console: Any, notifier: Notifier,
 ) -> int:  # fmt: skip
     """Start the workers and serve until a signal, or until no worker comes back; the exit status."""
     from aiollm.api.app import make_app
     from aiollm.api.app import serve as listen
     from aiollm.api.parts import ModelInfo
-    from aiollm.console import budget
+    from aiollm.api.parts import Settings as ApiSettings
+    from aiollm.console import budget, precision
     from aiollm.fleet.fleet import Fleet
     from aiollm.text.chat import ChatTemplate
     from aiollm.text.tokenizer import Tokenizer
@@ -134,14 +146,16 @@ async def _serve_model(
     template = ChatTemplate.load(files.folder)
     names = settings.model_name or (files.name,)
     model = ModelInfo(names, int(time.time()), files.name)
-    app = make_app(engine, tokenizer, template, model, _generation_config(Path(files.folder)))
+    defaults = _generation_config(Path(files.folder))
+    limits = ApiSettings(allowed_origins=settings.allowed_origins)
+    app = make_app(engine, tokenizer, template, model, defaults, limits, keys)
     runner = await listen(app, settings.host, settings.port, sock)
 
     def on_ready(ready: Ready) -> None:
         console.close()
         gc.collect()
         gc.freeze()  # what is here stays: a full collection stopped the loop for 262 ms without this
-        for line in budget(ready):
+        for line in [*budget(ready), *precision(settings.data_type, ready.data_type)]:
             console.say(line)
         if ready.unread:
             console.say(f"config.json: nobody read {', '.join(ready.unread)}")
@@ -158,7 +172,7 @@ async def _serve_model(
         WorkerSettings(
             folder=files.folder,
             load_format=settings.load_format,
-            data_type=settings.data_type,
+            data_type=_data_type(settings),
             device=_device(settings.device),
             ranks=settings.tp,
             rows=settings.running_max_req_size,
@@ -258,6 +272,11 @@ def _bound(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host} port {port}: {error.strerror}; see --host and --port") from error
 
 
+def _is_private(sock: socket.socket) -> bool:
+    """Whether only this machine reaches it."""
+    return sock.family == socket.AF_UNIX or ipaddress.ip_address(sock.getsockname()[0]).is_loopback
+
+
 def _url(sock: socket.socket) -> str:
     """The address that reaches this server from here."""
     if sock.family == socket.AF_UNIX:
@@ -272,6 +291,13 @@ def _device(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
+
+
+def _data_type(settings: config.Config) -> str:
+    """`auto` on a CPU may be int8 for the demo model alone: of no other it is known that it costs less than 1 %."""
+    if settings.data_type == "auto" and settings.model_dir and _device(settings.device) == "cpu":
+        return "fp32"
+    return settings.data_type
 
 
 def _generation_config(folder: Path) -> dict[str, Any]:

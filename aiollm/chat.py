@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
     """The exit status is 1 where a message of a pipe got no answer."""
     options = _parse(argv)
     fields: dict[str, Any] = {name: options[name] for name in ("model", "temperature", "max_tokens") if name in options}
-    key = options.get("api_key", os.environ.get("AIOLLM_API_KEY", ""))
+    key = options.get("api_key", os.environ.get("AIOLLM_API_KEY", "").partition(",")[0])
     chat = Chat(options.get("url", URL), key, fields, options.get("system", ""))
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     try:
@@ -177,7 +177,8 @@ def _text(event: dict[str, Any]) -> str:
 def _reason(body: str, status: int) -> str:
     """What a refusal says."""
     try:
-        return str(json.loads(body)["error"]["message"])
+        message = str(json.loads(body)["error"]["message"])
+        return f"{message}; --api_key and AIOLLM_API_KEY say which" if status == 401 else message
     except (ValueError, KeyError, TypeError):
         return f"the server answered with status {status}"
 

@@ -24,10 +24,15 @@ PREFIX = "AIOLLM_"
 COMMANDS = {
     "serve": ("[MODEL] [flags]", "serve a model over HTTP; the default"),
     "doctor": ("[MODEL] [flags]", "check this machine for a server with these flags"),
+    "tune": ("[--model FOLDER]", "find the kernels' fastest launch parameters on this GPU"),
     "chat": ("[--url URL]", "talk to a running server"),
     "completion": ("bash|zsh|fish", "print a script by which the shell completes flags"),
 }
-OTHER_VARIABLES = {"CACHE_DIR": "the folder where downloaded and converted models are kept (~/.cache/aiollm)"}
+MASK = "***"  # in place of a secret; no setting takes it, so that printed settings do not become those of a server
+OTHER_VARIABLES = {
+    "CACHE_DIR": "the folder where downloaded and converted models are kept (~/.cache/aiollm)",
+    "TRITON_AUTOTUNE_LEVEL": "what a starting worker tunes: 0 nothing, 1 what is missing, 2 all; 3 ignores tuning",
+}
 
 # Flags of LightLLM and vLLM that ask for what is always so: accepted, and answered with the reason. The value is the
 # placeholder of the flag's argument, "" where it takes none.
@@ -37,6 +42,18 @@ NO_EFFECT = {
     "enable_chunked_prefill": ("", "prompts are always computed in chunks"),
     "enable_prefix_caching": ("", "it is on unless --disable_dynamic_prompt_cache is given"),
 }
+
+
+ApiKey = Annotated[
+    str,
+    Meta(
+        pattern=r"^(?!\*+$)[!-+\--~]{1,1000}\Z",
+        description="of 1 to 1000 visible ASCII characters without a comma, not asterisks alone",
+    ),
+]
+Origin = Annotated[
+    str, Meta(pattern=r"^https?://[^/?#@\s,]+\Z", description="text like https://chat.example or http://10.0.0.1:8080")
+]
 
 
 class Setting(NamedTuple):
@@ -50,6 +67,8 @@ class Setting(NamedTuple):
     aliases: Sequence[str] = ()
     spellings: Mapping[str, str] = MappingProxyType({})
     """Other spellings of its values."""
+    secret: bool = False
+    """Its values are shown nowhere."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,8 +93,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Setting(
             MODEL,
             "TYPE",
-            "numbers of weights and KV cache; auto takes the checkpoint's on a GPU, int8 weights on a CPU that is made "
-            "for them, else fp32",
+            "numbers of weights and KV cache; auto takes the checkpoint's on a GPU, fp32 on a CPU, and int8 weights "
+            "for the demo model on a CPU that is made for them",
             aliases=["dtype"],
             spellings={"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"},
         ),
@@ -91,6 +110,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     host: Annotated[str, Setting(NETWORK, "ADDRESS", "where to listen; 0.0.0.0 is every interface")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535), Setting(NETWORK, "PORT", "TCP port; 0 takes a free one")] = 8000
+    api_key: Annotated[
+        tuple[ApiKey, ...],
+        Setting(
+            NETWORK,
+            "KEY",
+            "what requests must show, all but probes; without a key everybody is let in. `ps` shows flags: set keys in "
+            "the environment or a file",
+            secret=True,
+        ),
+    ] = ()
+    allowed_origins: Annotated[
+        tuple[Origin, ...],
+        Setting(NETWORK, "ORIGIN", "where a reverse proxy shows the chat page to browsers"),
+    ] = ()
 
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
@@ -183,6 +216,10 @@ class Field(NamedTuple):
     def several(self) -> bool:
         return get_origin(self.plain) is tuple
 
+    def shown(self, value: Any) -> Any:
+        """The value as it may be printed."""
+        return MASK if self.setting.secret and value else value
+
 
 def _field(field: msgspec.structs.FieldInfo) -> Field:
     plain, *notes = get_args(field.type)
@@ -223,16 +260,18 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     values = _file(parser, path) if path is not None else {}
     for name, text in _variables(environ).items():
         if name not in flags:
-            raw = text.replace(",", " ").split() if FIELDS[name].several else text
+            raw = _listed(",".join(text.split())) if FIELDS[name].several else text
             values[name] = _value(parser, FIELDS[name], PREFIX + name.upper(), raw)
-    for name, raw in flags.items():
+    for name, given in flags.items():
+        raw = _listed(",".join(given)) if FIELDS[name].several else given
         flag = " or ".join(f"--{spelling}" for spelling in (name, *FIELDS[name].setting.aliases))
         values[name] = _value(parser, FIELDS[name], flag, raw)
     config = Config(**values)
     if prints:
         from aiollm import yaml_file
 
-        print(yaml_file.dump(msgspec.to_builtins(config)), end="")
+        shown = {name: FIELDS[name].shown(value) for name, value in msgspec.to_builtins(config).items()}
+        print(yaml_file.dump(shown), end="")
         parser.exit()
     return config
 
@@ -246,6 +285,8 @@ def allowed(plain: Any, meta: Meta) -> str:
         return f"{', '.join(some)} or {last}"
     if get_origin(plain) is tuple:
         return f"one or more, each {allowed(get_args(plain)[0], Meta())}"
+    if meta.description is not None:
+        return meta.description
     words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}[plain]
     if meta.ge is not None and meta.le is not None:
         return f"{words} from {meta.ge} to {meta.le}"
@@ -284,7 +325,7 @@ class _Parser(argparse.ArgumentParser):
             if field.plain is bool:
                 options = {"dest": field.name, "action": "store_const", "const": "true"}
             elif field.several:
-                options["nargs"] = "+"
+                options |= {"action": "extend", "nargs": "+"}
             groups[field.setting.group].add_argument(f"--{field.name}", help=_help(field), **options)
             for alias in field.setting.aliases:
                 self.add_argument(_with_underscores(f"--{alias}"), help=argparse.SUPPRESS, **options)
@@ -311,11 +352,11 @@ def _help(field: Field) -> str:
 
 def _value(parser: _Parser, field: Field, source: str, raw: Any) -> Any:
     """`raw` as the field's type; the parser's error names `source`, the value and the range."""
+    given = field.shown(" ".join(map(str, raw)) if isinstance(raw, list) else raw)
     try:
         spelt = field.setting.spellings.get(raw, raw) if isinstance(raw, str) else raw
         return msgspec.convert(spelt, field.type, strict=False)
     except msgspec.ValidationError:
-        given = " ".join(map(str, raw)) if isinstance(raw, list) else raw
         parser.error(f"{source}: {given} must be {allowed(field.plain, field.meta)}")
 
 
@@ -359,6 +400,11 @@ def _variables(environ: Mapping[str, str]) -> dict[str, str]:
             hint = _nearest(variable, [*known, *others])
             print(f"aiollm: the variable {variable} is not known{hint}", file=sys.stderr)
     return found
+
+
+def _listed(text: str) -> list[str]:
+    """The values of a setting that takes several; each is one at least."""
+    return [value for value in text.split(",") if value] or [""]
 
 
 def _with_underscores(word: str) -> str:

@@ -4,6 +4,7 @@ Each line begins with ok, warn (something would be slower, or fail later) or fai
 """
 
 import importlib.util
+import ipaddress
 import os
 import platform
 import resource
@@ -150,12 +151,12 @@ def shared_memory(settings: Config) -> Iterator[Finding]:
 
 def limits(settings: Config) -> Iterator[Finding]:
     """What `ulimit` allows."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # a server takes all that it may
     needed = max(LEAST_FILES, 2 * settings.max_queue)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        yield Finding("ok", "open files: " + ("unlimited" if soft == resource.RLIM_INFINITY else f"{soft:,}"))
+    if most == resource.RLIM_INFINITY or most >= needed:
+        yield Finding("ok", "open files: " + ("unlimited" if most == resource.RLIM_INFINITY else f"{most:,}"))
     else:
-        yield Finding("warn", f"open files: {soft}, so that many connections at most: `ulimit -n {needed}`")
+        yield Finding("warn", f"open files: {most}, so that many connections at most: `ulimit -n {needed}`")
     locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     amount = "unlimited" if locked == resource.RLIM_INFINITY else f"{locked / (1 << 20):.0f} MiB"
     yield Finding("ok", f"locked memory: {amount}; only RDMA between hosts needs more")
@@ -166,8 +167,11 @@ def port(settings: Config) -> Iterator[Finding]:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     where = f"port {settings.port} of {settings.host}"
     try:
-        socket.create_server((settings.host, settings.port), family=family).close()
+        with socket.create_server((settings.host, settings.port), family=family) as free:
+            address = free.getsockname()[0]
         yield Finding("ok", f"{where}: free")
+        if not settings.api_key and not ipaddress.ip_address(address).is_loopback:
+            yield Finding("warn", f"{where}: whoever reaches it is served; --api_key asks for a key")
     except OSError as error:
         yield Finding("fail", f"{where}: {error.strerror}; see --host and --port")
 

@@ -14,6 +14,8 @@ def load(path: str) -> dict[str, Any]:
     try:
         node = yaml.compose(text, yaml.SafeLoader)
         values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:  # as text it would show the line, in which a secret may stand
+        raise ValueError(f"line {error.problem_mark.line + 1}: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     if values is None:

@@ -15,7 +15,7 @@ import aiohttp
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-    "--remote-debugging-port=0",
+    "--remote-debugging-port=0", "--host-resolver-rules=MAP chat.test 127.0.0.1",
 )  # fmt: skip
 PATIENCE = 30  # seconds for the browser to start, and for anything awaited on a page
 KEYS = {

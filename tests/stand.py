@@ -11,6 +11,7 @@ import aiohttp
 from echo_workers import EchoWorkers
 
 from aiollm.api.app import make_app, serve
+from aiollm.api.keys import Keys
 from aiollm.api.parts import PARTS, ModelInfo, Parts, Settings
 from aiollm.engine.engine import Engine
 from aiollm.engine.engine import Settings as EngineSettings
@@ -110,7 +111,8 @@ async def stand(
     )
     tokenizer, template = Tokenizer.load(str(folder)), ChatTemplate.load(str(folder))
     generation_config = options.pop("generation_config", {"temperature": 0.0})
-    app = make_app(engine, tokenizer, template, MODEL, generation_config, Settings(**options))
+    keys = Keys(options.pop("keys", ()))
+    app = make_app(engine, tokenizer, template, MODEL, generation_config, Settings(**options), keys)
     workers = EchoWorkers(engine, ROWS)
     runner = await serve(app, "127.0.0.1", port)
     try:
@@ -125,13 +127,13 @@ async def stand(
 
 
 class Runner:
-    """Runs coroutines on one loop, with a stand of default settings that lives as long as the loop."""
+    """Runs coroutines on one loop, with a stand that lives as long as the loop."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **options: Any) -> None:
         self.folder = folder
         self._runner = asyncio.Runner()
         self._stack = contextlib.AsyncExitStack()
-        self.stand: Stand = self._runner.run(self._stack.enter_async_context(stand(folder)))
+        self.stand: Stand = self._runner.run(self._stack.enter_async_context(stand(folder, **options)))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run it, then ask the stand to be idle."""

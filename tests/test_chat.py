@@ -109,6 +109,32 @@ def test_flags_reach_the_server(folder: Path) -> None:
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("flags", "variable", "status"),
+    [
+        (["--api_key", "k2"], "", 0),
+        (["--api-key", "k1"], "wrong", 0),
+        ([], "k1", 0),
+        ([], "k2,k1", 0),  # the server's own variable may hold several
+        (["--api_key", "wrong"], "k1", 1),
+        ([], "", 1),
+    ],
+)
+def test_a_server_with_keys_is_shown_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], variable: str, status: int
+) -> None:
+    monkeypatch.setenv("AIOLLM_API_KEY", variable)
+
+    async def main() -> None:
+        async with stand(folder, keys=("k1", "k2")) as served:
+            heard(served.workers, "let in")
+            found, out, err = await piped(served.url, "x\n", *flags)
+            assert (found, out) == ((0, "let in\n") if status == 0 else (1, "")), err
+            assert status == 0 or ("API key" in err and "wrong" not in err and "Traceback" not in err)
+
+    run(main())
+
+
 def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(folder: Path) -> None:
     async def main() -> None:
         async with stand(folder) as served, chatting(served.url) as process:

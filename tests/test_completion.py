@@ -1,5 +1,6 @@
-"""Completion scripts: bash's is run, the others must at least tell of every flag."""
+"""Completion scripts: bash's and, where it is installed, fish's are run; zsh's must at least tell of every flag."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aiollm.chat import OPTIONS
-from aiollm.completion import SHELLS, bash, main
+from aiollm.completion import SHELLS, bash, fish, main
 from aiollm.config import COMMANDS, FIELDS
 
 SPELLINGS = [name for field in FIELDS.values() for name in (field.name, *field.setting.aliases)]
@@ -35,6 +36,31 @@ def test_bash_completes_commands_flags_values_and_files(tmp_path: Path) -> None:
     assert complete(tmp_path, "completion", "") == list(SHELLS)
     assert complete(tmp_path, "chat", "--u") == ["--url"]
     assert complete(tmp_path, "chat", "") == []
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
+@pytest.mark.parametrize(
+    ("typed", "proposed"),
+    [
+        ("", list(COMMANDS)),
+        ("se", ["serve"]),
+        ("serve mo", ["model.gguf"]),
+        ("serve --max-model", ["--max-model-len"]),
+        ("doctor --load_format ", ["auto", "dummy"]),
+        ("--config m", ["model.gguf"]),
+        ("serve --port ", []),
+        ("completion ", list(SHELLS)),
+        ("chat --u", ["--url"]),
+    ],
+)
+def test_fish_completes_commands_flags_values_and_files(tmp_path: Path, typed: str, proposed: list[str]) -> None:
+    (tmp_path / "model.gguf").touch()
+    (tmp_path / "script").write_text(fish())
+    ask = f'source script; complete -C "aiollm {typed}"'
+    environ = os.environ | {"HOME": str(tmp_path)}
+    command = ["fish", "--no-config", "-c", ask]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environ, check=True)
+    assert sorted(line.split("\t")[0] for line in done.stdout.splitlines()) == sorted(proposed), done.stderr
 
 
 @pytest.mark.parametrize("shell", SHELLS)

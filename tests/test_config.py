@@ -225,6 +225,67 @@ def test_printed_settings_are_a_file_that_sets_them(tmp_path: Path, capsys: pyte
     assert parse(["--config", write(tmp_path, printed)], {}) == parse(flags, {"AIOLLM_TP": "2"})
 
 
+@pytest.mark.parametrize(
+    ("argv", "environ"),
+    [
+        (["--api_key", "a1", "b/2=="], {}),
+        (["--api-key", "a1", "--api-key", "b/2=="], {}),
+        (["--api-key=a1,b/2=="], {"AIOLLM_API_KEY": "c"}),
+        ([], {"AIOLLM_API_KEY": "a1, b/2=="}),
+        (["--config", "FILE"], {}),
+    ],
+)
+def test_several_keys_may_come_from_flags_the_environment_or_a_file(
+    tmp_path: Path, argv: Sequence[str], environ: Mapping[str, str]
+) -> None:
+    path = write(tmp_path, "api-key: [a1, b/2==]")
+    assert parse([path if word == "FILE" else word for word in argv], environ).api_key == ("a1", "b/2==")
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ"),
+    [
+        (["--api_key", "secret1", "--print-config"], {}),
+        (["--print_config"], {"AIOLLM_API_KEY": "secret1,secret2"}),
+        (["--config", "FILE", "--print_config"], {}),
+    ],
+)
+def test_keys_are_not_printed_and_what_is_printed_instead_is_no_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: Sequence[str], environ: Mapping[str, str]
+) -> None:
+    path = write(tmp_path, "api_key: secret1")
+    with pytest.raises(SystemExit):
+        parse([path if word == "FILE" else word for word in argv], environ)
+    printed = capsys.readouterr().out
+    assert "secret" not in printed and "api_key: '***'" in printed
+    assert "api_key: *** must be" in refusal(capsys, ["--config", write(tmp_path, printed)])
+
+
+@pytest.mark.parametrize("key", ["", "two words", "s3cret\n", "s3cr\u00e9t", "s3cret" * 200, "***"])
+def test_a_key_that_cannot_be_sent_is_refused_without_being_shown(capsys: pytest.CaptureFixture[str], key: str) -> None:
+    message = refusal(capsys, ["--api_key", key])
+    assert "--api_key" in message and "visible ASCII" in message and "s3cr" not in message and "words" not in message
+
+
+@pytest.mark.parametrize("text", ["api_key: [s3cret, b\nport: 1", 'api_key: "s3cret', "api_key: s3cret: x"])
+def test_a_broken_file_is_refused_without_the_keys_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    message = refusal(capsys, ["--config", write(tmp_path, text)])
+    assert "line " in message and "s3cret" not in message
+
+
+def test_without_keys_none_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--print_config"], {})
+    assert "api_key: []" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("origin", ["chat.example", "https://", "https://a.example/", "*", "ftp://a.example", ""])
+def test_an_origin_is_a_scheme_and_a_host(capsys: pytest.CaptureFixture[str], origin: str) -> None:
+    assert "like https://chat.example" in refusal(capsys, ["--allowed-origins", origin])
+
+
 def test_the_doctor_takes_the_flags_of_the_server() -> None:
     assert parse(["doctor", "m", "--port", "1"], {}) == parse(["serve", "m", "--port", "1"], {})
 

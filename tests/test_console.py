@@ -3,7 +3,7 @@
 import io
 import re
 
-from aiollm.console import Console, budget
+from aiollm.console import Console, budget, precision
 from aiollm.wire.messages import Ready
 
 
@@ -45,3 +45,8 @@ def test_the_budget_names_every_part_and_the_flags_that_change_it() -> None:
     text = "\n".join(budget(ready))
     assert "3.00 GiB" in text and "5.0 MiB" in text and "20,000 tokens, 2.4 requests" in text
     assert "--max_total_token_num" in text and "--max_req_total_len" in text
+
+
+def test_what_was_chosen_on_a_cpu_is_told_with_the_flag_for_the_other_choice() -> None:
+    assert "--data_type fp32" in precision("auto", "int8")[0] and "--data_type int8" in precision("auto", "fp32")[0]
+    assert precision("int8", "int8") == precision("fp32", "fp32") == precision("auto", "bf16") == []

@@ -58,13 +58,17 @@ def test_a_port_that_is_taken_fails_and_names_the_flag() -> None:
         assert "--port" in levels(doctor.port, port=taken.getsockname()[1])["fail"]
 
 
-def test_few_open_files_are_warned_of_with_the_command() -> None:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1000, before[1]))
-    try:
-        assert "ulimit -n 4096" in levels(doctor.limits)["warn"]
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+def test_a_server_open_to_others_is_warned_of() -> None:
+    assert "--api_key" in levels(doctor.port, host="0.0.0.0", port=0)["warn"]
+    assert "warn" not in levels(doctor.port, host="0.0.0.0", port=0, api_key=("k",))
+    assert "warn" not in levels(doctor.port, host="127.0.0.1", port=0)
+
+
+def test_few_open_files_are_warned_of_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (100, 1000))
+    assert "ulimit -n 4096" in levels(doctor.limits)["warn"]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 1 << 20))
+    assert "warn" not in levels(doctor.limits)  # a server takes all that it may
 
 
 def test_a_cache_that_cannot_be_written_fails_unless_the_model_is_here(

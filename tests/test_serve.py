@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ import torch
 from serving import Server
 from tiny_model import write_tiny_model
 from tiny_tokenizer import VOCAB_SIZE, write_byte_tokenizer
+
+from aiollm.kernels.cpu.quantize import exact
 
 CONTEXT = 2048
 FLAGS = ("--data_type", "fp32", "--threads", "1", "--max_total_token_num", "20000", "--running_max_req_size", "16")
@@ -148,6 +151,58 @@ def test_a_killed_worker_costs_no_token(server: Server) -> None:
     assert server.workers() != [victim]
 
 
+def test_a_server_out_of_descriptors_turns_clients_away_says_so_once_and_recovers(folder: Path) -> None:
+    launcher = ["prlimit", "--nofile=128", sys.executable]
+    with Server("--model_dir", str(folder), *FLAGS, launcher=launcher) as server, contextlib.ExitStack() as clients:
+        address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+        idle = [clients.enter_context(socket.create_connection(address, timeout=20)) for _ in range(300)]
+        idle[0].sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert idle[0].recv(15) == b"HTTP/1.1 200 OK"
+        with contextlib.suppress(ConnectionResetError):
+            assert idle[-1].recv(1) == b""
+        until(lambda: "nearly out of file descriptors" in server.log())
+        clients.close()
+        until(lambda: len(complete(server)) == 24)
+        assert server.log().count("descriptors") == 1 and "Traceback" not in server.log()
+
+
+def test_a_server_may_open_as_many_files_as_the_machine_allows(folder: Path) -> None:
+    launcher = ["prlimit", "--nofile=64:4096", sys.executable]
+    with Server("--model_dir", str(folder), *FLAGS, ready=False, launcher=launcher) as server:
+        assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (4096, 4096)
+
+
+def test_a_server_with_keys_serves_who_shows_one_and_its_log_shows_none(folder: Path) -> None:
+    keys = {"AIOLLM_API_KEY": "first-key,second-key"}
+    with Server("--model_dir", str(folder), *FLAGS, "--log_level", "debug", environ=keys) as server:
+        assert server.get("/health")[0] == 200 and server.get("/metrics")[0] == 401
+        with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+            complete(server)
+        refused.value.close()
+        for key in ("first-key", "second-key"):
+            with openai.OpenAI(base_url=server.url + "/v1", api_key=key) as client:
+                name = client.models.list().data[0].id
+                assert client.completions.create(model=name, prompt="x", max_tokens=2).usage.completion_tokens == 2  # type: ignore[union-attr]
+        with (
+            openai.OpenAI(base_url=server.url + "/v1", api_key="third-key") as client,
+            pytest.raises(openai.AuthenticationError) as wrong,
+        ):
+            client.models.list()
+        assert wrong.value.code == "invalid_api_key"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+        assert " 401 " in server.log() and "-key" not in server.log()
+
+
+def test_a_server_open_to_others_without_keys_says_so(folder: Path) -> None:
+    said = "whoever reaches this address is served; --api_key asks for a key"
+    with Server("--model_dir", str(folder), "--host", "0.0.0.0", ready=False) as server:
+        until(lambda: said in server.log())
+    with Server("--model_dir", str(folder), "--host", "0.0.0.0", "--api_key", "k", ready=False) as server:
+        until(lambda: "model " in server.log())
+        assert said not in server.log()
+
+
 def test_sigterm_drains(folder: Path) -> None:
     with Server("--model_dir", str(folder), *FLAGS) as server, stream(server, 1500) as client:
         assert client.stdout is not None
@@ -229,6 +284,26 @@ def demo() -> Iterator[Server]:
     """The model that is served without any argument."""
     with Server() as running:
         yield running
+
+
+def test_8_bit_weights_are_the_default_only_where_their_cost_was_measured(demo: Server, folder: Path) -> None:
+    told = "(int8)" if exact() else "(fp32)"
+    assert f"memory of each worker {told}" in demo.log()
+    assert "--data_type fp32 serves full precision" in demo.log() or not exact()
+    with Server("--model_dir", str(folder), "--max_total_token_num", "2000") as server:
+        assert "memory of each worker (fp32)" in server.log() and "--data_type int8 is faster" in server.log()
+
+
+@pytest.mark.skipif(not exact(), reason="needs AVX-512 VNNI")
+def test_two_ranks_of_8_bit_weights_draw_the_same_tokens_alone_and_in_a_crowd(folder: Path) -> None:
+    with Server("--model_dir", str(folder), *FLAGS, "--tp", "2", "--data_type", "int8") as server:
+        assert len(server.workers()) == 2 and "memory of each worker (int8)" in server.log()
+        alone = [complete(server, temperature=1.0, seed=seed) for seed in range(3)]
+        with ThreadPoolExecutor(8) as pool:
+            others = [pool.submit(complete, server, temperature=1.5, prompt=[1 + i] * (9 * i + 1)) for i in range(5)]
+            crowded = list(pool.map(lambda seed: complete(server, temperature=1.0, seed=seed), range(3)))
+            assert all(len(other.result()) == 24 for other in others)
+        assert crowded == alone and len({tuple(tokens) for tokens in alone}) == 3
 
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

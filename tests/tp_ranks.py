@@ -24,12 +24,14 @@ def run_rank(work: Callable[..., Any], rank: int, size: int, folder: Path, *argu
     tp.close()
 
 
-def logits_of(tp: TensorParallel, checkpoint: Path, dtype: torch.dtype) -> torch.Tensor:
-    """Logits of a whole prompt beside another sequence's, on this rank."""
+def logits_of(tp: TensorParallel, checkpoint: Path, dtype: torch.dtype, quantized: bool = False) -> torch.Tensor:
+    """Logits of a whole prompt beside another sequence's, on this rank; `quantized` takes 8-bit weights."""
     description = describe(json.loads((checkpoint / "config.json").read_text()))
     spec = description.spec
-    weights = load(checkpoint, spec, description.names, dtype=dtype, device=CPU, tp=tp)
-    decoder = Decoder(spec, weights, cpu_ops(), tp)
+    ops = cpu_ops()
+    quantize = ops.quantize if quantized else None
+    weights = load(checkpoint, spec, description.names, dtype=dtype, device=CPU, tp=tp, quantize=quantize)
+    decoder = Decoder(spec, weights, ops, tp)
     batch = make_batch([(0, 23), (0, 1)], slots=64, max_length=32)
     shape = (65, decoder.shard.kv_heads, spec.head_dim)
     kv = [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(spec.layers)]

@@ -10,6 +10,8 @@ from aiohttp.typedefs import Handler
 
 from aiollm.api import chat, completions, native, status, ws
 from aiollm.api.access import sign, surround
+from aiollm.api.connection import BACKLOG, Site
+from aiollm.api.keys import KEYS, OPEN, Keys, guard
 from aiollm.api.metrics import Metrics
 from aiollm.api.parts import ENGINE, METRICS, PARTS, ModelInfo, Parts, Settings
 from aiollm.api.schema import SamplingDefaults
@@ -40,6 +42,7 @@ GET: dict[str, Handler] = {
 }
 POST: dict[str, Handler] = {
     "/v1/chat/completions": chat.chat_completions,
+    "/v1/chat/ws": ws.chat_socket,
     "/v1/completions": completions.completions,
     "/": native.either,
     "/generate": native.generate,
@@ -58,6 +61,7 @@ def make_app(
     model: ModelInfo,
     generation_config: Mapping[str, Any],
     settings: Settings = Settings(),  # noqa: B008  a NamedTuple is immutable
+    keys: Keys = Keys(),  # noqa: B008  nor does this one change
 ) -> web.Application:
     """The application over an engine that may still be loading.
 
@@ -70,7 +74,7 @@ def make_app(
         raise ValueError(f"generation_config.json: {error}") from error
     metrics = Metrics(engine)
     engine.on_header = metrics.on_header
-    app = _application(engine, metrics)
+    app = _application(engine, metrics, keys)
     app[PARTS] = Parts(engine, tokenizer, template, model, defaults, settings, metrics)
     app[ws.SOCKETS] = set()
     app.on_shutdown.append(ws.shut_sockets)
@@ -84,12 +88,12 @@ def make_app(
     return app
 
 
-def make_door(engine: Engine) -> web.Application:
+def make_door(engine: Engine, keys: Keys = Keys()) -> web.Application:  # noqa: B008
     """The application while the model is found or downloaded, and there is no tokenizer yet.
 
     Probes are answered; all else is refused with 503 and how far it is.
     """
-    app = _application(engine, Metrics(engine))
+    app = _application(engine, Metrics(engine), keys)
     for path in ("/health", "/livez", "/ping"):
         app.router.add_get(path, status.health)
     for path in ("/ready", "/readyz"):
@@ -99,13 +103,18 @@ def make_door(engine: Engine) -> web.Application:
     return app
 
 
-def _application(engine: Engine, metrics: Metrics) -> web.Application:
+def _application(engine: Engine, metrics: Metrics, keys: Keys) -> web.Application:
     """What every application of ours has around its routes."""
-    app = web.Application(middlewares=[surround])
+    app = web.Application(middlewares=[surround, guard])
     app[ENGINE] = engine
     app[METRICS] = metrics
+    app[KEYS] = keys
+    page = page_routes()
+    # The page holds no secret, and has to be there to ask for a key. Figures are no probe: they tell how much the
+    # server is used, and Prometheus can show a key.
+    app[OPEN] = frozenset({status.health, status.ready, *page.values()})
     app.on_response_prepare.append(sign)
-    for path, handler in page_routes().items():
+    for path, handler in page.items():
         app.router.add_get(path, handler)
     return app
 
@@ -118,16 +127,17 @@ async def serve(
     keep_alive: float = KEEP_ALIVE_SECONDS,
 ) -> web.AppRunner:
     """Listen on (host, port), or on a socket that is bound already; `cleanup()` of the runner ends it."""
-    runner = web.AppRunner(
-        app,
+    runner = web.AppRunner(app, handler_cancellation=True)
+    await runner.setup()
+    site = Site(
+        runner,
+        sock or socket.create_server((host, port), backlog=BACKLOG),
+        app[METRICS],
         access_log=None,
-        handler_cancellation=True,
         keepalive_timeout=keep_alive,
         lingering_time=LINGERING_SECONDS,
         auto_decompress=False,
     )
-    await runner.setup()
-    site = web.TCPSite(runner, host, port) if sock is None else web.SockSite(runner, sock)
     await site.start()
     return runner
 

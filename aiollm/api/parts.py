@@ -35,6 +35,8 @@ class Settings(NamedTuple):
     """Silence on a stream after which a comment is sent, so that no proxy gives the connection up."""
     write_timeout: float = 60
     """A client that reads nothing for so long is cut off."""
+    allowed_origins: tuple[str, ...] = ()
+    """Of pages that may open a chat socket beside this server's own."""
 
 
 class Parts(NamedTuple):

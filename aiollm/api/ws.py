@@ -29,6 +29,7 @@ from aiohttp import WSMsgType, web
 from aiollm.api import body
 from aiollm.api.access import request_id
 from aiollm.api.errors import ApiError, described, internal, invalid
+from aiollm.api.keys import SUBPROTOCOL, subprotocols
 from aiollm.api.origin import check_origin
 from aiollm.api.parts import PARTS, Parts
 from aiollm.api.ws_conversation import Conversation
@@ -55,17 +56,29 @@ class Shut(Exception):
 
 
 async def chat_socket(http: web.Request) -> web.StreamResponse:
-    """Serve one socket until it ends; 403 for other sites, and 503 while the model loads, come before the upgrade."""
+    """Serve one socket until it ends; 403 for other sites, and 503 while the model loads, come before the upgrade.
+
+    A browser does not tell its page why a socket was refused: a POST to the same address gets the same refusal, or 426.
+    """
     parts = http.app[PARTS]
     transport = http.transport
     if transport is None:
         raise ConnectionResetError("the client is gone")
     own = transport.get_extra_info("sockname")
     address = own[0] if isinstance(own, tuple) else ""  # a Unix socket has none
-    check_origin(http.headers.get("Origin"), http.headers.get("Host"), address)
+    try:
+        check_origin(http.headers.get("Origin"), http.headers.get("Host"), address, parts.settings.allowed_origins)
+    except ApiError as error:
+        log.warning("%s refused: %s", request_id(http), error.message)
+        raise
     limit = parts.body_limit
-    ws = web.WebSocketResponse(timeout=CLOSING_SECONDS, max_msg_size=limit, compress=False, autoping=False)
-    if not ws.can_prepare(http):
+    ws = web.WebSocketResponse(
+        timeout=CLOSING_SECONDS, max_msg_size=limit, compress=False, autoping=False, protocols=[SUBPROTOCOL]
+    )
+    offered = subprotocols(http)
+    if offered and SUBPROTOCOL not in offered:  # aiohttp would go on, and log what was offered: a key, it may be
+        raise ApiError(400, f"Sec-WebSocket-Protocol must offer {SUBPROTOCOL}, or nothing", code="invalid_subprotocol")
+    if http.method != "GET" or not ws.can_prepare(http):
         upgrade = {"Upgrade": "websocket"}
         raise ApiError(426, "this path speaks WebSocket only", code="upgrade_required", headers=upgrade)
     await ws.prepare(http)

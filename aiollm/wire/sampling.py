@@ -23,7 +23,3 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """-1: only the drawn token's logprob travels; n >= 0: also the n likeliest tokens of each position."""
     prompt_logprobs: int = -1
     """-1: none; n >= 0: the logprob of every prompt token but the first, and the n likeliest of each position."""
-
-    @property
-    def has_penalty(self) -> bool:
-        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1

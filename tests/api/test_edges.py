@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import json
+import logging
 import time
 import zlib
 from collections.abc import AsyncIterator, Coroutine
@@ -121,11 +123,37 @@ def test_broken_http_is_refused_and_nothing_that_follows_is_read(
             client.writer.write(data + SMUGGLED)
             answer = await client.rest()
         assert len(data) > 200_000 or answer  # a reset may overtake the answer to what is much too large
-        assert not answer or answer.startswith((b"HTTP/1.0 400 ", b"HTTP/1.1 400 "))
         assert b"HTTP/1.1 200" not in answer and len(answer) < 1000
+        if answer:
+            head, text = answer.split(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.") and b"Content-Type: application/json" in head
+            error = json.loads(text)["error"]
+            status, code = (431, "headers_too_large") if name.startswith("a long") else (400, "invalid_http")
+            assert (int(head[9:12]), error["code"], error["type"]) == (status, code, "invalid_request_error")
 
-    check(served, main())
-    assert len(caplog.text) < 4000  # however long the request was
+    with caplog.at_level(logging.INFO):
+        check(served, main())
+    assert caplog.text == ""  # however many come: they are counted in http_responses
+
+
+def test_broken_http_is_counted_and_leaves_a_short_line_for_who_looks_for_it(
+    served: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused() -> float:
+        name = "aiollm_http_responses_total"
+        return served.stand.parts.metrics.registry.get_sample_value(name, {"status": "431"}) or 0
+
+    async def main() -> None:
+        async with connected(served.stand.port) as client:
+            client.writer.write(HEAD + b"X-A: " + b"a" * 9000 + b"\r\n\r\n")
+            await client.rest()
+
+    before = refused()
+    with caplog.at_level(logging.DEBUG, logger="aiollm"):
+        check(served, main())
+    (line,) = caplog.messages
+    assert line == "127.0.0.1 sent broken HTTP: a header, or the address, is longer than 8190 bytes"
+    assert refused() == before + 1
 
 
 def test_a_request_id_that_is_too_long_is_neither_sent_back_nor_logged(

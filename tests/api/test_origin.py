@@ -26,6 +26,44 @@ def test_pages_of_this_server_and_programs_pass(origin: str | None, host: str | 
     check_origin(origin, host, address)
 
 
+ALLOWED = ("https://chat.example", "http://10.0.0.1:8080")
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("https://chat.example", "127.0.0.1:8000"),  # a proxy that does not pass Host on
+        ("https://chat.example", "chat.example"),  # and one that does
+        ("https://CHAT.example:443", "chat.example:443"),
+        ("http://10.0.0.1:8080", "10.0.0.1:8080"),
+        ("http://10.0.0.1:8080", "localhost"),
+        (None, "chat.example"),
+        ("http://localhost:8000", "localhost:8000"),
+    ],
+)
+def test_pages_of_allowed_origins_pass_a_proxy_on_this_machine(origin: str | None, host: str) -> None:
+    check_origin(origin, host, LOOPBACK, ALLOWED)
+    check_origin(origin, host, OUTSIDE, ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("http://chat.example", "127.0.0.1:8000"),  # not https
+        ("https://chat.example:8443", "127.0.0.1:8000"),
+        ("https://evil.chat.example", "127.0.0.1:8000"),
+        ("https://chat.example.evil.example", "chat.example"),
+        ("http://evil.example", "evil.example"),
+        ("https://evil.example", "chat.example"),
+        ("null", "chat.example"),
+    ],
+)
+def test_an_allowed_origin_lets_no_other_in(origin: str, host: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        check_origin(origin, host, LOOPBACK, ALLOWED)
+    assert refused.value.status == 403 and "--allowed_origins" in refused.value.message
+
+
 @pytest.mark.parametrize(
     ("origin", "host", "address", "code"),
     [

@@ -1,6 +1,7 @@
 """The chat page as its users meet it: in Chromium, over a real server whose workers answer from a script."""
 
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -199,7 +200,7 @@ def test_settings_reach_the_engine_and_are_kept(chatting: Any) -> None:
         assert seen[0].startswith("|system\nBe brief.|\n|user\nhi|")
         await page.open(served.url + "/?again")
         await page.click("#open-settings")
-        fields = "[...document.querySelectorAll('dialog input, dialog textarea')].map(field => field.value)"
+        fields = "[...document.querySelectorAll('#settings input, #settings textarea')].map(field => field.value)"
         assert await page.value(fields) == ["Be brief.", "0.7", "5"]
 
     chatting(scenario)
@@ -477,5 +478,75 @@ def test_reading_further_up_is_not_disturbed_by_new_text(chatting: Any) -> None:
         assert await page.value(f"{log}.scrollTop") == 0
         await page.click("#latest")
         await page.until(f"{log}.scrollTop > 0 && document.querySelector('#latest').hidden")
+
+    chatting(scenario)
+
+
+KEY = "p/ss+w?rd-~}=="
+
+
+def test_a_server_with_keys_is_asked_for_one_and_opened_with_it(chatting: Any, folder: Any) -> None:
+    async def scenario(page: Page, served: Stand) -> None:
+        open_lock, focus = "document.querySelector('#lock').open", "document.activeElement.id"
+        async with stand(folder, keys=("other", KEY)) as locked:
+            await page.open(locked.url + "/")
+            await page.until(open_lock)
+            assert await page.text("#state") == "The server asks for a key."
+            assert await page.value(focus) == "key" and await page.text("#key-error") == ""
+            await ask(page, "no key has spaces")
+            assert await page.value("document.querySelector('#key:invalid').select()") is None
+            await ask(page, "not-this-one")
+            await page.until("document.querySelector('#key-error').innerText === 'The server does not know this key.'")
+            assert await page.value("document.querySelector('#key').getAttribute('aria-invalid')") == "true"
+            assert await page.value(f"document.querySelector('#key').value === '' && {focus} === 'key'")
+
+            await page.press("Escape")
+            await page.until(f"!{open_lock}")
+            await page.value("document.querySelector('#prompt').focus()")
+            await ask(page, "hi")  # what cannot be sent yet stays, and the key is asked for
+            await page.until(open_lock)
+            await page.press("Escape")
+            await page.click("#unlock")
+            await page.until(open_lock)
+            await ask(page, KEY)
+            await page.until("document.querySelector('#status').dataset.state === 'ready'")
+            assert not await page.value(open_lock) and not await page.value("!document.querySelector('#unlock').hidden")
+            await page.value("document.querySelector('#prompt').focus()")
+            locked.workers.say("opened")
+            await page.press("Enter")
+            await answered(page)
+            assert (await page.text(".user .text"), await page.text(".assistant .text")) == ("hi", "opened")
+
+            await page.open(locked.url + "/?again")  # the tab remembers it
+            await page.until("document.querySelector('#status').dataset.state === 'ready'")
+            assert not await page.value(open_lock)
+            assert KEY in await page.value("JSON.stringify({...sessionStorage})")
+            assert KEY not in await page.value("JSON.stringify({...localStorage}) + location.href + document.cookie")
+            assert not [url for url in page.requests if "key" in url]
+            await page.open(served.url + "/?again")
+        page.requests.clear()  # of another server
+
+    chatting(scenario)
+
+
+def test_a_name_that_the_server_does_not_know_is_explained_on_the_page(chatting: Any) -> None:
+    async def scenario(page: Page, served: Stand) -> None:
+        await page.open(f"http://chat.test:{served.port}/")
+        await page.until("document.querySelector('#status').dataset.state === 'stopped'")
+        assert "Host 'chat.test:" in await page.text("#state") and "--allowed_origins" in await page.text("#state")
+        page.requests.clear()  # under the other name
+
+    chatting(scenario)
+
+
+def test_a_proxys_name_is_let_in_when_it_is_allowed(chatting: Any, folder: Any) -> None:
+    async def scenario(page: Page, served: Stand) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        async with stand(folder, port=port, allowed_origins=(f"http://chat.test:{port}",)) as proxied:
+            await page.open(f"http://chat.test:{proxied.port}/")
+            await page.until("document.querySelector('#status').dataset.state === 'ready'")
+            await page.open(served.url + "/?again")
+        page.requests.clear()  # of another server
 
     chatting(scenario)

@@ -8,6 +8,7 @@ import torch
 from tiny_model import write_tiny_model
 from tp_ranks import CPU, collectives, logits_of, run_rank
 
+from aiollm.kernels.cpu.quantize import exact
 from aiollm.workers.model.rotary import Rope
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.tp import Shard, TensorParallel, possible_sizes
@@ -54,6 +55,21 @@ def test_ranks_compute_what_one_computes(tmp_path: Path, family: str, size: int,
     for logits in found:
         assert torch.equal(logits, found[0])
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.skipif(not exact(), reason="needs AVX-512 VNNI")
+def test_ranks_of_8_bit_weights_agree_and_stay_as_near_to_full_precision_as_one(tmp_path: Path) -> None:
+    """Each rank has scales of its own for the columns that it holds, so the last bits are not those of one rank."""
+    checkpoint = write_tiny_model(tmp_path / "model")
+    full = logits_of(TensorParallel(), checkpoint, torch.float32)
+    one = logits_of(TensorParallel(), checkpoint, torch.float32, True)
+    found = on_ranks(2, tmp_path, logits_of, checkpoint, torch.float32, True)
+    scale = float(full.abs().max())
+    error = float((one - full).abs().max())
+    assert 1e-3 * scale < error < 0.1 * scale
+    for logits in found:
+        assert torch.equal(logits, found[0])
+        assert float((logits - full).abs().max()) < 2 * error
 
 
 def spec_of(heads: int, kv_heads: int, intermediate: int) -> DecoderSpec:

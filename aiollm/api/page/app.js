@@ -90,7 +90,8 @@ function fresh() {
 
 function ask(text) {
   if (!connection.ready) {
-    notify("Not connected yet. The message stays here until the server is back.");
+    if ($("status").dataset.state === "locked") $("lock").showModal();
+    else notify("Not connected yet. The message stays here until the server is back.");
     return false;
   }
   if (isRunning(chat)) return false;
@@ -226,12 +227,24 @@ function showState(name, detail) {
     ready: () => `${detail.model} · ${detail.max_model_len.toLocaleString("en")} tokens`,
     loading: () => `Loading the model: ${detail.phase}${detail.progress > 0 ? ` ${Math.floor(100 * detail.progress)} %` : ""}`,
     lost: () => `Not connected, trying again in ${detail.seconds} s`,
+    locked: () => "The server asks for a key.",
     stopped: () => detail.reason,
   };
   $("status").dataset.state = name;
   $("state").textContent = words[name]();
-  if (name === "ready") $("model").textContent = detail.model;
-  else loseRuns();
+  $("unlock").hidden = name !== "locked";
+  if (name === "locked") askForKey(detail.wrong);
+  if (name !== "ready") return loseRuns();
+  $("model").textContent = detail.model;
+  $("lock").close();
+}
+
+function askForKey(wrong) {
+  $("key-error").textContent = wrong ? "The server does not know this key." : "";
+  $("key").setAttribute("aria-invalid", String(wrong));
+  $("key").value = "";
+  if (!$("lock").open) $("lock").showModal();
+  $("key").focus();
 }
 
 /** No answer outlives its connection. */
@@ -370,8 +383,13 @@ $("settings-form").addEventListener("submit", (event) => {
 });
 $("reset").addEventListener("click", () => fillSettings({ system: "", temperature: null, maxTokens: null }));
 $("dismiss").addEventListener("click", () => $("settings").close());
+$("lock-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  connection.unlock($("key").value);
+});
+$("unlock").addEventListener("click", () => $("lock").showModal());
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || $("settings").open) return;
+  if (event.key !== "Escape" || $("settings").open || $("lock").open) return;
   if (document.body.classList.contains("open")) closeSidebar();
   else stop(chat);
 });

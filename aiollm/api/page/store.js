@@ -2,6 +2,7 @@
 
 const CHAT = "aiollm.chat.";
 const SETTINGS = "aiollm.settings";
+const KEY = "aiollm.key";
 const MOST = 200; // chats kept; the oldest goes first
 
 const text = (value) => (typeof value === "string" ? value : "");
@@ -36,6 +37,24 @@ export function loadSettings() {
 }
 
 export const saveSettings = (settings) => write(SETTINGS, settings);
+
+/** The API key, which lives as long as the tab. */
+export function loadKey() {
+  try {
+    return sessionStorage.getItem(KEY) ?? "";
+  } catch {
+    return ""; // storage is switched off
+  }
+}
+
+export function saveKey(key) {
+  try {
+    if (key) sessionStorage.setItem(KEY, key);
+    else sessionStorage.removeItem(KEY);
+  } catch {
+    // Storage is switched off: the key holds until the page is left.
+  }
+}
 
 /** Every chat, the latest first. What is stored is not trusted: other versions of this page may have written it. */
 export function loadChats() {

@@ -1,0 +1,84 @@
+"""The listening socket, and connections that answer broken HTTP in our shape and without a traceback in the log."""
+
+import asyncio
+import logging
+import resource
+import socket
+from typing import Any
+
+from aiohttp import http_exceptions, web
+
+from aiollm.api.errors import ApiError
+from aiollm.api.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1024  # connections that wait to be accepted
+SPARE_FILES = 16  # descriptors below the limit at which it is told of
+
+
+class Site(web.SockSite):
+    """Listens on a socket. aiohttp's own would lower the backlog, and make connections of its own class."""
+
+    def __init__(self, runner: web.AppRunner, sock: socket.socket, metrics: Metrics, **options: Any) -> None:
+        """`options` are those of web.RequestHandler."""
+        super().__init__(runner, sock, backlog=BACKLOG)
+        self._metrics, self._options = metrics, options
+        self._last_file = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FILES
+
+    async def start(self) -> None:
+        await web.BaseSite.start(self)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._connection, sock=self._sock, backlog=self._backlog)
+
+    def _connection(self) -> "Connection":
+        server = self._runner.server
+        assert server is not None, "the runner was set up"
+        return Connection(self, self._metrics, server, loop=asyncio.get_running_loop(), **self._options)
+
+    def opened(self, descriptor: int) -> None:
+        """A connection was accepted. Beyond the limit uvloop closes them at once without a word, so it is said here,
+        once."""
+        if 0 < self._last_file <= descriptor:
+            self._last_file = -1
+            log.warning("nearly out of file descriptors, more connections will be closed at once: see `ulimit -n`")
+
+
+class Connection(web.RequestHandler):
+    """One client's connection."""
+
+    __slots__ = ("_metrics", "_site")
+
+    def __init__(self, site: Site, metrics: Metrics, server: web.Server, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._site, self._metrics = site, metrics
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._site.opened(transport.get_extra_info("socket").fileno())
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """aiohttp's hook: the answer to what its parser did not take; the connection ends with it."""
+        if not isinstance(exc, http_exceptions.HttpProcessingError) or request.writer.output_size > 0:
+            return super().handle_error(request, status, exc, message)
+        refused = _refusal(exc)
+        self._metrics.responses.labels(refused.status).inc()
+        log.debug("%s sent broken HTTP: %s", request.remote, refused.message)
+        response = refused.response()
+        response.force_close()
+        return response
+
+
+def _refusal(error: http_exceptions.HttpProcessingError) -> ApiError:
+    """What the client is told: the first line, since a picture of its bytes follows in some."""
+    if isinstance(error, http_exceptions.LineTooLong):
+        message = f"a header, or the address, is longer than {error.args[1]} bytes"
+        return ApiError(431, message, code="headers_too_large")
+    reason = (error.message.strip().splitlines() or [""])[0].rstrip(":")[:200]
+    return ApiError(400, f"the request is broken HTTP: {reason}", code="invalid_http")
