@@ -149,7 +149,7 @@ def _converted(path: Path, progress: Progress) -> Path:
 def _snapshot(model: str, revision: str | None, need_weights: bool, progress: Progress) -> Path:
     """A snapshot in the hub client's own cache; with no network, the one that is already there."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()  # a log wants lines
