@@ -4,18 +4,21 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: help serve test check stamp parity stalls bench-cpu bench-frontend clean
+.PHONY: help serve test check aot stamp parity stalls bench-cpu bench-frontend bench-kernels bench-static clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make serve ARGS="serve MODEL --port 8000"   serve a model; without ARGS a small demo model'
 	@echo 'make test ARGS="tests/engine -k radix"      run the tests; without ARGS all of them'
 	@echo 'make check                                  ruff, mypy and the layout tests'
+	@echo 'make aot                                    what each kernel costs on each GPU, and whether that is more than before'
 	@echo 'make stamp                                  a million random steps on the stamp device'
 	@echo 'make parity                                 tokens compared with those of transformers'
 	@echo 'make stalls                                 huge requests must not hold up the others'
 	@echo 'make bench-frontend                         CPU time of the server for each token that it streams'
 	@echo 'make bench-cpu                              speed of the demo model on this CPU'
+	@echo 'make bench-kernels                          each GPU operation beside its floor on this GPU'
+	@echo 'make bench-static                           one step of a model on this GPU, by kind of operation'
 	@echo 'make clean                                  remove $(VENV)'
 	@echo 'PYTHON=python3.12 names another interpreter for $(VENV)'
 
@@ -27,6 +30,9 @@ test: $(VENV)/.test
 
 check: $(VENV)/.check
 	$(RUN) tools/check
+
+aot: $(VENV)/.test
+	$(RUN) -m aiollm.kernels.aot --limits tests/kernels/limits.json $(ARGS)
 
 stamp: $(VENV)/.test
 	$(RUN) tests/stamp.py --steps 1000000 --save tools/results/stamp.json
@@ -42,6 +48,12 @@ parity: $(VENV)/.test
 
 bench-frontend: $(VENV)/.test
 	$(RUN) tools/bench_frontend.py --save tools/results/bench_frontend.json $(ARGS)
+
+bench-kernels: $(VENV)/.serve
+	$(RUN) -m aiollm.kernels.bench --save tools/results/bench_kernels.json $(ARGS)
+
+bench-static: $(VENV)/.serve
+	$(RUN) -m aiollm bench static --save tools/results/bench_static.json $(ARGS)
 
 clean:
 	rm -rf $(VENV)

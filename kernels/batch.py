@@ -24,26 +24,30 @@ class Batch(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """How to draw one token for each of r sequences. Bias entries also carry the masks of min_tokens (-inf)."""
+    """How to draw one token for each of r sequences: columns of the step, and the tables that `rows` points into.
 
-    rows: torch.Tensor  # [r] int64
-    temperature: torch.Tensor  # [r] float32; 0 is greedy
-    top_p: torch.Tensor  # [r] float32 in (0, 1]; 1 is off
-    top_k: torch.Tensor  # [r] int32; 0 is off
-    min_p: torch.Tensor  # [r] float32 in [0, 1]; 0 is off
-    presence: torch.Tensor  # [r] float32; 0 is off; counts generated tokens
-    frequency: torch.Tensor  # [r] float32; 0 is off; counts generated tokens
-    repetition: torch.Tensor  # [r] float32; 1 is off; counts prompt and generated tokens
-    seeds: torch.Tensor  # [r] int64
-    prompt_lengths: torch.Tensor  # [r] int64: where generated tokens begin in `tokens`
+    Bias is listed sequence by sequence and carries the masks of min_tokens (-inf) as well; what lies past the last of
+    `bias_starts` is never read, so a graph keeps room for as many entries as it may get.
+    """
+
+    rows: torch.Tensor  # [r] int64: the row of each sequence
     lengths: torch.Tensor  # [r] int64: tokens known so far = position of the token to draw
+    temperature: torch.Tensor  # [max_rows] float32; 0 is greedy
+    top_p: torch.Tensor  # [max_rows] float32 in (0, 1]; 1 is off
+    top_k: torch.Tensor  # [max_rows] int32; 0 is off
+    min_p: torch.Tensor  # [max_rows] float32 in [0, 1]; 0 is off
+    presence: torch.Tensor  # [max_rows] float32; 0 is off; counts generated tokens
+    frequency: torch.Tensor  # [max_rows] float32; 0 is off; counts generated tokens
+    repetition: torch.Tensor  # [max_rows] float32 > 0; 1 is off; counts prompt and generated tokens
+    seeds: torch.Tensor  # [max_rows] int64
+    prompt_lengths: torch.Tensor  # [max_rows] int64: where generated tokens begin in `tokens`
     tokens: torch.Tensor  # [max_rows, max_length] int32: token history of (row, position)
-    bias_index: torch.Tensor  # [b] int64 into the r sequences
-    bias_ids: torch.Tensor  # [b] int64 token ids
-    bias_values: torch.Tensor  # [b] float32, added to the logits
-    any_random: bool  # some temperature > 0
-    any_penalty: bool  # some presence, frequency or repetition is on
-    top_n: int  # the largest number of alternatives whose logprobs are asked for
+    bias_starts: torch.Tensor  # [r + 1] int32: where the entries of each sequence begin
+    bias_ids: torch.Tensor  # [at least b] int64 token ids
+    bias_values: torch.Tensor  # [at least b] float32, added to the logits
+    masks: torch.Tensor  # [m, ceil(vocab / 32)] int32: bit i % 32 of word i / 32 is set where token i is allowed
+    mask_lines: torch.Tensor  # [r] int32: the line of `masks` that holds for each sequence; -1 where none does
+    top_n: int  # how many alternatives are reported with their logprobs
 
 
 class Sampled(NamedTuple):

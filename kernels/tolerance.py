@@ -10,6 +10,17 @@ TOLERANCE = {
 }
 
 
+def assert_near(actual: torch.Tensor, exact: torch.Tensor) -> None:
+    """For a chain of operations, which may round to `actual`'s dtype in between: compare with the chain in float32.
+
+    The error is measured against the size of all values: where values cancel, what was rounded before does not.
+    """
+    rtol, _ = TOLERANCE[actual.dtype]
+    error = actual.float() - exact.float()
+    assert actual.shape == exact.shape and bool(error.norm() <= rtol * exact.float().norm())
+    assert not exact.numel() or bool(error.abs().max() <= 4 * rtol * exact.float().abs().max())
+
+
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     """Compare shape, dtype and values; the tolerance is that of `actual`'s dtype. NaN equals nothing."""
     rtol, atol = TOLERANCE[actual.dtype]

@@ -28,6 +28,9 @@ from aiollm.engine.request import Finish, PromptToken, Request, State, Token
 from aiollm.engine.scheduler import Limits, Loan, Scheduler, aggressive, worst_case
 from aiollm.kernels.batch import Batch, Sampled, Sampling
 from aiollm.kernels.ops import Ops
+from aiollm.kernels.ref.inputs import inputs
+from aiollm.kernels.ref.store import store
+from aiollm.kernels.variants import Scoring
 from aiollm.wire import messages
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Failed, FromWorker, Result, ToWorker
@@ -82,7 +85,7 @@ def stamp_ops(history: torch.Tensor) -> Ops:
     """`history` [rows, positions] is the token table that stamps are checked against."""
     known = history.numpy()
 
-    def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def linear(x: torch.Tensor, weight: torch.Tensor, *rest: Any, **neighbours: Any) -> torch.Tensor:
         return x[:, :1].expand(-1, weight.shape[0])
 
     def rotary_store(q: Any, k: Any, v: Any, *rest: Any) -> Any:
@@ -94,7 +97,7 @@ def stamp_ops(history: torch.Tensor) -> Ops:
         v_pool.numpy()[where, 0, 0] = positions.numpy()
         return q
 
-    def attention(q: Any, k_pool: torch.Tensor, v_pool: torch.Tensor, batch: Batch, scale: float) -> torch.Tensor:
+    def attention(q: Any, k_pool: torch.Tensor, v_pool: torch.Tensor, batch: Batch, scoring: Scoring) -> torch.Tensor:
         rows, lengths = batch.rows.numpy(), batch.lengths.numpy()
         at = np.arange(batch.max_length)
         mine = at < lengths[:, None]
@@ -112,7 +115,7 @@ def stamp_ops(history: torch.Tensor) -> Ops:
         return torch.from_numpy(hashes[sequence, batch.positions.numpy()]).view(-1, 1, 1).expand(-1, 1, 2)
 
     def sample(logits: torch.Tensor, s: Sampling) -> Sampled:
-        hashed, seeds, lengths = logits[:, 0].long().tolist(), s.seeds.tolist(), s.lengths.tolist()
+        hashed, seeds, lengths = logits[:, 0].long().tolist(), s.seeds[s.rows].tolist(), s.lengths.tolist()
         tokens = torch.tensor([draw(*row) for row in zip(hashed, seeds, lengths, strict=True)])
         nothing = torch.empty(len(tokens), 0)
         return Sampled(tokens, torch.zeros(len(tokens)), nothing.long(), nothing)
@@ -121,17 +124,20 @@ def stamp_ops(history: torch.Tensor) -> Ops:
         return targets.float(), targets.new_empty(len(targets), 0), logits.new_empty(len(targets), 0)
 
     return Ops(
+        inputs=inputs,
         embedding=lambda ids, table: ids[:, None],
-        rms_norm=lambda x, weight, eps: x,
-        add_rms_norm=lambda x, residual, weight, eps: (x, residual),
+        norm=lambda x, by: x,
+        add_norm=lambda x, residual, by: (x, residual),
         quantize=lambda weight: weight,
         linear=linear,
+        gated_linear=lambda x, *rest: x[:, :1],
         rotary_store=rotary_store,
         plan=lambda batch, kv_heads: batch,
         attention=attention,
-        silu_mul=lambda x: x[:, :1],
+        gated=lambda x, activation: x[:, :1],
         sample=sample,
         logprobs=logprobs,
+        store=store,
     )
 
 

@@ -108,6 +108,28 @@ def test_every_operation_has_one_specification_and_every_implementation_its_para
             assert name != field or parameters == found[0], f"{path}: {name} has not the parameters of its reference"
 
 
+def test_every_operation_has_a_test() -> None:
+    modules = [path for folder in ("ref", "cpu") for path in (ROOT / "kernels" / folder).glob("[!_]*.py")]
+    assert modules
+    missing = [here(path) for path in modules if not (ROOT / f"tests/kernels/test_{path.stem}.py").is_file()]
+    assert missing == [], "without a test in tests/kernels"
+
+
+def test_tunable_kernels_list_their_candidates_and_the_cases_that_the_tuner_times() -> None:
+    tunable = {}
+    for path in sorted(ROOT.glob("kernels/*.py")):
+        calls = [node for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
+        looked_up = {ast.unparse(call.args[0]) for call in calls if ast.unparse(call.func) == "lookup"}
+        if looked_up:
+            tunable[path] = looked_up
+    assert tunable
+    for path, looked_up in tunable.items():
+        assert looked_up == {repr(path.stem)}, f"{here(path)}: a lookup names the module whose candidates are tried"
+        assigned = {ast.unparse(n.targets[0]) for n in parse(path).body if isinstance(n, ast.Assign)}
+        assigned |= {ast.unparse(n.target) for n in parse(path).body if isinstance(n, ast.AnnAssign)}
+        assert "CANDIDATES" in assigned, here(path)
+
+
 def functions(pattern: str) -> list[tuple[str, list[str], str]]:
     """Name, parameters and file of the functions at the top level of files."""
     return [

@@ -42,6 +42,8 @@ def test_every_module_is_in_the_wheel_and_nothing_lies_beside_the_package(wheel:
             assert f"{package}/{path.relative_to(ROOT / folder)}" in names
     for path in (ROOT / "aiollm/api/page").iterdir():
         assert f"aiollm/api/page/{path.name}" in names
+    for path in (ROOT / "kernels/tuned").glob("*/*.json"):
+        assert f"aiollm/kernels/{path.relative_to(ROOT / 'kernels')}" in names
     assert "aiollm/py.typed" in names
     assert {name.split("/")[0] for name in names} == {"aiollm", f"aiollm-{__version__}.dist-info"}
 

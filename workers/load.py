@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from aiollm.kernels.cpu.quantize import exact
-from aiollm.kernels.ops import Ops, cpu_ops, reference_ops
+from aiollm.kernels.ops import Ops, cpu_ops, triton_ops
 from aiollm.wire.messages import Loading, Ready, WorkerSettings
 from aiollm.workers import kv, weights
 from aiollm.workers.families.registry import describe
 from aiollm.workers.model.decoder import Decoder
+from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.runner import ModelRunner
 from aiollm.workers.staging import Staging
 from aiollm.workers.state import State
@@ -63,6 +64,8 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> tuple[Mod
     data_type = _data_type(settings.data_type, device, config)
     dtype, ops = DATA_TYPES[data_type], _ops(device)
     quantize = ops.quantize if data_type == "int8" else None
+    if device.type == "cuda":
+        _tune(spec, shard, dtype, device, phases)
     with phases.phase("loading weights") as progress:
         if settings.load_format == "dummy":
             parameters = weights.dummy(spec, dtype=dtype, device=device, tp=tp, quantize=quantize)
@@ -107,7 +110,19 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _ops(device: torch.device) -> Ops:
-    return cpu_ops() if device.type == "cpu" else reference_ops()
+    return cpu_ops() if device.type == "cpu" else triton_ops()
+
+
+def _tune(spec: DecoderSpec, shard: Shard, dtype: torch.dtype, device: torch.device, phases: Phases) -> None:
+    """As $AIOLLM_TRITON_AUTOTUNE_LEVEL says, while the memory is still free."""
+    from aiollm.kernels.autotune import at_start
+    from aiollm.kernels.workload import Shape
+
+    shape = Shape(
+        spec.hidden, spec.layers, shard.heads, shard.kv_heads, spec.head_dim, shard.intermediate, shard.vocab, dtype
+    )
+    with phases.phase("tuning kernels") as progress, torch.cuda.device(device):
+        at_start(shape, lambda _, done: progress(done))
 
 
 def _data_type(name: str, device: torch.device, config: dict[str, object]) -> str:
@@ -135,8 +150,6 @@ def _warm_up(rows: int) -> Step:
         sampled=1,
         max_new=1,
         max_length=1,
-        any_random=True,
-        any_penalty=False,
         top_n=0,
         bias=Bias([], [], []),
         prompts=[],

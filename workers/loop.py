@@ -202,8 +202,6 @@ class Loop:
             sampled=len(sampled),
             max_new=int(counts.max()),
             max_length=int((starts + counts).max()),
-            any_random=any(p.temperature > 0 for p in params),
-            any_penalty=any(p.has_penalty for p in params),
             top_n=max((p.top_logprobs for p in params), default=0),
             bias=self.rows.bias(rows[sampled]),
             prompts=self._prompt_slices(rows, starts, counts, decodes),

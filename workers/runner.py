@@ -22,7 +22,7 @@ class Model(Protocol):
         """ids [tokens] int64 -> hidden [tokens, h], keys and values stored in `kv`."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [r, h] -> [r, vocabulary] float32."""
+        """hidden [r, h] -> [r, vocabulary]."""
 
 
 class ModelRunner:
@@ -41,7 +41,7 @@ class ModelRunner:
             self.state.upload(step)
         except Exception as error:
             raise StateLost(f"the updates of a step could not be laid down: {error}") from error
-        ids, batch = self.state.batch(step, columns)
+        ids, batch = self.state.batch(step, columns, self.ops)
         hidden = self.model.forward(ids, batch, self.kv)
         prompts = [self._prompt_logprobs(hidden, batch, columns, p.begin, p.length, p.top) for p in step.prompts]
         if not step.sampled:
@@ -49,7 +49,7 @@ class ModelRunner:
             return Outcome(np.empty(0, np.int64), np.empty(0, np.float32), empty, empty, prompts)
         sampled = self.ops.sample(self.model.logits(hidden[columns["last"]]), self.state.sampling(step, columns))
         tokens = self.tp.broadcast(sampled.tokens)
-        self.state.store(columns, tokens)
+        self.state.store(columns, tokens, self.ops)
         return Outcome(
             tokens.cpu().numpy(),
             sampled.logprobs.cpu().numpy(),

@@ -4,10 +4,12 @@ import numpy as np
 import torch
 
 from aiollm.kernels.batch import Batch, Sampling
+from aiollm.kernels.ops import Ops
 from aiollm.wire.columns import Runs, ints
 from aiollm.workers.step import Step
 
-_FLOATS = ("temperature", "top_p", "min_p", "presence", "frequency", "repetition")
+# What a row that nobody holds has: greedy, and nothing else.
+_FLOATS = {"temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "presence": 0.0, "frequency": 0.0, "repetition": 1.0}
 
 
 class State:
@@ -17,10 +19,12 @@ class State:
         self.device = device
         self.slot_table = torch.zeros((rows + 1, max_length), dtype=torch.int32, device=device)
         self.tokens = torch.zeros((rows + 1, max_length), dtype=torch.int32, device=device)
-        self.floats = {name: torch.zeros(rows + 1, device=device) for name in _FLOATS}
+        self.floats = {name: torch.full((rows + 1,), off, device=device) for name, off in _FLOATS.items()}
         self.top_k = torch.zeros(rows + 1, dtype=torch.int32, device=device)
         self.seeds = torch.zeros(rows + 1, dtype=torch.int64, device=device)
         self.prompt_lengths = torch.zeros(rows + 1, dtype=torch.int64, device=device)
+        self.no_masks = torch.empty((0, 1), dtype=torch.int32, device=device)
+        self.unmasked = torch.full((rows + 1,), -1, dtype=torch.int32, device=device)
 
     def upload(self, step: Step) -> None:
         """Lay down what the updates before this step brought, in their order."""
@@ -59,40 +63,42 @@ class State:
         lengths = [admit.prompt_length for admit in latest.values()]
         self.prompt_lengths[rows] = torch.tensor(lengths, dtype=torch.int64, device=self.device)
 
-    def batch(self, step: Step, columns: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Batch]:
+    def batch(self, step: Step, columns: dict[str, torch.Tensor], ops: Ops) -> tuple[torch.Tensor, Batch]:
         """The token ids to compute, [tokens] int64, and where they belong."""
-        rows, positions = columns["token_rows"], columns["positions"]
+        positions = columns["positions"]
+        ids, slots = ops.inputs(columns["token_rows"], positions, self.tokens, self.slot_table)
         batch = Batch(
             rows=columns["rows"],
             starts=columns["starts"].to(torch.int32),
             lengths=columns["lengths"].to(torch.int32),
             positions=positions,
-            slots=self.slot_table[rows, positions].long(),
+            slots=slots,
             slot_table=self.slot_table,
             max_new=step.max_new,
             max_length=step.max_length,
         )
-        return self.tokens[rows, positions].long(), batch
+        return ids, batch
 
     def sampling(self, step: Step, columns: dict[str, torch.Tensor]) -> Sampling:
+        """How the step's sampled sequences want their tokens; the tables themselves, which the operation looks up."""
         rows = columns["sampled_rows"]
-        floats = {name: table[rows] for name, table in self.floats.items()}
+        starts = np.searchsorted(step.bias.at, np.arange(len(rows) + 1)).astype(np.int32)
         return Sampling(
             rows=rows,
-            top_k=self.top_k[rows],
-            seeds=self.seeds[rows],
-            prompt_lengths=self.prompt_lengths[rows],
             lengths=columns["sampled_lengths"],
+            top_k=self.top_k,
+            seeds=self.seeds,
+            prompt_lengths=self.prompt_lengths,
             tokens=self.tokens,
-            bias_index=torch.tensor(step.bias.at, dtype=torch.int64, device=self.device),
+            bias_starts=torch.from_numpy(starts).to(self.device),
             bias_ids=torch.tensor(step.bias.ids, dtype=torch.int64, device=self.device),
             bias_values=torch.tensor(step.bias.values, dtype=torch.float32, device=self.device),
-            any_random=step.any_random,
-            any_penalty=step.any_penalty,
+            masks=self.no_masks,
+            mask_lines=self.unmasked[: len(rows)],
             top_n=max(0, step.top_n),
-            **floats,
+            **self.floats,
         )
 
-    def store(self, columns: dict[str, torch.Tensor], drawn: torch.Tensor) -> None:
+    def store(self, columns: dict[str, torch.Tensor], drawn: torch.Tensor, ops: Ops) -> None:
         """Append drawn tokens [r] int64 to their rows; a drawn -1 (no finite logits) is stored as 0."""
-        self.tokens[columns["sampled_rows"], columns["sampled_lengths"]] = drawn.clamp(min=0).to(torch.int32)
+        ops.store(self.tokens, columns["sampled_rows"], columns["sampled_lengths"], drawn)

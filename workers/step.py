@@ -12,7 +12,7 @@ Integers = NDArray[np.int64]
 
 
 class Bias(NamedTuple):
-    """What is added to the logits of sampled sequences: entry i goes to sequence at[i], token ids[i]."""
+    """What is added to the logits of sampled sequences: entry i goes to sequence at[i], token ids[i]; `at` ascends."""
 
     at: list[int]
     ids: list[int]
@@ -43,8 +43,6 @@ class Step(NamedTuple):
     sampled: int
     max_new: int
     max_length: int
-    any_random: bool
-    any_penalty: bool
     top_n: int
     bias: Bias
     prompts: list[PromptSlice]

@@ -1,18 +1,36 @@
-"""A dense layer in the library's own matrix products; the contract is ref/linear.py."""
+"""Dense layers in the library's own matrix products; the contracts are ref/linear.py and ref/gated_linear.py."""
 
 import torch
 
+from aiollm.kernels.cpu.norm import norm
+from aiollm.kernels.ref.gated import gated
 from aiollm.kernels.ref.linear import TINY
+from aiollm.kernels.variants import Norm
 from aiollm.kernels.weight import Int8Weight, Weight
 
 _NO_ZERO_POINTS = torch.zeros(1, dtype=torch.int32)  # of the weights: they are symmetric
 
 
-def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor:
-    """x [n, in], weight [out, in], bias [out] or None, of one dtype -> [n, out]."""
-    if isinstance(weight, Int8Weight):
-        return _int8_linear(x, weight, bias)
-    return torch.nn.functional.linear(x, weight, bias)
+def linear(
+    x: torch.Tensor,
+    weight: Weight,
+    bias: torch.Tensor | None = None,
+    before: Norm | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x [n, in], weight [out, in], all of one dtype -> [n, out]; the residual is overwritten."""
+    if before is not None:
+        x = norm(x, before)
+    dense = torch.nn.functional.linear
+    y = _int8_linear(x, weight, bias) if isinstance(weight, Int8Weight) else dense(x, weight, bias)
+    return y if residual is None else residual.add_(y)
+
+
+def gated_linear(
+    x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, activation: str, before: Norm | None = None
+) -> torch.Tensor:
+    """x [n, in], weight [2i, in] -> [n, i]."""
+    return gated(linear(x, weight, bias, before), activation)
 
 
 def _int8_linear(x: torch.Tensor, weight: Int8Weight, bias: torch.Tensor | None) -> torch.Tensor:

@@ -26,6 +26,7 @@ class Decodes(NamedTuple):
     """n sequences of one new token, padded to one length."""
 
     tokens: torch.Tensor  # [n] int64 on the packed axis
+    lengths: torch.Tensor  # [n] int64
     places: torch.Tensor  # [n * hkv * length] int64: rows of the pools as [(slots + 1) * hkv, d]
     hidden: torch.Tensor  # [n * hkv, 1, length] float32: -inf where there is padding, 0 elsewhere
 
@@ -73,4 +74,4 @@ def _lay_out(sequences: list[tuple[int, int, int]], slot_table: torch.Tensor, kv
     slots = slots.where(visible, slots[:, :1])
     places = slots[:, None] * kv_heads + torch.arange(kv_heads)[:, None]
     hidden = torch.zeros(visible.shape).masked_fill_(~visible, -torch.inf)
-    return Decodes(tokens, places.flatten(), hidden.repeat_interleave(kv_heads, 0)[:, None])
+    return Decodes(tokens, lengths, places.flatten(), hidden.repeat_interleave(kv_heads, 0)[:, None])

@@ -1,10 +1,51 @@
-"""Fresh memory is NaN in kernel tests: an operation that reads what it never wrote shows it."""
+"""Fresh memory is NaN in kernel tests: an operation that reads what it never wrote shows it.
 
+The Triton kernels run natively where there is a GPU and in Triton's interpreter, on the CPU, where there is none.
+"""
+
+import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read by @triton.jit, so before Triton's own functions are imported
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    np.seterr(over="ignore")  # a GPU's exp gives inf without a word
+
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch_tensor_and_index(tensor: Any, scope: Any) -> None:
+        """As a loop's bound, Triton 3.6 converts arrays of one element, which numpy 2.4 refuses; 3.9 does this."""
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda scalar: scalar.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_tensor_and_index
+
+    create_dot = interpreter.InterpreterBuilder.create_dot
+
+    def create_exact_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        """The interpreter, 3.9's too, holds bfloat16 as 16-bit integers, which its dot would multiply."""
+
+        def exact(x: Any) -> Any:
+            if x.dtype.scalar != tl.bfloat16:
+                return x
+            return interpreter.TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+        return create_dot(self, exact(a), exact(b), *rest)
+
+    interpreter.InterpreterBuilder.create_dot = create_exact_dot
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where the Triton kernels of a test run."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture(autouse=True)

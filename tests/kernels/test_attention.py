@@ -1,14 +1,26 @@
 import pytest
 import torch
 
+from aiollm.kernels import device as devices
 from aiollm.kernels.batch import Batch
 from aiollm.kernels.cases import SEQUENCES, make_batch
 from aiollm.kernels.cpu import attention as cpu
-from aiollm.kernels.ops import Ops, cpu_ops, reference_ops
+from aiollm.kernels.ops import Ops, cpu_ops, reference_ops, triton_ops
 from aiollm.kernels.ref.attention import attention as reference
 from aiollm.kernels.tolerance import assert_close
+from aiollm.kernels.variants import Scoring
 
 HEADS = [(4, 4, 16), (6, 2, 24), (5, 1, 8)]  # query heads, KV heads, width
+SLOPES, SINKS = torch.tensor([0.5, 0.25, 0.125, 0.06, 0.03, 0.01]), torch.tensor([0.0, 3.0, -2.0, 1.0, -30.0, 9.0])
+SCORINGS = {
+    "plain": Scoring(0.3),
+    "window": Scoring(0.3, window=40),
+    "window of one": Scoring(0.3, window=1),
+    "softcap": Scoring(0.3, softcap=1.5),
+    "ALiBi": Scoring(0.3, slopes=SLOPES),
+    "sinks": Scoring(0.3, sinks=SINKS),
+    "all": Scoring(0.3, 40, 2.0, SLOPES, SINKS),
+}
 
 
 def inputs(
@@ -27,40 +39,57 @@ def inputs(
 
 
 def one_head_at_a_time(
-    q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, batch: Batch, scale: float
+    q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, batch: Batch, scoring: Scoring
 ) -> torch.Tensor:
     """Token by token and head by head in float64."""
     out = torch.zeros_like(q, dtype=torch.float64)
     group = q.shape[1] // k_pool.shape[1]
     for s in range(len(batch.rows)):
         for token in range(int(batch.starts[s]), int(batch.starts[s + 1])):
-            slots = batch.slot_table[batch.rows[s], : batch.positions[token] + 1].long()
+            last = int(batch.positions[token])
+            first = max(last + 1 - scoring.window, 0) if scoring.window else 0
+            slots = batch.slot_table[batch.rows[s], first : last + 1].long()
             for head in range(q.shape[1]):
                 keys, values = k_pool[slots, head // group].double(), v_pool[slots, head // group].double()
-                out[token, head] = (keys @ q[token, head].double() * scale).softmax(0) @ values
+                scores = keys @ q[token, head].double() * scoring.scale
+                if scoring.softcap:
+                    scores = scoring.softcap * (scores / scoring.softcap).tanh()
+                if scoring.slopes is not None:
+                    scores += scoring.slopes[head] * (torch.arange(first, last + 1) - last)
+                sink = 0.0 if scoring.sinks is None else scoring.sinks[head].double().exp()
+                out[token, head] = scores.exp() @ values / (scores.exp().sum() + sink)
     return out
 
 
+@pytest.mark.parametrize("scoring", SCORINGS)
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_reference_equals_attention_one_head_at_a_time(name: str) -> None:
+def test_reference_equals_attention_one_head_at_a_time(name: str, scoring: str) -> None:
     batch = make_batch(SEQUENCES[name])
-    q, k_pool, v_pool = inputs(batch, (6, 2, 24))
-    expected = one_head_at_a_time(q, k_pool, v_pool, batch, 0.3).float()
-    assert_close(reference(q, k_pool, v_pool, batch, 0.3), expected)
+    arguments = (*inputs(batch, (6, 2, 24)), batch, SCORINGS[scoring])
+    assert_close(reference(*arguments), one_head_at_a_time(*arguments).float())
 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_cpu_equals_reference(name: str, heads: tuple[int, int, int]) -> None:
     batch = make_batch(SEQUENCES[name])
-    arguments = (*inputs(batch, heads), batch, heads[2] ** -0.5)
+    arguments = (*inputs(batch, heads), batch, Scoring(heads[2] ** -0.5))
+    assert_close(cpu.attention(*arguments), reference(*arguments))
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+@pytest.mark.parametrize("name", ["decode", "prefill", "mixed", "no_new"])
+def test_cpu_scores_as_the_reference_does(name: str, scoring: str) -> None:
+    batch = make_batch(SEQUENCES[name])
+    arguments = (*inputs(batch, (6, 2, 24)), batch, SCORINGS[scoring])
     assert_close(cpu.attention(*arguments), reference(*arguments))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_cpu_equals_reference_in_half_precision(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("scoring", ["plain", "all"])
+def test_cpu_equals_reference_in_half_precision(scoring: str, dtype: torch.dtype) -> None:
     batch = make_batch(SEQUENCES["mixed"])
-    arguments = (*inputs(batch, (6, 2, 24), dtype), batch, 0.2)
+    arguments = (*inputs(batch, (6, 2, 24), dtype), batch, SCORINGS[scoring])
     assert_close(cpu.attention(*arguments), reference(*arguments))
 
 
@@ -69,14 +98,15 @@ def test_cpu_equals_reference_in_half_precision(dtype: torch.dtype) -> None:
 def test_a_planned_batch_gives_the_same(name: str, ops: Ops) -> None:
     batch = make_batch(SEQUENCES[name])
     q, k_pool, v_pool = inputs(batch, (6, 2, 24))
-    assert_close(ops.attention(q, k_pool, v_pool, ops.plan(batch, 2), 0.2), reference(q, k_pool, v_pool, batch, 0.2))
+    expected = reference(q, k_pool, v_pool, batch, Scoring(0.2))
+    assert_close(ops.attention(q, k_pool, v_pool, ops.plan(batch, 2), Scoring(0.2)), expected)
 
 
 def test_cpu_splits_a_large_decode_into_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiollm.kernels.cpu.plan.GATHERED", 2 * 3 * 65)  # room for three short rows together
     batch = cpu_ops().plan(make_batch(SEQUENCES["decode"]), 2)
     assert [len(group.tokens) for group in batch.plan.decodes] == [1, 3, 1]
-    arguments = (*inputs(batch, (6, 2, 24)), batch, 0.2)
+    arguments = (*inputs(batch, (6, 2, 24)), batch, Scoring(0.2))
     assert_close(cpu.attention(*arguments), reference(*arguments))
 
 
@@ -84,4 +114,21 @@ def test_a_query_of_a_strided_view_is_read_right() -> None:
     batch = make_batch(SEQUENCES["mixed"])
     q, k_pool, v_pool = inputs(batch, (4, 2, 16))
     wide = torch.cat([q, torch.full_like(q, float("nan"))], dim=1)
-    assert_close(cpu.attention(wide[:, :4], k_pool, v_pool, batch, 0.25), reference(q, k_pool, v_pool, batch, 0.25))
+    expected = reference(q, k_pool, v_pool, batch, Scoring(0.25))
+    assert_close(cpu.attention(wide[:, :4], k_pool, v_pool, batch, Scoring(0.25)), expected)
+
+
+@pytest.mark.parametrize("scoring", ["plain", "all"])
+@pytest.mark.parametrize("planned", [False, True], ids=["unplanned", "planned"])
+@pytest.mark.parametrize("name", ["empty", "decode", "mixed", "no_new"])
+def test_triton_computes_one_token_and_longer_sequences(
+    name: str, planned: bool, scoring: str, device: torch.device
+) -> None:
+    batch, ops, by = make_batch(SEQUENCES[name]), triton_ops(), SCORINGS[scoring]
+    tensors = inputs(batch, (6, 2, 24))
+    expected = reference(*tensors, batch, by)
+    there = Batch(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in batch))
+    by = Scoring(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in by))
+    with devices.standing_in(devices.H100._replace(multiprocessors=2)):  # few programs for the interpreter
+        actual = ops.attention(*(x.to(device) for x in tensors), ops.plan(there, 2) if planned else there, by)
+    assert_close(actual.cpu(), expected)

@@ -1,10 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
 
-from aiollm.kernels.cases import ROWS, normal
+from aiollm.kernels.cases import ROWS, in_float32, make_layer, normal, on
 from aiollm.kernels.cpu.quantize import exact
-from aiollm.kernels.ops import Ops, cpu_ops, reference_ops
-from aiollm.kernels.tolerance import TOLERANCE, assert_close
+from aiollm.kernels.ops import Ops, cpu_ops, reference_ops, triton_ops
+from aiollm.kernels.tolerance import TOLERANCE, assert_close, assert_near
 
 ops_tables = pytest.mark.parametrize("ops", [reference_ops(), cpu_ops()], ids=["reference", "cpu"])
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -71,3 +73,48 @@ def test_over_8_bit_weights_zeros_stay_zero_and_what_is_not_finite_stays_in_its_
     y = ops.linear(x, ops.quantize(normal(41, 63, seed=1)), None)
     assert bool(y[0].isfinite().all()) and not y[1].any()
     assert not y[2:].isfinite().any()
+
+
+SIZES = [(41, 63), (128, 192), (64, 600)]  # outputs and inputs; rows of 63 elements lie unaligned
+COUNTS = [0, 1, 2, 17, 65]  # around the borders between the kernels
+
+
+@pytest.mark.parametrize("neighbours", ["", "bias", "norm", "norm residual", "bias norm residual"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@dtypes
+@pytest.mark.parametrize("n", COUNTS)
+def test_tritons_linear_is_the_references(
+    device: torch.device, n: int, dtype: torch.dtype, size: tuple[int, int], neighbours: str
+) -> None:
+    x, weight, bias, before = make_layer(n, size, dtype)
+    residual = normal(n, size[0], dtype=dtype, seed=4)
+    chosen = [v if name in neighbours else None for name, v in (("bias", bias), ("norm", before), ("resid", residual))]
+    expected = reference_ops().linear(*in_float32(x, weight, *chosen))
+    assert_near(triton_ops().linear(*on(device, x, weight, *chosen)).cpu(), expected)
+
+
+@pytest.mark.parametrize("n", [1, 5, 40])
+def test_triton_takes_rows_and_weights_that_are_parts_of_wider_tensors(device: torch.device, n: int) -> None:
+    x, weight, _, _ = make_layer(n, (64, 128), torch.float32)
+    wide_x, wide_weight = (torch.cat([part, torch.full_like(part, torch.nan)], 1).to(device) for part in (x, weight))
+    actual = triton_ops().linear(wide_x[:, :128], wide_weight[:, :128])
+    assert_close(actual.cpu(), reference_ops().linear(x, weight))
+
+
+@pytest.mark.parametrize("n", [1, 5, 100])
+@pytest.mark.parametrize("by", [{"centered": True}, {"bias": normal(192, seed=5)}, {}], ids=["layer", "shifted", "rms"])
+def test_triton_norms_with_a_centre_or_a_bias_too(device: torch.device, n: int, by: dict[str, Any]) -> None:
+    x, weight, bias, before = make_layer(n, (64, 192), torch.float32)
+    before = before._replace(**by)
+    expected = reference_ops().linear(x + 1, weight, bias, before)
+    assert_close(triton_ops().linear(*on(device, x + 1, weight, bias, before)).cpu(), expected)
+
+
+@pytest.mark.parametrize("ops", [reference_ops(), cpu_ops()], ids=["reference", "cpu"])
+@dtypes
+@rows
+def test_a_layer_with_its_neighbours_is_their_composition(ops: Ops, n: int, dtype: torch.dtype) -> None:
+    x, weight, bias, before = make_layer(n, (64, 96), dtype)
+    residual = normal(n, 64, dtype=dtype, seed=4)
+    alone = ops.linear(ops.norm(x, before), weight, bias)
+    assert_close(ops.linear(x, weight, bias, before, residual.clone()), residual + alone)

@@ -1,5 +1,10 @@
+import pytest
+import torch
+
+from aiollm.kernels.batch import Batch
 from aiollm.kernels.cases import SEQUENCES, make_batch
 from aiollm.kernels.cpu import plan as cpu
+from aiollm.kernels.plan import Decode, Layout, plan, plan_decode
 from aiollm.kernels.ref.plan import plan as reference
 
 
@@ -17,8 +22,8 @@ def test_one_token_sequences_are_laid_out_together_and_longer_ones_alone() -> No
 
 def test_each_kv_head_of_a_decode_finds_its_keys() -> None:
     batch = make_batch([(6, 1), (9, 1)])
-    ((tokens, places, hidden),) = cpu.plan(batch, 2).plan.decodes
-    assert tokens.tolist() == [0, 1]
+    ((tokens, lengths, places, hidden),) = cpu.plan(batch, 2).plan.decodes
+    assert (tokens.tolist(), lengths.tolist()) == ([0, 1], [7, 10])
     of_row, padded = places.view(2, 2, 10), hidden.view(2, 2, 10)
     for i, length in enumerate((7, 10)):
         slots = batch.slot_table[batch.rows[i], :length]
@@ -31,3 +36,69 @@ def test_each_kv_head_of_a_decode_finds_its_keys() -> None:
 def test_short_sequences_are_not_padded_to_a_long_one() -> None:
     groups = list(cpu._groups([(n, 0, 0) for n in (1000, 10, 501, 9, 600, 4)], room=1700))
     assert [[length for length, _, _ in group] for group in groups] == [[1000], [501, 600], [9, 10], [4]]
+
+
+def lay_out(batch: Batch, layout: Layout, device: torch.device) -> Decode:
+    return plan_decode(moved(batch, device), layout)
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    values = batch._asdict().items()
+    return Batch(**{name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in values})
+
+
+@pytest.mark.parametrize("window", [0, 40])
+@pytest.mark.parametrize("workers", [1, 5, 40])
+@pytest.mark.parametrize("name", ["first_token", "decode", "prefill", "mixed", "no_new"])
+def test_the_workers_share_all_tiles_of_one_token_sequences(
+    name: str, workers: int, window: int, device: torch.device
+) -> None:
+    batch = make_batch(SEQUENCES[name])
+    laid = lay_out(batch, Layout(window, 16, workers, 2, 3, 8), device)
+    wanted = [
+        (row, length, token)
+        for row, length, token, new in zip(
+            batch.rows.tolist(),
+            batch.lengths.tolist(),
+            batch.starts.tolist(),
+            batch.starts.diff().tolist(),
+            strict=False,
+        )
+        if new == 1
+    ]
+    tiles = [-(-(min(length, window) if window else length) // 16) for _, length, _ in wanted]
+    ends = torch.tensor(tiles).cumsum(0).tolist()
+    assert laid.entries[:, : len(wanted)].T.tolist() == [[end, *entry] for end, entry in zip(ends, wanted, strict=True)]
+    assert not laid.arrived.any()
+    per = -(-sum(tiles) // workers)
+    whole = -(-per // max(tiles)) * max(tiles)
+    per = whole if whole * 8 <= per * 9 else per
+    for worker, record in enumerate(laid.workers.tolist()):
+        assert record[:2] == [per, sum(tiles)]
+        if worker * per < sum(tiles):
+            entry = next(i for i, end in enumerate(ends) if worker * per < end)
+            assert record[2:] == [entry, ends[entry] - tiles[entry], ends[entry], *wanted[entry]]
+
+
+def test_sequences_of_one_length_are_not_cut_for_a_few_idle_workers(device: torch.device) -> None:
+    batch = make_batch([(79, 1)] * 30, slots=2400)
+    laid = lay_out(batch, Layout(0, 16, 16, 1, 3, 8), device)
+    assert laid.workers[:, :3].tolist() == [[10, 150, min(2 * worker, 30) % 30] for worker in range(16)]
+
+
+def test_more_sequences_than_a_program_reads_at_once(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    batch = make_batch([(i * 37 % 190, i % 3) for i in range(40)])
+    layout = Layout(0, 16, 7, 1, 3, 8)
+    expected = lay_out(batch, layout, device)
+    monkeypatch.setattr("aiollm.kernels.plan.SEQUENCES", 8)
+    ours = lay_out(batch, layout, device)
+    count = int((batch.starts.diff() == 1).sum())
+    assert torch.equal(ours.workers, expected.workers)
+    assert torch.equal(ours.entries[:, :count], expected.entries[:, :count])
+
+
+def test_a_step_of_one_token_each_has_no_prefill_to_lay_out(device: torch.device) -> None:
+    assert plan(moved(make_batch(SEQUENCES["decode"]), device), 2).plan.prefill is None
+    mixed = plan(moved(make_batch(SEQUENCES["mixed"]), device), 2).plan
+    assert mixed.prefill is not None
+    assert mixed.decode == {}

@@ -1,8 +1,18 @@
 import torch
+import triton
+import triton.language as tl
 
+from aiollm.kernels.random import bits
 from aiollm.kernels.ref.random import uniform
 
 MASK = (1 << 64) - 1
+
+
+@triton.jit
+def drawn_kernel(seeds, positions, out, count, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    drawn = bits(tl.load(seeds + at, mask=at < count), tl.load(positions + at, mask=at < count))
+    tl.store(out + at, (drawn >> 11).to(tl.int64).to(tl.float64) * 1.1102230246251565e-16, mask=at < count)
 
 
 def splitmix(z: int) -> int:
@@ -21,6 +31,17 @@ def test_equals_the_definition_in_unbounded_integers() -> None:
     positions = [0, 1, 5, 1000, 131071, 7, 2**31]
     drawn = uniform(torch.tensor(seeds), torch.tensor(positions))
     assert drawn.tolist() == [by_integers(s & MASK, p) for s, p in zip(seeds, positions, strict=True)]
+
+
+def test_triton_gives_the_same_to_the_last_bit(device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(0)
+    seeds = torch.randint(-(1 << 63), (1 << 63) - 1, (5000,), generator=generator)
+    positions = torch.randint(1 << 31, (5000,), generator=generator)
+    for count in (1, 5000):
+        drawn = torch.empty(count, dtype=torch.float64, device=device)
+        grid = (triton.cdiv(count, 1024),)
+        drawn_kernel[grid](seeds[:count].to(device), positions[:count].to(device), drawn, count, BLOCK=1024)
+        assert torch.equal(drawn.cpu(), uniform(seeds[:count], positions[:count]))
 
 
 def test_known_values_stay_as_they_are() -> None:

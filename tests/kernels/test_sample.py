@@ -5,16 +5,34 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from aiollm.kernels import sample as kernel
 from aiollm.kernels.batch import Sampled, Sampling
 from aiollm.kernels.cases import make_sampling
 from aiollm.kernels.cpu import sample as cpu
 from aiollm.kernels.ref.random import uniform
+from aiollm.kernels.ref.sample import add_bias, gathered, penalize
 from aiollm.kernels.ref.sample import sample as reference
 from aiollm.kernels.tolerance import assert_close
 
 Sample = Callable[[torch.Tensor, Sampling], Sampled]
-both = pytest.mark.parametrize("sample", [reference, cpu.sample], ids=["reference", "cpu"])
 INF = float("inf")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def on_device(sampling: Sampling) -> Sampling:
+    return sampling._replace(**{k: v.to(DEVICE) for k, v in sampling._asdict().items() if isinstance(v, torch.Tensor)})
+
+
+def triton_sample(logits: torch.Tensor, sampling: Sampling) -> Sampled:
+    return Sampled(*(column.cpu() for column in kernel.sample(logits.to(DEVICE), on_device(sampling))))
+
+
+every = pytest.mark.parametrize("sample", [reference, cpu.sample, triton_sample], ids=["reference", "cpu", "triton"])
+
+
+def interpreted(sample: Sample) -> bool:
+    """Triton's interpreter takes a tenth of a second for a row."""
+    return sample is triton_sample and DEVICE.type == "cpu"
 
 
 def random_logits(rows: int, vocab: int = 97, seed: int = 0, spread: float = 2.0) -> torch.Tensor:
@@ -63,20 +81,23 @@ KNOBS = {
 }
 
 
-@both
+@every
 @pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
 def test_draws_what_plain_loops_draw(sample: Sample, knobs: dict[str, float]) -> None:
-    logits = random_logits(40)
-    sampling = make_sampling(40, **knobs)
-    numbers = uniform(sampling.seeds, sampling.lengths).tolist()
+    rows = 6 if interpreted(sample) else 40
+    logits = random_logits(rows)
+    sampling = make_sampling(rows, **knobs)
+    numbers = uniform(sampling.seeds[sampling.rows], sampling.lengths).tolist()
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | knobs
     expected = [invert(distribution(row, **settings), u) for row, u in zip(logits.tolist(), numbers, strict=True)]
     assert sample(logits, sampling).tokens.tolist() == expected
 
 
-@both
+@every
 @pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
 def test_drawn_tokens_follow_the_distribution(sample: Sample, knobs: dict[str, float]) -> None:
+    if interpreted(sample):
+        pytest.skip("2,000 draws take the interpreter minutes; the test above compares each draw")
     draws = 2000
     logits = random_logits(1, vocab=23, seed=3)
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | knobs
@@ -88,29 +109,30 @@ def test_drawn_tokens_follow_the_distribution(sample: Sample, knobs: dict[str, f
     assert chi_square < len(likely) + 4 * math.sqrt(2 * len(likely))  # mean and deviation of chi-square
 
 
-@both
+@every
 def test_temperature_0_takes_the_lowest_id_among_the_largest(sample: Sample) -> None:
     logits = torch.zeros(2, 70)
     logits[0, [66, 9, 31]] = 4.0
     assert sample(logits, make_sampling(2, temperature=0.0, top_k=3, top_p=0.1)).tokens.tolist() == [9, 0]
 
 
-@both
+@every
 def test_top_k_keeps_the_lower_ids_among_equals(sample: Sample) -> None:
-    logits = torch.zeros(200, 3000)
+    rows = 16 if interpreted(sample) else 200
+    logits = torch.zeros(rows, 3000)
     logits[:, 2500] = 1.0
-    drawn = sample(logits, make_sampling(200, top_k=4)).tokens
+    drawn = sample(logits, make_sampling(rows, top_k=4)).tokens
     assert set(drawn.tolist()) == {0, 1, 2, 2500}
 
 
-@both
+@every
 def test_bias_moves_and_bans_tokens(sample: Sample) -> None:
     logits = torch.zeros(3, 9)
     bias = [(0, 4, 50.0), (0, 4, 50.0), (0, 2, 99.0), (2, 0, -INF), (2, 1, -INF)]
     assert sample(logits, make_sampling(3, temperature=0.0, bias=bias)).tokens.tolist() == [4, 0, 2]
 
 
-@both
+@every
 def test_repetition_divides_positive_and_multiplies_negative_logits_of_prompt_and_output(sample: Sample) -> None:
     logits = torch.tensor([[3.0, 2.9, 2.0, -1.0]]).expand(3, 4)
     prompts, generated = [[0], [0], [0, 1, 2]], [[], [1, 1], [3]]
@@ -121,7 +143,7 @@ def test_repetition_divides_positive_and_multiplies_negative_logits_of_prompt_an
     assert sample(bare, sampling).tokens.tolist() == [1]
 
 
-@both
+@every
 def test_presence_and_frequency_count_generated_tokens_only(sample: Sample) -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0]]).expand(4, 3)
     sampling = make_sampling(
@@ -136,13 +158,14 @@ def test_presence_and_frequency_count_generated_tokens_only(sample: Sample) -> N
     assert sample(logits, sampling).tokens.tolist() == [0, 1, 0, 1]
 
 
-@both
+@every
 def test_ids_of_no_vocabulary_in_the_history_are_passed_over(sample: Sample) -> None:
     sampling = make_sampling(1, temperature=0.0, presence=9.0, generated=[[-1, 500, 1]])
     assert sample(torch.tensor([[1.0, 2.0, 0.0]]), sampling).tokens.tolist() == [0]
 
 
-@both
+@every
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's arithmetic with infinities
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_rows_that_are_not_finite_give_minus_one_and_leave_the_others_alone(sample: Sample, temperature: float) -> None:
     logits = random_logits(6)
@@ -155,13 +178,13 @@ def test_rows_that_are_not_finite_give_minus_one_and_leave_the_others_alone(samp
     assert drawn.tolist() == [clean[0], -1, -1, -1, 0, clean[5]]
 
 
-@both
+@every
 def test_a_row_without_a_possible_token_gives_minus_one(sample: Sample) -> None:
     bias = [(0, token, -INF) for token in range(5)]
     assert sample(torch.zeros(1, 5), make_sampling(1, bias=bias)).tokens.tolist() == [-1]
 
 
-@both
+@every
 def test_logprobs_are_those_of_the_raw_logits(sample: Sample) -> None:
     logits = random_logits(7)
     sampling = make_sampling(
@@ -174,7 +197,7 @@ def test_logprobs_are_those_of_the_raw_logits(sample: Sample) -> None:
     assert_close(drawn.top_logprobs, expected.topk(4).values)
 
 
-@both
+@every
 def test_the_logits_are_left_as_they_are(sample: Sample) -> None:
     logits = random_logits(3)
     before = logits.clone()
@@ -182,14 +205,32 @@ def test_the_logits_are_left_as_they_are(sample: Sample) -> None:
     assert torch.equal(logits, before)
 
 
-def mixed_sampling(rows: int, vocab: int) -> Sampling:
+@every
+def test_a_mask_leaves_only_what_it_allows(sample: Sample) -> None:
+    logits = torch.zeros(4, 70)
+    logits[:, 3] = 9.0
+    masks = {0: [33, 64], 2: [3], 3: range(70)}
+    sampling = make_sampling(4, temperature=[0.0, 0.0, 1.0, 0.0], masks=masks, vocab=70, bias=[(0, 64, 1.0)])
+    assert sample(logits, sampling).tokens.tolist() == [64, 3, 3, 3]
+    assert sample(logits[:1], make_sampling(1, masks={0: []}, vocab=70)).tokens.tolist() == [-1]
+
+
+@every
+def test_top_k_counts_what_a_mask_left(sample: Sample) -> None:
+    logits = random_logits(3, 300)
+    sampling = make_sampling(3, top_k=50, masks={i: [7, 250] for i in range(3)}, vocab=300)
+    assert set(sample(logits, sampling).tokens.tolist()) <= {7, 250}
+
+
+def mixed_sampling(rows: int, vocab: int, history: int = 12, seed: int = 5) -> Sampling:
     """Every knob at many values, each row with its own."""
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(seed)
 
     def pick(values: list[float]) -> list[float]:
         return [values[i] for i in torch.randint(len(values), (rows,), generator=generator).tolist()]
 
-    history = torch.randint(vocab, (rows, 12), generator=generator).tolist()
+    known = torch.randint(vocab, (rows, history), generator=generator).tolist()
+    half = history // 2
     return make_sampling(
         rows,
         temperature=pick([0.0, 0.3, 1.0, 2.0]),
@@ -200,11 +241,48 @@ def mixed_sampling(rows: int, vocab: int) -> Sampling:
         frequency=pick([0.0, 0.0, 0.5]),
         repetition=pick([1.0, 1.0, 1.3]),
         seeds=[i * 7919 - 3 for i in range(rows)],
-        prompts=[h[:5] for h in history],
-        generated=[h[5 : 5 + i % 8] for i, h in enumerate(history)],
+        prompts=[ids[:half] for ids in known],
+        generated=[ids[half : half + i % half] for i, ids in enumerate(known)],
         bias=[(i, i % vocab, 3.0) for i in range(0, rows, 3)],
+        masks={i: range(0, vocab, 3) for i in range(rows) if i % 5 == 4 or i == rows - 1},
+        vocab=vocab,
         top_n=3,
     )
+
+
+def assert_draws(logits: torch.Tensor, sampling: Sampling, drawn: Sampled) -> None:
+    """Every token is the reference's, or would be if its weights were rounded a little otherwise."""
+    expected = reference(logits, sampling)
+    own = gathered(sampling)
+    processed = penalize(add_bias(logits.float(), own), own)
+    numbers = uniform(own.seeds, own.lengths).tolist()
+    for i in (drawn.tokens != expected.tokens).nonzero().flatten().tolist():
+        knobs = [getattr(own, name)[i].item() for name in ("temperature", "top_k", "top_p", "min_p")]
+        assert knobs[0] > 0 and drawn.tokens[i] >= 0, f"row {i}: {drawn.tokens[i]}, not {expected.tokens[i]}"
+        assert near_draw(processed[i].double(), *knobs, numbers[i], int(drawn.tokens[i])), f"row {i}: {knobs}"
+    alike = drawn.tokens == expected.tokens
+    assert_close(drawn.logprobs[alike], expected.logprobs[alike])
+    assert_close(drawn.top_logprobs, expected.top_logprobs)
+
+
+def near_draw(
+    x: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float, number: float, token: int
+) -> bool:
+    """Whether `number` draws `token` where the number and top_p may be off by 1e-5, and min_p by so much of it."""
+    off = 1e-5
+    weights = ((x - x.max()) / temperature).exp()
+    _, ids = x.sort(descending=True, stable=True)
+    ordered = weights[ids][: top_k or None]
+    before = ordered.cumsum(0) - ordered
+    low, high = (int((before < (top_p + d) * ordered.sum()).sum()) for d in (-off, off))
+    for count in range(max(low, 1), high + 1):
+        kept = torch.zeros_like(weights).index_fill(0, ids[:count], 1.0)
+        for least in (min_p * (1 - off), min_p * (1 + off)):
+            mass = (weights * kept * (weights >= least)).cumsum(0) / (weights * kept * (weights >= least)).sum()
+            start = mass[token - 1] if token else 0.0
+            if mass[token] > start and start - off <= number <= mass[token] + off:
+                return True
+    return False
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
@@ -220,20 +298,93 @@ def test_cpu_draws_what_the_reference_draws(rows: int, vocab: int, spread: float
     assert_close(ours.top_logprobs, theirs.top_logprobs)
 
 
-@both
+@pytest.mark.parametrize(
+    ("rows", "vocab", "spread"), [(0, 97, 1.0), (1, 63, 1.0), (12, 1000, 8.0), (9, 5000, 0.01), (9, 5000, 1.0)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_triton_draws_what_the_reference_draws(rows: int, vocab: int, spread: float, dtype: torch.dtype) -> None:
+    logits = random_logits(rows, vocab, spread=spread).to(dtype)
+    sampling = mixed_sampling(rows, vocab)
+    assert_draws(logits, sampling, triton_sample(logits, sampling))
+
+
+def test_triton_finds_the_cut_among_more_tokens_than_it_has_room_for() -> None:
+    vocab = 140_000
+    logits = random_logits(3, vocab, spread=0.02).bfloat16()
+    knobs = {"top_k": [0, 3000, 0], "top_p": [0.9, 0.5, 1.0], "min_p": [0.0, 0.0, 0.97], "presence": [0.0, 1.0, 0.0]}
+    sampling = make_sampling(3, **knobs, generated=[[5], [7, 9], []], vocab=vocab)
+    assert_draws(logits, sampling, triton_sample(logits, sampling))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spread", [0.02, 1.0, 4.0])
+@pytest.mark.parametrize("vocab", [63, 1000, 151_936])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_triton_draws_what_the_reference_draws_at_scale(vocab: int, spread: float, dtype: torch.dtype) -> None:
+    logits = random_logits(500, vocab, seed=1, spread=spread).to(dtype)
+    sampling = mixed_sampling(500, vocab, history=3000)
+    assert_draws(logits, sampling, triton_sample(logits, sampling))
+
+
+@pytest.mark.gpu
+def test_a_captured_graph_serves_other_requests_than_it_was_captured_with() -> None:
+    rows, vocab = 40, 5000
+    inputs = [(random_logits(rows, vocab, seed=seed), mixed_sampling(rows, vocab, seed=seed)) for seed in range(3)]
+    logits, sampling = inputs[0][0].to(DEVICE), on_device(inputs[0][1])
+    kernel.sample(logits, sampling)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        drawn = kernel.sample(logits, sampling)
+    for others, wishes in inputs[::-1]:
+        logits.copy_(others)
+        for name, tensor in sampling._asdict().items():
+            if isinstance(tensor, torch.Tensor):
+                tensor.copy_(getattr(wishes, name))
+        graph.replay()
+        assert_draws(others, wishes, Sampled(*(column.cpu() for column in drawn)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_may_be_strided(dtype: torch.dtype) -> None:
+    logits = random_logits(8, 333).to(dtype)
+    sampling = mixed_sampling(4, 150)
+    for view in (logits[::2, 3:153], logits.T[:150, ::2].T, logits[:1, :150].expand(4, -1)):
+        ours, packed = triton_sample(view, sampling), triton_sample(view.contiguous(), sampling)
+        assert all(torch.equal(a, b) for a, b in zip(ours, packed, strict=True))
+
+
+def test_more_alternatives_than_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="top_n: 6 alternatives; a vocabulary of 5 has from 0 to 5"):
+        triton_sample(torch.zeros(1, 5), make_sampling(1, top_n=6))
+
+
+def alone(sampling: Sampling, i: int) -> Sampling:
+    """What concerns sequence i, as a step of one sequence."""
+    begin, end = sampling.bias_starts[i : i + 2].tolist()
+    return sampling._replace(
+        rows=sampling.rows[i : i + 1],
+        lengths=sampling.lengths[i : i + 1],
+        bias_starts=torch.tensor([0, end - begin], dtype=torch.int32),
+        bias_ids=sampling.bias_ids[begin:end],
+        bias_values=sampling.bias_values[begin:end],
+        mask_lines=sampling.mask_lines[i : i + 1],
+    )
+
+
+@every
 def test_a_row_is_drawn_alike_alone_and_among_others(sample: Sample) -> None:
-    logits = random_logits(16, 2000)
-    sampling = mixed_sampling(16, 2000)
-    together = sample(logits, sampling).tokens
-    per_row = {name for name, value in sampling._asdict().items() if isinstance(value, torch.Tensor)} - {
-        "tokens", "bias_index", "bias_ids", "bias_values",
-    }  # fmt: skip
-    for i in range(16):
-        mine = sampling.bias_index == i
-        alone = sampling._replace(
-            **{name: getattr(sampling, name)[i : i + 1] for name in per_row},
-            bias_index=torch.zeros(int(mine.sum()), dtype=torch.int64),
-            bias_ids=sampling.bias_ids[mine],
-            bias_values=sampling.bias_values[mine],
-        )
-        assert sample(logits[i : i + 1], alone).tokens.item() == together[i]
+    rows = 7 if interpreted(sample) else 16
+    logits, sampling = random_logits(rows, 2000), mixed_sampling(rows, 2000)
+    together = sample(logits, sampling)
+    for i in range(rows):
+        drawn = sample(logits[i : i + 1], alone(sampling, i))
+        assert all(torch.equal(one, among[i : i + 1]) for one, among in zip(drawn, together, strict=True))
+
+
+@pytest.mark.gpu
+def test_it_does_not_matter_how_many_programs_share_a_row() -> None:
+    logits, sampling = random_logits(1200, 151_936).bfloat16(), mixed_sampling(1200, 151_936, history=300)
+    together = triton_sample(logits, sampling)
+    for i in range(0, 1200, 60):
+        drawn = triton_sample(logits[i : i + 1], alone(sampling, i))
+        assert all(torch.equal(one, among[i : i + 1]) for one, among in zip(drawn, together, strict=True))

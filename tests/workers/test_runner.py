@@ -56,8 +56,8 @@ def run(
     columns = [np.asarray(column, np.int64) for column in (rows, starts, counts, sampled)]
     values: dict[str, Any] = {
         "updates": [], "sequences": len(rows), "tokens": sum(counts), "sampled": len(sampled), "max_new": max(counts),
-        "max_length": max(s + c for s, c in zip(starts, counts, strict=True)), "any_random": False,
-        "any_penalty": False, "top_n": -1, "bias": Bias([], [], []), "prompts": [],
+        "max_length": max(s + c for s, c in zip(starts, counts, strict=True)), "top_n": -1,
+        "bias": Bias([], [], []), "prompts": [],
     }  # fmt: skip
     values |= others
     admits = [admit for update in values["updates"] for admit in update.admit]

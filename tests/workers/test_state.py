@@ -5,6 +5,7 @@ import pytest
 import torch
 from updates import begin, run_of
 
+from aiollm.kernels.ops import reference_ops
 from aiollm.wire.columns import Runs, pack
 from aiollm.wire.messages import Admit, Update
 from aiollm.wire.sampling import SamplingParams
@@ -21,7 +22,7 @@ def step_of(updates: Sequence[Update], row: int = 0, start: int = 0, count: int 
     return Step(
         updates=list(updates), admits=[admit for update in updates for admit in update.admit],
         ints=stage(Staging(), *columns), sequences=1, tokens=count, sampled=1, max_new=count, max_length=start + count,
-        any_random=False, any_penalty=False, top_n=-1, bias=Bias([], [], []), prompts=[],
+        top_n=-1, bias=Bias([], [], []), prompts=[],
     )  # fmt: skip
 
 
@@ -58,15 +59,27 @@ def test_each_sampling_parameter_reaches_its_column() -> None:
     state.upload(step)
     s = state.sampling(step, step.ints.views(step.ints.buffer))
     found = (s.temperature, s.top_p, s.min_p, s.presence, s.frequency, s.repetition)
-    assert [column.tolist() for column in found] == [[0.25], [0.5], [0.125], [1.5], [-0.5], [1.25]]
-    assert [c.tolist() for c in (s.top_k, s.seeds, s.prompt_lengths, s.lengths)] == [[7], [2**63 - 1], [3], [5]]
+    assert [table[s.rows].tolist() for table in found] == [[0.25], [0.5], [0.125], [1.5], [-0.5], [1.25]]
+    assert [t[s.rows].tolist() for t in (s.top_k, s.seeds, s.prompt_lengths)] == [[7], [2**63 - 1], [3]]
+    assert (s.lengths.tolist(), s.mask_lines.tolist()) == ([5], [-1])
+
+
+def test_each_bias_entry_reaches_its_sequence() -> None:
+    state = State(4, 8, CPU)
+    three = np.arange(3)
+    step = step_of([])._replace(
+        ints=stage(Staging(), three, three, three + 1, three), bias=Bias([0, 0, 2], [7, 8, 9], [1.0, 2.0, -3.0])
+    )
+    s = state.sampling(step, step.ints.views(step.ints.buffer))
+    assert s.bias_starts.tolist() == [0, 2, 2, 3]
+    assert (s.bias_ids.tolist(), s.bias_values.tolist()) == ([7, 8, 9], [1.0, 2.0, -3.0])
 
 
 def test_a_batch_names_the_slot_of_each_new_token() -> None:
     state = State(2, 8, CPU)
     step = step_of([begin(1, 1, [10, 11, 12, 13], first_slot=20)], row=1, start=1, count=2)
     state.upload(step)
-    ids, batch = state.batch(step, step.ints.views(step.ints.buffer))
+    ids, batch = state.batch(step, step.ints.views(step.ints.buffer), reference_ops())
     assert ids.tolist() == [11, 12]
     assert batch.slots.tolist() == [21, 22]
     assert (batch.lengths.tolist(), batch.starts.tolist(), batch.max_new, batch.max_length) == ([3], [0, 2], 2, 3)
@@ -77,7 +90,7 @@ def test_a_drawn_token_is_the_rows_next_one(drawn: int, kept: int) -> None:
     state = State(2, 8, CPU)
     state.tokens[:] = 5
     step = step_of([], row=1, start=3)
-    state.store(step.ints.views(step.ints.buffer), torch.tensor([drawn]))
+    state.store(step.ints.views(step.ints.buffer), torch.tensor([drawn]), reference_ops())
     assert state.tokens[1].tolist() == [5, 5, 5, 5, kept, 5, 5, 5]
     assert (state.tokens[0] == 5).all()
 

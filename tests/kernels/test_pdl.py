@@ -1,0 +1,42 @@
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from aiollm.kernels import device, pdl
+
+KERNELS = Path(pdl.__file__).parent
+
+
+def kernels_with_pdl() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """The Triton kernels that have a parameter PDL, apart from pdl.py's own functions and from Gluon's partitions."""
+    for path in sorted(KERNELS.glob("*.py")):
+        if path.name != "pdl.py":
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.FunctionDef) and "PDL: tl.constexpr" in map(ast.unparse, node.args.args):
+                    yield f"{path.stem}.{node.name}", node
+
+
+def test_every_kernel_waits_once_whatever_its_program_does_and_writes_nothing_before() -> None:
+    found = list(kernels_with_pdl())
+    assert found
+    for name, function in found:
+        at = [i for i, statement in enumerate(function.body) if ast.unparse(statement) == "wait(PDL)"]
+        assert len(at) == 1, f"{name} has {len(at)} waits that no condition guards"
+        before = "\n".join(ast.unparse(statement) for statement in function.body[: at[0]])
+        assert "tl.store" not in before and "tl.atomic" not in before, f"{name} writes before it waits"
+        assert "return" not in before, f"{name} may end without having waited"
+
+
+@pytest.mark.parametrize(("name", "uses"), [("sm_80", False), ("sm_89", False), ("sm_90", True), ("sm_100", True)])
+def test_it_is_used_from_sm_90_on(name: str, uses: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pdl, "_INTERPRETED", False)
+    with device.standing_in(device.STAND_INS[name]):
+        assert pdl.pdl(torch.device("meta")) == {"PDL": uses, "launch_pdl": uses}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted where there is a GPU")
+def test_interpreted_kernels_do_without() -> None:
+    assert pdl.pdl(torch.device("cpu")) == {"PDL": False, "launch_pdl": False}
