@@ -24,6 +24,7 @@ PREFIX = "AIOLLM_"
 COMMANDS = {
     "serve": ("[MODEL] [flags]", "serve a model over HTTP; the default"),
     "doctor": ("[MODEL] [flags]", "check this machine for a server with these flags"),
+    "models": ("", "list the models that can be served"),
     "tune": ("[--model FOLDER]", "find the kernels' fastest launch parameters on this GPU"),
     "chat": ("[--url URL]", "talk to a running server"),
     "completion": ("bash|zsh|fish", "print a script by which the shell completes flags"),

@@ -30,6 +30,7 @@ from aiollm.text.tokenizer import Tokenizer
 
 TIE = 1e-3  # logits closer than this may fall either way
 LOGPROB = 1e-3
+MODES = ("plain", "chunks", "paused", "killed", "tp")
 Tokens = list[int]
 
 
@@ -145,8 +146,9 @@ def compare(references: Sequence[Reference], answers: Sequence[Answer]) -> Verdi
 class Parity:
     """The references once, then each mode against them."""
 
-    def __init__(self, folder: str, count: int, longest: int, steps: int) -> None:
+    def __init__(self, folder: str, count: int, longest: int, steps: int, device: str = "cpu") -> None:
         self.folder = folder
+        self.device = device  # of the server; the references are computed on the CPU
         self.steps = steps
         tokenizer = Tokenizer.load(folder)
         prompts = make_prompts(tokenizer, count, longest)
@@ -155,7 +157,7 @@ class Parity:
         self.prompts = prompts
 
     def server(self, *flags: str) -> Server:
-        return Server("--model_dir", self.folder, "--data_type", "fp32", *flags)
+        return Server("--model_dir", self.folder, "--data_type", "fp32", "--device", self.device, *flags)
 
     def together(self, server: Server, ask: Callable[..., Answer] = ask) -> list[Answer]:
         """All prompts at once."""
@@ -236,14 +238,19 @@ class Parity:
         with self.server("--tp", str(tp)) as server:
             return self.verdict(self.together(server))
 
-    def modes(self, tp: int) -> Iterator[tuple[str, Verdict]]:
-        """Every mode, as it is done."""
-        yield from self.plain().items()
-        yield "chunks of 7", self.chunks(7)
-        yield "chunks of 64", self.chunks(64)
-        yield "paused and resumed", self.paused()
-        yield "worker killed", self.killed()
-        yield f"tp {tp}", self.parallel(tp)
+    def modes(self, tp: int, chosen: Sequence[str] = MODES) -> Iterator[tuple[str, Verdict]]:
+        """Every mode of `chosen`, as it is done."""
+        if "plain" in chosen:
+            yield from self.plain().items()
+        if "chunks" in chosen:
+            yield "chunks of 7", self.chunks(7)
+            yield "chunks of 64", self.chunks(64)
+        if "paused" in chosen:
+            yield "paused and resumed", self.paused()
+        if "killed" in chosen:
+            yield "worker killed", self.killed()
+        if "tp" in chosen:
+            yield f"tp {tp}", self.parallel(tp)
 
 
 def main() -> int:
@@ -253,15 +260,17 @@ def main() -> int:
     parser.add_argument("--longest", type=int, default=1500, help="tokens of the longest prompt (1500)")
     parser.add_argument("--steps", type=int, default=48, help="tokens generated for each prompt, at most (48)")
     parser.add_argument("--tp", type=int, default=3, help="ranks of the tensor-parallel mode (3)")
+    parser.add_argument("--device", default="cpu", help="of the server: cpu or cuda (cpu)")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="all without it")
     parser.add_argument("--save", type=Path, help="write the result as JSON")
     args = parser.parse_args()
     began = time.monotonic()
     files = resolve(args.model_dir, progress=lambda phase, fraction: None)
-    parity = Parity(files.folder, args.prompts, args.longest, args.steps)
+    parity = Parity(files.folder, args.prompts, args.longest, args.steps, args.device)
     print(f"{len(parity.prompts)} prompts of 1 to {max(map(len, parity.prompts))} tokens, references after "
           f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
     modes = {}
-    for mode, verdict in parity.modes(args.tp):
+    for mode, verdict in parity.modes(args.tp, args.modes):
         modes[mode] = verdict
         state = "equal" if not verdict.ties and not verdict.wrong else "; ".join(verdict.wrong + verdict.ties)
         print(
@@ -275,6 +284,7 @@ def main() -> int:
         "modes": {mode: verdict._asdict() for mode, verdict in modes.items()},
         "seconds": round(time.monotonic() - began),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -3,7 +3,7 @@
 import json
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,14 +11,15 @@ import torch
 from safetensors import safe_open
 
 from aiollm.kernels.weight import Int8Weight, Weight, Weights
-from aiollm.workers.model.parameters import Piece, parameters
+from aiollm.workers.model.parameters import Parameter, Piece, parameters
+from aiollm.workers.model.sources import located
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.tp import Shard, TensorParallel
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-# Tensors in some checkpoints that are no weights: tables that older code stored along.
-HARMLESS = re.compile(r"rotary_emb\.inv_freq$")
-LINEAR = re.compile(r"(^|\.)(qkv|o|gate_up|down|head)$")
+# Tensors in some checkpoints that are no text decoder's weights: tables that older code stored along, and eyes.
+HARMLESS = re.compile(r"rotary(_pos)?_emb\.inv_freq$|^(vision_tower|multi_modal_projector)\.")
+LINEAR = re.compile(r"(^|\.)(qkv|o|gate_up|up|down|head)$")
 
 Quantize = Callable[[torch.Tensor], Int8Weight]
 
@@ -50,15 +51,16 @@ def load(
             file = stack.enter_context(safe_open(path, framework="pt"))
             tensors |= dict.fromkeys(file.keys(), file)
 
-        def find(source: str) -> str:
-            """The checkpoint's name of a logical tensor."""
-            if layer := re.match(r"layers\.(\d+)\.", source):
-                return names["layers.{}." + source[layer.end() :]].format(layer[1])
-            return names[source]
-
-        needed = {find(piece.source): piece for p in parameters(spec, tp.rank, tp.size) for piece in p.pieces}
+        names = _as_saved(names, tensors.keys())
+        wanted = [
+            parameter._replace(pieces=tuple(at for piece in parameter.pieces for at in located(piece, spec, names)))
+            for parameter in parameters(spec, tp.rank, tp.size)
+        ]
+        needed = {piece.source: piece for parameter in wanted for piece in parameter.pieces}
         ignored = {names["head"]} if spec.tied_head else set()
-        extra = [name for name in tensors if name not in needed and name not in ignored and not HARMLESS.search(name)]
+        everything = (piece for parameter in parameters(spec, 0, 1) for piece in parameter.pieces)
+        known = ignored.union(at.source for piece in everything for at in located(piece, spec, names))
+        extra = [name for name in tensors if name not in known and not HARMLESS.search(name)]
         _refuse("lacks", [name for name in needed if name not in tensors])
         _refuse("holds, but the model has no place for,", extra)
         slices = {name: tensors[name].get_slice(name) for name in needed}  # type: ignore[no-untyped-call]
@@ -70,7 +72,9 @@ def load(
         _refuse("holds in a format that is not supported", [
             f"{name} {view.get_dtype()}" for name, view in slices.items() if view.get_dtype() not in FLOATS
         ])  # fmt: skip
-        return _fill(spec, dtype, device, tp, quantize, lambda piece: slices[find(piece.source)][piece.take], progress)
+        return _fill(
+            spec, wanted, dtype, device, tp, quantize, lambda piece: slices[piece.source][piece.take], progress
+        )
 
 
 def dummy(
@@ -86,11 +90,12 @@ def dummy(
 
     def fetch(piece: Piece) -> torch.Tensor:
         if piece.source.endswith("norm"):
-            return torch.ones(piece.shape, device=device)[piece.take]
+            return torch.full(piece.shape, 0.0 if spec.unit_offset else 1.0, device=device)[piece.take]
         generator = torch.Generator(device).manual_seed(seed ^ zlib.crc32(piece.source.encode()))
         return torch.randn(piece.shape, generator=generator, device=device).mul_(0.02)[piece.take]
 
-    return _fill(spec, dtype, device, tp, quantize, fetch, lambda fraction: None)
+    wanted = parameters(spec, tp.rank, tp.size)
+    return _fill(spec, wanted, dtype, device, tp, quantize, fetch, lambda fraction: None)
 
 
 def stored_bytes(weights: Weights) -> int:
@@ -107,6 +112,7 @@ def stored_bytes(weights: Weights) -> int:
 
 def _fill(
     spec: DecoderSpec,
+    wanted: list[Parameter],
     dtype: torch.dtype,
     device: torch.device,
     tp: TensorParallel,
@@ -117,14 +123,15 @@ def _fill(
     def kept(name: str, weight: torch.Tensor) -> Weight:
         return quantize(weight) if quantize and LINEAR.search(name) else weight
 
-    wanted = parameters(spec, tp.rank, tp.size)
     total, done = sum(torch.Size(p.shape).numel() for p in wanted), 0
     weights: dict[str, Weight] = {}
     for parameter in wanted:
         merged = torch.zeros(parameter.shape, dtype=dtype, device=device)  # zeros pad the last shard of the vocabulary
         for piece in parameter.pieces:
-            part = fetch(piece)
+            part = fetch(piece).reshape(-1, *parameter.shape[1:])
             merged[piece.row : piece.row + len(part)] = part
+        if parameter.name == "head" and spec.normalized_head:
+            merged = torch.nn.functional.normalize(merged.float()).to(dtype)
         weights[parameter.name] = kept(parameter.name, merged)
         if parameter.name == "embedding" and spec.tied_head:
             weights["head"] = kept("head", _tied_head(merged, Shard(spec, tp.rank, tp.size)))
@@ -138,6 +145,13 @@ def _tied_head(embedding: torch.Tensor, shard: Shard) -> torch.Tensor:
     own = embedding[shard.first_token : shard.first_token + shard.tokens]
     padding = shard.vocab - shard.tokens
     return torch.cat([own, own.new_zeros(padding, own.shape[1])]) if padding else own
+
+
+def _as_saved(names: Mapping[str, str], tensors: Collection[str]) -> Mapping[str, str]:
+    """The names without their first part, where a checkpoint was saved of the part of the model that is called so."""
+    first = names["embedding"].partition(".")[0] + "."
+    short = {logical: name.removeprefix(first) for logical, name in names.items()}
+    return short if names["embedding"] not in tensors and short["embedding"] in tensors else names
 
 
 def _files(folder: Path) -> list[Path]:

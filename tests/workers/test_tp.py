@@ -46,6 +46,11 @@ def test_a_group_of_one_changes_nothing() -> None:
         ("llama", 2, {"attention_bias": True, "mlp_bias": True}),
         ("qwen3", 2, {"tie_word_embeddings": True}),
         ("qwen2", 4, {"num_attention_heads": 8}),  # four ranks share two KV heads
+        ("olmo2", 4, {"num_attention_heads": 8}),  # they norm them together
+        ("internlm2", 4, {"num_attention_heads": 8, "attention_bias": True}),  # queries, keys and values in one tensor
+        ("stablelm", 2, {"use_parallel_residual": True, "qk_layernorm": True}),  # a norm for each head
+        ("gemma2", 2, {}),
+        ("phi3", 2, {"tie_word_embeddings": True}),
     ],
 )
 def test_ranks_compute_what_one_computes(tmp_path: Path, family: str, size: int, overrides: dict[str, Any]) -> None:

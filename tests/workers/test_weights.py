@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,11 +140,14 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
         loaded(tmp_path)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [("qwen3", False), ("qwen3", True), ("cohere", False), ("bloom", True), ("olmo2", False), ("phi3", True)],
+)
 def test_dummy_has_the_shapes_of_a_checkpoint_and_is_one_model_for_any_number_of_ranks(
-    tmp_path: Path, tied: bool
+    tmp_path: Path, family: str, tied: bool
 ) -> None:
-    write_tiny_model(tmp_path, "qwen3", tie_word_embeddings=tied)
+    write_tiny_model(tmp_path, family, tie_word_embeddings=tied)
     spec = described(tmp_path).spec
     options: dict[str, Any] = {"dtype": torch.float32, "device": CPU, "seed": 3}
     whole = dummy(spec, tp=TensorParallel(), **options)
@@ -178,3 +182,20 @@ def test_a_tensor_under_two_names_is_counted_once(tmp_path: Path) -> None:
     assert stored_bytes(weights) == sum(4 * tensor.numel() for name, tensor in weights.items() if name != "head")
     head = loaded(tmp_path, quantize=quantize)["head"]
     assert stored_bytes({"head": head}) == 97 * 48 + 97 * 4
+
+
+def test_a_checkpoint_of_the_bare_decoder_lacks_the_first_part_of_each_name(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "bloom", tie_word_embeddings=True)
+    expected = loaded(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}, file)
+    assert all(torch.equal(loaded(tmp_path)[name], expected[name]) for name in expected)
+
+
+def test_rows_of_a_normalised_head_have_length_1(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path)
+    description = described(tmp_path)
+    spec = replace(description.spec, normalized_head=True)
+    options: dict[str, Any] = {"dtype": torch.float32, "device": CPU, "tp": TensorParallel()}
+    head, plain = load(tmp_path, spec, description.names, **options)["head"], loaded(tmp_path)["head"]
+    torch.testing.assert_close(head * plain.norm(dim=1, keepdim=True), plain)

@@ -1,4 +1,4 @@
-"""Qwen 3 (dense): Llama with an RMS norm of each query and key head."""
+"""Qwen 3 (dense): normed queries and keys; a sliding window as Qwen 2 has."""
 
 from dataclasses import replace
 
@@ -15,4 +15,4 @@ NAMES = qwen2.NAMES | {
 def spec(config: Config) -> DecoderSpec:
     """Qwen 2's, with normed heads and optional biases."""
     biased = config.take(bool, "attention_bias", False)
-    return replace(qwen2.base(config), qk_norm=True, qkv_bias=biased, o_bias=biased)
+    return replace(qwen2.base(config), qk_norm="head", qkv_bias=biased, o_bias=biased)

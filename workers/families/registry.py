@@ -7,12 +7,43 @@ from typing import Any, NamedTuple
 from aiollm.workers.model.config import Config, ConfigError
 from aiollm.workers.model.spec import DecoderSpec
 
-# Each module has `spec(config) -> DecoderSpec` and `NAMES`, logical names (workers.model.parameters) to checkpoint's.
+# Each module has `spec(config) -> DecoderSpec`, `NAMES`, logical names to the checkpoint's (workers.model.sources), and
+# a first line for the table of models.
 FAMILIES = {
-    "LlamaForCausalLM": "aiollm.workers.families.llama",
-    "MistralForCausalLM": "aiollm.workers.families.mistral",
-    "Qwen2ForCausalLM": "aiollm.workers.families.qwen2",
-    "Qwen3ForCausalLM": "aiollm.workers.families.qwen3",
+    architecture: f"aiollm.workers.families.{module}"
+    for architecture, module in {
+        "BaiChuanForCausalLM": "baichuan",
+        "BaichuanForCausalLM": "baichuan",
+        "BloomForCausalLM": "bloom",
+        "ChatGLMForConditionalGeneration": "chatglm",
+        "ChatGLMModel": "chatglm",
+        "CohereForCausalLM": "cohere",
+        "Cohere2ForCausalLM": "cohere2",
+        "GemmaForCausalLM": "gemma",
+        "Gemma2ForCausalLM": "gemma2",
+        "Gemma3ForCausalLM": "gemma3",
+        "Gemma3ForConditionalGeneration": "gemma3_vision",
+        "GlmForCausalLM": "glm",
+        "Glm4ForCausalLM": "glm4",
+        "GPTBigCodeForCausalLM": "gpt_bigcode",
+        "GraniteForCausalLM": "granite",
+        "InternLMForCausalLM": "internlm",
+        "InternLM2ForCausalLM": "internlm2",
+        "LlamaForCausalLM": "llama",
+        "MiniCPMForCausalLM": "minicpm",
+        "MinistralForCausalLM": "mistral",
+        "MistralForCausalLM": "mistral",
+        "Mistral3ForConditionalGeneration": "mistral3",
+        "Olmo2ForCausalLM": "olmo2",
+        "Olmo3ForCausalLM": "olmo3",
+        "Phi3ForCausalLM": "phi3",
+        "QWenLMHeadModel": "qwen",
+        "Qwen2ForCausalLM": "qwen2",
+        "Qwen3ForCausalLM": "qwen3",
+        "SmolLM3ForCausalLM": "smollm3",
+        "StableLmForCausalLM": "stablelm",
+        "Starcoder2ForCausalLM": "starcoder2",
+    }.items()
 }
 
 

@@ -6,10 +6,11 @@ import torch
 
 from aiollm.kernels.batch import Batch
 from aiollm.kernels.ops import Ops
+from aiollm.kernels.variants import Rotary
 from aiollm.kernels.weight import Weights
-from aiollm.workers.model.attention import Attention
-from aiollm.workers.model.mlp import Mlp
-from aiollm.workers.model.rotary import cos_sin_table
+from aiollm.workers.model.block import Block
+from aiollm.workers.model.norms import norm_of
+from aiollm.workers.model.rotary import Rope, cos_sin_table
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.tp import Shard, TensorParallel
 
@@ -24,36 +25,47 @@ class Decoder:
         self._ops = ops
         self._tp = tp
         self._embedding = weights["embedding"]
+        # Rounded as the embeddings are: it is with that factor that models are trained.
+        self._scale = float(torch.tensor(spec.embedding_scale, dtype=self._embedding.dtype))
+        self._positions = weights["positions"] if spec.learned_positions else None
+        self._embedding_norm = norm_of(spec, weights, "embedding_norm") if spec.embedding_norm else None
         self._head = weights["head"]
-        cos_sin = cos_sin_table(spec.rope, spec.max_position, self._embedding.device)
-        names = [f"layers.{i}." for i in range(spec.layers)]
-        self._first_norm = weights["layers.0.attention_norm"]
+        self._norm = norm_of(spec, weights, "norm", spec.logit_scale)
+        reaches = [spec.reach(i) for i in range(spec.layers)]
+        tables = {rope: self._rotary(rope) for rope in {rope for rope, _ in reaches}}
         self._blocks = [
-            (
-                Attention(spec, weights, at, cos_sin, ops, tp),
-                weights[at + "mlp_norm"],
-                Mlp(spec, weights, at, ops, tp),
-                weights[following],  # the norm that this block's output enters next
-            )
-            for at, following in zip(names, [*(at + "attention_norm" for at in names[1:]), "norm"], strict=True)
+            Block(spec, weights, f"layers.{i}.", tables[rope], window, ops, tp)
+            for i, (rope, window) in enumerate(reaches)
         ]
 
+    def _rotary(self, rope: Rope | None) -> Rotary:
+        table = cos_sin_table(rope, self.spec.max_position, self._embedding.device)
+        return Rotary(table, rope is not None and rope.interleaved)
+
     def forward(self, ids: torch.Tensor, batch: Batch, kv: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-        """ids [tokens] int64 -> [tokens, hidden], after the final norm.
+        """ids [tokens] int64 -> [tokens, hidden], before the final norm.
 
         `kv` holds the pools (K, V) of each layer, [slots + 1, shard.kv_heads, head_dim]: written at `batch.slots`,
         read through `batch.slot_table`.
         """
-        ops, eps = self._ops, self.spec.norm_eps
-        batch = ops.plan(batch, self.shard.kv_heads)
-        residual = ops.embedding(ids, self._embedding)
-        x = ops.rms_norm(residual, self._first_norm, eps)
-        for (attention, mlp_norm, mlp, next_norm), (k_pool, v_pool) in zip(self._blocks, kv, strict=True):
-            x, residual = ops.add_rms_norm(attention(x, batch, k_pool, v_pool), residual, mlp_norm, eps)
-            x, residual = ops.add_rms_norm(mlp(x), residual, next_norm, eps)
+        batch = self._ops.plan(batch, self.shard.kv_heads)
+        x = self._embedded(ids, batch)
+        for block, pools in zip(self._blocks, kv, strict=True):
+            x = block.forward(x, batch, pools)
         return x
 
+    def _embedded(self, ids: torch.Tensor, batch: Batch) -> torch.Tensor:
+        x = self._ops.embedding(ids, self._embedding)
+        if self._scale != 1:
+            x = x.mul_(self._scale)
+        if self._positions is not None:
+            x = x.add_(self._ops.embedding(batch.positions, self._positions))
+        return x if self._embedding_norm is None else self._ops.norm(x, self._embedding_norm)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [r, hidden] -> [r, vocab] float32, on every rank."""
-        shard = self._ops.linear(hidden, self._head, None)
-        return self._tp.gather_vocab(shard)[:, : self.spec.vocab].float()
+        """hidden [r, hidden] -> [r, vocab] in hidden's dtype, on every rank."""
+        shard = self._ops.linear(hidden, self._head, before=self._norm)
+        logits = self._tp.gather_vocab(shard)[:, : self.spec.vocab]
+        if cap := self.spec.logit_softcap:
+            logits = logits.div_(cap).tanh_().mul_(cap)
+        return logits

@@ -37,34 +37,60 @@ class Share(NamedTuple):
 def parameters(spec: DecoderSpec, rank: int, size: int) -> list[Parameter]:
     """All parameters of one rank. A tied output layer is none: it is the embedding."""
     shard = Shard(spec, rank, size)
-    width = spec.head_dim
-    q = Share("q", spec.heads * width, shard.first_head * width, shard.heads * width)
-    k = Share("k", spec.kv_heads * width, shard.first_kv_head * width, shard.kv_heads * width)
-    qkv = [q, k, k._replace(source="v")]
-    gate = Share("gate", spec.intermediate, shard.first_column, shard.intermediate)
-    gate_up = [gate, gate._replace(source="up")]
-    found = [_whole("embedding", spec.vocab, spec.hidden), _whole("norm", spec.hidden)]
+    found = [_whole("embedding", spec.vocab, spec.hidden)]
+    if spec.learned_positions:
+        found.append(_whole("positions", spec.max_position, spec.hidden))
+    if spec.embedding_norm:
+        found += _norm(spec, "embedding_norm")
+    found += _norm(spec, "norm")
     for i in range(spec.layers):
         at = f"layers.{i}."
-        found += [_whole(at + "attention_norm", spec.hidden), _whole(at + "mlp_norm", spec.hidden)]
-        found.append(_stacked(at, "qkv", qkv, spec.hidden))
-        found.append(_columns(at + "o", spec.hidden, q))
-        found.append(_stacked(at, "gate_up", gate_up, spec.hidden))
-        found.append(_columns(at + "down", spec.hidden, gate))
-        if spec.qk_norm:
-            found += [_whole(at + "q_norm", width), _whole(at + "k_norm", width)]
-        if spec.qkv_bias:
-            found.append(_stacked(at, "qkv_bias", _biases(qkv)))
-        if spec.o_bias:
-            found.append(_whole(at + "o_bias", spec.hidden))
-        if spec.mlp_bias:
-            found.append(_stacked(at, "gate_up_bias", _biases(gate_up)))
-            found.append(_whole(at + "down_bias", spec.hidden))
+        for name in _block_norms(spec):
+            found += _norm(spec, at + name)
+        found += [*_attention(spec, shard, at), *_mlp(spec, shard, at)]
     if not spec.tied_head:
         rows = slice(shard.first_token, shard.first_token + shard.tokens)
         piece = Piece("head", (spec.vocab, spec.hidden), (rows, slice(None)), 0)
         found.append(Parameter("head", (shard.vocab, spec.hidden), (piece,)))
     return found
+
+
+def _block_norms(spec: DecoderSpec) -> list[str]:
+    before = ["attention_norm", "mlp_norm"][: 1 if spec.parallel else 2] if spec.pre_norm else []
+    return before + (["attention_post_norm", "mlp_post_norm"] if spec.post_norm else [])
+
+
+def _attention(spec: DecoderSpec, shard: Shard, at: str) -> list[Parameter]:
+    width = spec.head_dim
+    q_heads = Share("q_norm", spec.heads, shard.first_head, shard.heads)
+    k_heads = Share("k_norm", spec.kv_heads, shard.first_kv_head, shard.kv_heads)
+    q, k = (Share(h.source[0], h.whole * width, h.first * width, h.taken * width) for h in (q_heads, k_heads))
+    qkv = [q, k, k._replace(source="v")]
+    found = [_stacked(at, "qkv", qkv, spec.hidden), _columns(at + "o", spec.hidden, q)]
+    if spec.qk_norm == "head":
+        found += [_whole(at + "q_norm", width), _whole(at + "k_norm", width)]
+    if spec.qk_norm == "heads":
+        found += [_stacked(at, h.source, [h], width) for h in (q_heads, k_heads)]
+    if spec.qk_norm == "width":
+        found += [_stacked(at, f"{x.source}_norm", [x._replace(source=f"{x.source}_norm")]) for x in (q, k)]
+    if spec.qkv_bias:
+        found.append(_stacked(at, "qkv_bias", _biases(qkv)))
+    if spec.o_bias:
+        found.append(_whole(at + "o_bias", spec.hidden))
+    return found
+
+
+def _mlp(spec: DecoderSpec, shard: Shard, at: str) -> list[Parameter]:
+    up = Share("up", spec.intermediate, shard.first_column, shard.intermediate)
+    name, inner = ("gate_up", [up._replace(source="gate"), up]) if spec.gated else ("up", [up])
+    found = [_stacked(at, name, inner, spec.hidden), _columns(at + "down", spec.hidden, up)]
+    if spec.mlp_bias:
+        found += [_stacked(at, f"{name}_bias", _biases(inner)), _whole(at + "down_bias", spec.hidden)]
+    return found
+
+
+def _norm(spec: DecoderSpec, name: str) -> list[Parameter]:
+    return [_whole(name + suffix, spec.hidden) for suffix in (["", "_bias"] if spec.norm_bias else [""])]
 
 
 def _whole(name: str, *shape: int) -> Parameter:

@@ -38,55 +38,107 @@ class Yarn:
 
 
 @dataclass(frozen=True)
+class LongRope:
+    """A factor for each wavelength (Ding et al., 2024): `long` where contexts may exceed the original one."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_max_position: int
+    attention_factor: float  # multiplies cosines and sines
+
+
+Scaling = Linear | Llama3 | Yarn | LongRope | None
+
+
+@dataclass(frozen=True)
 class Rope:
     """`dim` leading dimensions of each head are rotated, with wavelengths from 2 pi up to 2 pi theta."""
 
     dim: int
     theta: float
-    scaling: Linear | Llama3 | Yarn | None = None
+    scaling: Scaling = None
+    interleaved: bool = False  # dimension 2i is paired with 2i + 1; otherwise i is with i + dim / 2
 
 
-def read_rope(config: Config, dim: int, max_position: int, theta: float = 10000.0) -> Rope:
-    """The Rope of a config.json: `rope_parameters`, or the older `rope_theta` and `rope_scaling`."""
+def read_rope(
+    config: Config,
+    head_dim: int,
+    max_position: int,
+    *,
+    theta: float = 10000.0,
+    partial: float | None = None,
+    interleaved: bool = False,
+    layer_type: str = "",
+) -> Rope:
+    """The Rope of a config.json: `rope_parameters`, or the older `rope_theta` and `rope_scaling`.
+
+    `theta` and `partial`, the share of each head that is rotated, are a family's defaults; without `partial` the family
+    rotates all of it. `layer_type` names the object in `rope_parameters` where each type of layer has its own.
+    """
     theta = config.take(float, "rope_theta", theta)
+    share = _share(config, partial)
     parameters = config.section("rope_parameters")
     scaling = config.section("rope_scaling")
     if parameters is not None:
-        theta = parameters.take(float, "rope_theta", theta)
-        scaling = parameters
+        scaling = (parameters.section(layer_type) if layer_type else None) or parameters
+        theta = scaling.take(float, "rope_theta", theta)
     if scaling is None:
-        return Rope(dim, theta)
-    scaling.require("partial_rotary_factor", 1.0)
-    rope = Rope(dim, theta, _read_scaling(scaling, max_position))
+        return Rope(int(head_dim * share), theta, None, interleaved)
+    share = _share(scaling, None if partial is None else share)
+    dim = int(head_dim * share)
+    rope = Rope(dim, theta, _read_scaling(scaling, config, dim, max_position), interleaved)
     if left := scaling.unread():
         raise ConfigError(f"rope parameters that are not understood: {', '.join(left)}")
     return rope
 
 
-def _read_scaling(config: Config, max_position: int) -> Linear | Llama3 | Yarn | None:
-    name = config.take(str, "rope_type", config.take(str, "type", "default"))
+def _share(config: Config, partial: float | None) -> float:
+    if partial is None:
+        config.require("partial_rotary_factor", 1.0)
+        return 1.0
+    return config.take(float, "partial_rotary_factor", partial)
+
+
+def _read_scaling(scaling: Config, config: Config, dim: int, max_position: int) -> Scaling:
+    name = scaling.take(str, "rope_type", scaling.take(str, "type", "default"))
     if name == "default":
         return None
-    factor = config.take(float, "factor")
+    if name in ("longrope", "su"):
+        return _read_longrope(scaling, config, dim, max_position)
+    factor = scaling.take(float, "factor")
     if name == "dynamic":
         # Its base grows with sequences longer than the trained context only, and none is longer here.
-        config.require("original_max_position_embeddings", max_position)
+        scaling.require("original_max_position_embeddings", max_position)
         return None
     if name == "linear":
         return Linear(factor)
-    original = config.take(int, "original_max_position_embeddings", max_position)
+    original = scaling.take(int, "original_max_position_embeddings", max_position)
     if name == "llama3":
-        return Llama3(factor, config.take(float, "low_freq_factor"), config.take(float, "high_freq_factor"), original)
+        low, high = scaling.take(float, "low_freq_factor"), scaling.take(float, "high_freq_factor")
+        return Llama3(factor, low, high, original)
     if name == "yarn":
         return Yarn(
             factor,
             original,
-            beta_fast=config.take(float, "beta_fast", 32.0),
-            beta_slow=config.take(float, "beta_slow", 1.0),
-            attention_factor=_yarn_attention_factor(config, factor),
-            truncate=config.take(bool, "truncate", True),
+            beta_fast=scaling.take(float, "beta_fast", 32.0),
+            beta_slow=scaling.take(float, "beta_slow", 1.0),
+            attention_factor=_yarn_attention_factor(scaling, factor),
+            truncate=scaling.take(bool, "truncate", True),
         )
-    raise ConfigError(f"rope type {name!r} is not supported; these are: default, linear, dynamic, llama3, yarn")
+    raise ConfigError(
+        f"rope type {name!r} is not supported; these are: default, linear, dynamic, llama3, yarn, longrope"
+    )
+
+
+def _read_longrope(scaling: Config, config: Config, dim: int, max_position: int) -> LongRope:
+    original = config.take(int, "original_max_position_embeddings", max_position)
+    original = scaling.take(int, "original_max_position_embeddings", original)
+    short, long = (tuple(map(float, scaling.take(list, name))) for name in ("short_factor", "long_factor"))
+    if {len(short), len(long)} != {dim // 2}:
+        raise ConfigError(f"longrope has {len(short)} and {len(long)} factors for {dim // 2} pairs of dimensions")
+    factor = scaling.take(float, "factor", max_position / original)
+    grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return LongRope(short, long, original, scaling.take(float, "attention_factor", grown))
 
 
 def _yarn_attention_factor(config: Config, factor: float) -> float:
@@ -99,14 +151,16 @@ def _yarn_attention_factor(config: Config, factor: float) -> float:
     return config.take(float, "attention_factor", default)
 
 
-def inverse_frequencies(rope: Rope) -> torch.Tensor:
-    """Radians per position of each pair of dimensions: [dim / 2] float32."""
+def inverse_frequencies(rope: Rope, positions: int) -> torch.Tensor:
+    """Radians per position of each pair of dimensions, in contexts of up to `positions`: [dim / 2] float32."""
     plain = 1.0 / rope.theta ** (torch.arange(0, rope.dim, 2, dtype=torch.float32) / rope.dim)
     match rope.scaling:
         case None:
             return plain
         case Linear(factor):
             return plain / factor
+        case LongRope() as scaling:
+            return plain / torch.tensor(scaling.long if positions > scaling.original_max_position else scaling.short)
         case Llama3() as scaling:
             # How far each wavelength lies from the low-frequency end (0: stretched) to the high one (1: kept).
             rotations = scaling.original_max_position * plain / (2 * math.pi)
@@ -129,8 +183,13 @@ def inverse_frequencies(rope: Rope) -> torch.Tensor:
             return plain / scaling.factor * (1 - kept) + plain * kept
 
 
-def cos_sin_table(rope: Rope, positions: int, device: torch.device) -> torch.Tensor:
-    """[positions, dim] float32: cosines in the first half of the columns, sines in the second."""
-    angles = torch.arange(positions, dtype=torch.float32)[:, None] * inverse_frequencies(rope)
-    scale = rope.scaling.attention_factor if isinstance(rope.scaling, Yarn) else 1.0
+def cos_sin_table(rope: Rope | None, positions: int, device: torch.device) -> torch.Tensor:
+    """[positions, dim] float32: cosines in the first half of the columns, sines in the second.
+
+    Without a Rope it is one pair of dimensions that is turned by 0.
+    """
+    if rope is None:
+        return torch.tensor([1.0, 0.0]).repeat(positions, 1).to(device)
+    angles = torch.arange(positions, dtype=torch.float32)[:, None] * inverse_frequencies(rope, positions)
+    scale = rope.scaling.attention_factor if isinstance(rope.scaling, Yarn | LongRope) else 1.0
     return torch.cat([angles.cos() * scale, angles.sin() * scale], dim=1).to(device)

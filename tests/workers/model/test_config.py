@@ -44,3 +44,12 @@ def test_unread_lists_what_nobody_looked_at() -> None:
     config.take(int, "read")
     config.require("checked", 2)
     assert config.unread() == ["also_odd", "odd"]
+
+
+def test_a_section_has_defaults_and_reports_what_nobody_looked_at() -> None:
+    config = Config({"text": {"layers": 3, "width": None, "odd": 1}})
+    text = config.section("text", {"layers": 5, "width": 7})
+    assert text is not None and text is config.section("text")
+    assert (text.take(int, "layers"), text.take(int, "width")) == (3, 7)
+    assert config.unread() == ["text.odd"]
+    assert config.section("absent", {"layers": 5}) is None

@@ -17,6 +17,8 @@ SPEC = DecoderSpec(
         ({"layers": 0}, "layers is 0"),
         ({"vocab": -5}, "vocab is -5"),
         ({"kv_heads": 3}, "4 query heads cannot be shared out among 3 KV heads"),
+        ({"parallel": True, "post_norm": True}, "parallel layers share the norm before them"),
+        ({"rope": None, "global_rope": Rope(8, 1e4)}, "cannot rotate 8 of 4 dimensions"),
         ({"rope": Rope(6, 1e4)}, "cannot rotate 6 of 4 dimensions"),
         ({"rope": Rope(3, 1e4)}, "cannot rotate 3 of 4 dimensions"),
     ],
