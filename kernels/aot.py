@@ -262,8 +262,11 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.write and not options.limits:
         parser.error("--write needs --limits FILE")
-    if options.lines:
+    try:
         all_cases = [case for shape in options.shapes for case in cases(SHAPES[shape], options.chosen)]
+    except ValueError as error:
+        parser.error(str(error))
+    if options.lines:
         for result in compile_cases(all_cases, *options.targets):
             print(json.dumps(result._asdict()), flush=True)
         return 0

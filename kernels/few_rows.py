@@ -112,7 +112,13 @@ def few_rows(
     n_out = len(weight) // (2 if activation else 1)
     y = torch.empty((n, n_out), dtype=x.dtype, device=x.device) if residual is None else residual
     rows = max(16, min(64, triton.next_power_of_2(n)))
-    key = {"rows": str(rows), "out": n_out, "in": n_in, "dtype": str(x.dtype), "activation": str(activation)}
+    key: dict[str, int | str] = {
+        "rows": str(rows),
+        "out": n_out,
+        "in": n_in,
+        "dtype": str(x.dtype),
+        "activation": str(activation),
+    }
     config = dict(lookup("few_rows", key, _default(x, n_out, rows)))
     tiles = triton.cdiv(n, rows), triton.cdiv(n_out, config["OUT"])
     whole = activation is not None or before is not None or tiles[0] * tiles[1] > TILES
