@@ -27,7 +27,8 @@ from aiollm.kernels.select import (
 @triton.jit
 def scale_of(temperature):
     """What turns a difference of logits into an exponent of base 2; finite for the least temperature."""
-    return tl.minimum(LOG2_E / tl.where(temperature > 0, temperature, 1.0), 1e38)
+    # Triton 3.7's interpreter takes a constant only on the right of a tensor.
+    return tl.minimum((tl.zeros_like(temperature) + LOG2_E) / tl.where(temperature > 0, temperature, 1.0), 1e38)
 
 
 @triton.jit
@@ -86,7 +87,7 @@ def _filter(
     COUNTS = IDS + ROOM
     peaks, exponents, shares = _shares(STATISTICS, groups, peak, scale, N)
     mass = tl.sum((shares * ONE).to(tl.int64), 0)
-    far = LIGHTEST / scale
+    far = (tl.zeros_like(scale) + LIGHTEST) / scale
     if by_p & (not by_k):
         # A thousandth less than what may be left out, for the rounding of the groups' sums.
         far = mass_bound(exponents, shares, tl.sum(shares, 0) * (1 - top_p) * 0.999) / scale

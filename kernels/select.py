@@ -50,7 +50,8 @@ def group_statistics(x, scale):
     """x [n, GROUP] -> each group's largest value and sum of 2**((x - largest) * scale); NaN where x has NaN or +inf."""
     peak = tl.max(x, 1)
     base = tl.where(peak == float("-inf"), 0.0, peak) * scale
-    return peak, tl.sum(tl.exp2(tl.fma(x, scale + tl.zeros_like(x), -base[:, None] + tl.zeros_like(x))), 1)
+    zeros = tl.zeros_like(x)
+    return peak, tl.sum(tl.exp2(tl.fma(x, zeros + scale, zeros - base[:, None])), 1)
 
 
 @triton.jit
@@ -83,7 +84,7 @@ def mass_bound(peaks, masses, target):
     for _ in range(12):
         step = step * 0.5
         exponent = -(near + step)
-        light = tl.minimum(others, (GROUP - 1) * tl.exp2(exponent))
+        light = tl.minimum(others, tl.exp2(exponent) * (GROUP - 1))
         below = tl.sum(tl.where(peaks < exponent, masses, light), 0)
         near = tl.where(below > target, near + step, near)
     return near + step
