@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from aiollm.kernels.batch import Batch, Sampling
-from aiollm.kernels.variants import Norm
+from aiollm.kernels.variants import Norm, Scoring
 
 ROWS = (0, 1, 2, 63, 100)
 # (cached, new) of each sequence: decode only, prefill only, and both mixed, at lengths that divide nothing.
@@ -51,6 +51,23 @@ def make_layer(
     weight = normal(n_out, n_in, seed=1) / n_in**0.5
     before = Norm(normal(n_in, dtype=dtype, seed=3), 1e-5)
     return normal(n, n_in, dtype=dtype), weight.to(dtype), normal(n_out, dtype=dtype, seed=2), before
+
+
+SCORINGS = ("plain", "window", "window of one", "softcap", "ALiBi", "sinks", "all")
+
+
+def make_scoring(name: str, heads: int, width: int, window: int) -> Scoring:
+    """One of SCORINGS for so many query heads; `window` is that of the one called so."""
+    scale, slopes, sinks = width**-0.5, torch.linspace(0.01, 0.5, heads), torch.linspace(-3, 4, heads)
+    return {
+        "plain": Scoring(scale),
+        "window": Scoring(scale, window=window),
+        "window of one": Scoring(scale, window=1),
+        "softcap": Scoring(scale, softcap=1.5),
+        "ALiBi": Scoring(scale, slopes=slopes),
+        "sinks": Scoring(scale, sinks=sinks),
+        "all": Scoring(scale, 40, 2.0, slopes, sinks),
+    }[name]
 
 
 def make_batch(

@@ -8,7 +8,7 @@ import torch
 
 from aiollm.kernels import device as devices
 from aiollm.kernels.batch import Batch
-from aiollm.kernels.cases import SEQUENCES, make_batch
+from aiollm.kernels.cases import SCORINGS, SEQUENCES, make_batch, make_scoring
 from aiollm.kernels.decode_attention import Tile, decode_attention, fit
 from aiollm.kernels.plan import Plan
 from aiollm.kernels.ref.attention import attention as reference
@@ -20,7 +20,6 @@ HEADS = [(4, 4, 16), (6, 2, 24), (5, 1, 8), (8, 8, 64), (17, 1, 16), (6, 6, 80),
 LONG = [(0, 1), (32767, 1), (1, 1), (5000, 1), (63, 1), (17, 3), (12000, 1), (300, 1), (0, 5), (99, 1)]
 THOUSAND = [(i * 37 % 190, 1) for i in range(1000)]
 BATCHES = {"long": LONG, "thousand": THOUSAND, **SEQUENCES}
-SCORINGS = ["plain", "window", "window of one", "softcap", "ALiBi", "sinks", "all"]
 # Triton's interpreter multiplies the bits of bfloat16 as if they were integers.
 HALVES = [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
 
@@ -35,16 +34,7 @@ def few_multiprocessors() -> Iterator[None]:
 
 
 def scoring(name: str, heads: int, width: int) -> Scoring:
-    scale, slopes, sinks = width**-0.5, torch.linspace(0.01, 0.5, heads), torch.linspace(-3, 4, heads)
-    return {
-        "plain": Scoring(scale),
-        "window": Scoring(scale, window=40),
-        "window of one": Scoring(scale, window=1),
-        "softcap": Scoring(scale, softcap=1.5),
-        "ALiBi": Scoring(scale, slopes=slopes),
-        "sinks": Scoring(scale, sinks=sinks),
-        "all": Scoring(scale, 40, 2.0, slopes, sinks),
-    }[name]
+    return make_scoring(name, heads, width, window=40)
 
 
 def inputs(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aiollm.kernels.batch import Batch
-from aiollm.kernels.cases import SEQUENCES, make_batch
+from aiollm.kernels.cases import SCORINGS, SEQUENCES, make_batch, make_scoring
 from aiollm.kernels.prefill_attention import TILE, Prefill, plan_prefill, prefill_attention
 from aiollm.kernels.ref.attention import attention as reference
 from aiollm.kernels.tolerance import assert_close
@@ -17,7 +17,6 @@ WIDTHS = [(8, 2, 64), (6, 2, 80), (5, 1, 96), (32, 8, 128), (4, 2, 256)]
 LONG = [(0, 1000), (31068, 1700), (0, 1), (5000, 3), (0, 2), (130, 127), (0, 128), (32767, 1), (0, 129), (1000, 0)]
 MANY = [(i * 37 % 190, i % 40) for i in range(200)]
 BATCHES = {"long": LONG, "many": MANY, **SEQUENCES}
-SCORINGS = ["plain", "window", "window of one", "softcap", "ALiBi", "sinks", "all"]
 # Triton's interpreter multiplies the bits of bfloat16 as if they were integers.
 HALVES = [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
 
@@ -29,16 +28,7 @@ class Plan(NamedTuple):
 
 
 def scoring(name: str, heads: int, width: int) -> Scoring:
-    scale, slopes, sinks = width**-0.5, torch.linspace(0.01, 0.5, heads), torch.linspace(-3, 4, heads)
-    return {
-        "plain": Scoring(scale),
-        "window": Scoring(scale, window=70),
-        "window of one": Scoring(scale, window=1),
-        "softcap": Scoring(scale, softcap=1.5),
-        "ALiBi": Scoring(scale, slopes=slopes),
-        "sinks": Scoring(scale, sinks=sinks),
-        "all": Scoring(scale, 40, 2.0, slopes, sinks),
-    }[name]
+    return make_scoring(name, heads, width, window=70)
 
 
 def inputs(
