@@ -182,6 +182,7 @@ async def _serve_model(
             mem_fraction=settings.mem_fraction,
             max_length=settings.max_req_total_len,
             chunk_budget=settings.chunked_prefill_size,
+            graphs=not settings.disable_cudagraph,
             threads=settings.threads,
         ),
         settings.max_restarts,

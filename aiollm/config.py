@@ -146,6 +146,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_total_token_num: Annotated[
         int, Meta(ge=0), Setting(DEVICE, "TOKENS", "size of the KV cache; 0 measures what fits into mem_fraction")
     ] = 0
+    disable_cudagraph: Annotated[
+        bool, Setting(DEVICE, "", "launch each kernel by itself on a GPU: slower, for debugging", ["enforce-eager"])
+    ] = False
     threads: Annotated[int, Meta(ge=0), Setting(DEVICE, "THREADS", "CPU threads for computing; 0 takes all")] = 0
 
     max_req_total_len: Annotated[

@@ -28,6 +28,14 @@ class Rows:
         self.prompt = np.zeros(count, np.int64)
         self.sampling: list[SamplingParams] = [DEAD] * count
         self.stops: list[frozenset[int]] = [frozenset()] * count
+        self.top_n = np.zeros(count, np.int64)
+        self.biased = np.zeros(count, bool)
+        """Whether `bias` has to look at a row."""
+
+    @property
+    def hold(self) -> int:
+        """The row behind the last one, which pads."""
+        return len(self.active)
 
     def apply(self, update: Update) -> None:
         """Take the host's part of an update, in the order of its fields."""
@@ -42,6 +50,8 @@ class Rows:
             self.known[row], self.limit[row], self.prompt[row] = admit.tokens, admit.limit, admit.prompt_length
             self.sampling[row] = admit.sampling
             self.stops[row] = frozenset(admit.sampling.stop_ids)
+            self.top_n[row] = admit.sampling.top_logprobs
+            self.biased[row] = bool(admit.sampling.logit_bias) or admit.sampling.min_tokens > 0
         rows, starts, counts = ints(update.slots.rows), ints(update.slots.starts), ints(update.slots.counts)
         for row, start, count in zip(rows.tolist(), starts.tolist(), counts.tolist(), strict=True):
             if not self.active[row] or self.granted[row] != start:
@@ -67,7 +77,8 @@ class Rows:
     def bias(self, rows: Integers) -> Bias:
         """Logit bias of the sampled rows, and the masks of those that are too young to stop."""
         bias = Bias([], [], [])
-        for at, row in enumerate(rows.tolist()):
+        for at in np.flatnonzero(self.biased[rows]).tolist():
+            row = int(rows[at])
             sampling = self.sampling[row]
             masked = sampling.stop_ids if self.position[row] - self.prompt[row] < sampling.min_tokens else ()
             for id, value in [*sampling.logit_bias.items(), *((id, float("-inf")) for id in masked)]:
