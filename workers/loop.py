@@ -246,10 +246,7 @@ class Loop:
         rows, generations = flight.rows[flight.sampled], flight.generations[flight.sampled]
         alive = self.rows.alive(rows, generations)
         hints = np.where(flight.at_limit, messages.HINT_LENGTH, messages.HINT_NONE).astype(np.uint8)
-        for at in np.flatnonzero(alive).tolist():
-            token = int(outcome.tokens[at])
-            if token < 0 or token in self.rows.stops[rows[at]]:
-                hints[at] = messages.HINT_STOP
+        hints[self.rows.stopped(rows, outcome.tokens)] = messages.HINT_STOP
         self.rows.idle[rows[alive & (hints != messages.HINT_NONE)]] = True
         self.outbox.put(
             Result(
