@@ -86,7 +86,7 @@ class Choice:
         self.first: float | None = None
         self.last = arrived
         self._output = output
-        self._on_text, self._on_end, self._inter_token = on_text, on_end, inter_token
+        self.on_text, self.on_end, self._inter_token = on_text, on_end, inter_token
         self._detokenizer = _detokenizer(tokenizer, prompt[-TAIL_IDS:].tolist(), output)
         self._stops = StopStrings(output.stops, output.include_stop)
         self._prompt = _detokenizer(tokenizer, (), output)
@@ -121,7 +121,7 @@ class Choice:
                 stop = self._take_in(token)
             elif self._output.end_entry:
                 self._entries.append(Entry(token.id, token.logprob, token.top, self._decoded))
-        self._on_text()
+        self.on_text()
         return stop
 
     def prompt_tokens(self, tokens: list[PromptToken]) -> None:
@@ -137,7 +137,7 @@ class Choice:
             self._give(self._stops.push(text)[0] + self._stops.finish())
             self._released = self._decoded + 1  # every entry goes out
         self.finish = finish
-        self._on_end()
+        self.on_end()
 
     def take(self) -> Delta | None:
         """What may be given out since the last call; None where there is nothing, or no token came yet."""

@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import web
 
 from aiollm.api import body
-from aiollm.api.answer import DONE, Template, answer
+from aiollm.api.answer import answer
 from aiollm.api.choice import Choice, Delta, Entry, Output
 from aiollm.api.convert import output_limit, prompt_array, sampling_params
 from aiollm.api.errors import invalid
@@ -15,6 +15,7 @@ from aiollm.api.generation import Generation, Prompt, Usage
 from aiollm.api.logprobs import TokenNames, completion_logprobs
 from aiollm.api.parts import PARTS, Parts
 from aiollm.api.schema import CompletionRequest, decode_completion
+from aiollm.api.shape import DONE, Template
 from aiollm.text.folder import TextError
 
 DEFAULT_MAX_TOKENS = 16
