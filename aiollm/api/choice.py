@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,7 +31,7 @@ class Entry(NamedTuple):
     start: int
 
 
-class Delta(NamedTuple):
+class Delta(msgspec.Struct, frozen=True):
     """What a choice gives out at once. A character's entries come together with its last byte's."""
 
     text: str
@@ -164,7 +165,7 @@ class Choice:
             return None
         text, stop = self._stops.push(text)
         self._give(text)
-        return stop if stop is not None else self._stop_group()
+        return stop if stop is not None or not self._output.stop_groups else self._stop_group()
 
     def _stop_group(self) -> int | None:
         """The last id of a stop group that the generated ids end with."""

@@ -8,6 +8,7 @@ from aiollm.api.choice import Choice, Delta
 from aiollm.api.generation import Generation, Usage
 
 DONE = b"data: [DONE]\n\n"
+END = b"]}\n\n"
 
 
 class Shape(Protocol):
@@ -39,10 +40,11 @@ class Template:
         self.fields = {
             "id": generation.id, "object": kind, "created": generation.created, "model": generation.model,
         }  # fmt: skip
-        self._head = b"data: " + msgspec.json.encode(self.fields)[:-1] + b',"choices":['
+        self.head = b"data: " + msgspec.json.encode(self.fields)[:-1] + b',"choices":['
+        """How every event begins; END is how one without more fields ends."""
 
     def event(self, choice: bytes, usage: Usage | None = None, more: bytes = b"") -> bytes:
         """One event; `more` are encoded fields with a comma before each."""
         if usage is not None:
             more += b',"usage":' + msgspec.json.encode(usage)
-        return b"".join((self._head, choice, b"]", more, b"}\n\n"))
+        return b"".join((self.head, choice, b"]", more, b"}\n\n"))
