@@ -42,6 +42,10 @@ def main() -> int:
         os.execv(sys.executable, [sys.executable, "-m", "aiollm.kernels.autotune", *argv[1:]])
     if argv[:1] == ["models"]:
         os.execv(sys.executable, [sys.executable, "-m", "aiollm.workers.families.table", *argv[1:]])
+    if argv[:2] == ["bench", "serve"]:
+        from aiollm.bench import serve as bench_serve
+
+        return bench_serve.main(argv[2:])
     if argv[:2] == ["bench", "static"]:
         os.execv(sys.executable, [sys.executable, "-m", "aiollm.workers.bench_static", *argv[2:]])
     settings = config.parse(argv, os.environ)

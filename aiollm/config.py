@@ -26,6 +26,7 @@ COMMANDS = {
     "doctor": ("[MODEL] [flags]", "check this machine for a server with these flags"),
     "models": ("", "list the models that can be served"),
     "tune": ("[--model FOLDER]", "find the kernels' fastest launch parameters on this GPU"),
+    "bench": ("serve|static [flags]", "put load on a running server; static: one step of a model on this GPU"),
     "chat": ("[--url URL]", "talk to a running server"),
     "completion": ("bash|zsh|fish", "print a script by which the shell completes flags"),
 }
