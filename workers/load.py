@@ -17,6 +17,7 @@ from aiollm.wire.messages import Loading, Ready, WorkerSettings
 from aiollm.workers import kv, weights
 from aiollm.workers.families.registry import describe
 from aiollm.workers.model.decoder import Decoder
+from aiollm.workers.model.reward import read_score
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.runner import ModelRunner
 from aiollm.workers.staging import Staging
@@ -63,6 +64,8 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> tuple[Mod
         shard = Shard(spec, tp.rank, tp.size)
     data_type = _data_type(settings.data_type, device, config)
     dtype, ops = DATA_TYPES[data_type], _ops(device)
+    if spec.reward:
+        ops = ops._replace(sample=read_score)
     quantize = ops.quantize if data_type == "int8" else None
     if device.type == "cuda":
         _tune(spec, shard, dtype, device, phases)
@@ -96,6 +99,8 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> tuple[Mod
         ],
         seconds=phases.seconds,
         unread=unread,
+        scores=spec.reward is not None,
+        score_token=-1 if spec.reward_token is None else spec.reward_token,
     )
 
 

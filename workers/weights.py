@@ -188,7 +188,7 @@ def _compare(
     needed = {piece.source: piece for parameter in wanted for piece in parameter.pieces}
     everything = (piece for parameter in parameters(spec, 0, 1) for piece in parameter.pieces)
     known = {at.source for piece in everything for at in located(piece, spec, names)}
-    if spec.tied_head:
+    if spec.tied_head or spec.reward:  # some checkpoints bring an output layer all the same
         known.add(names["head"])
     _refuse("lacks", [name for name in needed if name not in found])
     extra = [name for name in found if name not in known and not HARMLESS.search(name)]
