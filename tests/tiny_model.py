@@ -115,3 +115,37 @@ def equivalent(folder: Path) -> Path:
     """Where the model lies that transformers can read: the folder, or for a family that it lacks a folder inside."""
     inside = folder / "equivalent"
     return inside if inside.exists() else folder
+
+
+def write_reward_model(folder: Path, family: str, **overrides: Any) -> Path:
+    """A tiny reward model ("internlm2" or "qwen2"), as write_tiny_model makes a tiny model; `folder` must exist.
+
+    Its output layer stays in the file, as in some published ones.
+    """
+    write_tiny_model(folder, family, **overrides)
+    config, file = json.loads((folder / "config.json").read_text()), folder / "model.safetensors"
+    hidden, random = config["hidden_size"], torch.Generator().manual_seed(7)
+    own = {
+        "internlm2": {"v_head.weight": (1, hidden)},
+        "qwen2": {
+            "score.0.weight": (hidden, hidden), "score.0.bias": (hidden,), "score.2.weight": (1, hidden),
+            "score.2.bias": (1,),
+        },
+    }[family]  # fmt: skip
+    kind = {"internlm2": "InternLM2ForRewardModel", "qwen2": "Qwen2ForRewardModel"}[family]
+    values = {"architectures": [kind], "num_labels": 1} | ({"reward_token_id": 96} if family == "internlm2" else {})
+    (folder / "config.json").write_text(json.dumps(config | values))
+    save_file(load_file(file) | {name: torch.randn(shape, generator=random) for name, shape in own.items()}, file)
+    return folder
+
+
+def expected_score(folder: Path, ids: list[int]) -> float:
+    """The score of a tiny reward model, by transformers and the reward heads as published."""
+    tensors = load_file(folder / "model.safetensors")
+    model = transformers.AutoModelForCausalLM.from_pretrained(equivalent(folder), dtype=torch.float32)
+    with torch.no_grad():
+        x = model.model(torch.tensor([ids])).last_hidden_state[0, -1]
+    if "v_head.weight" in tensors:
+        return float(x @ tensors["v_head.weight"][0])
+    x = torch.relu(tensors["score.0.weight"] @ x + tensors["score.0.bias"])
+    return float(x @ tensors["score.2.weight"][0] + tensors["score.2.bias"])

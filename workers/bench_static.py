@@ -24,23 +24,9 @@ from aiollm.workers.families.registry import describe
 from aiollm.workers.model.decoder import Decoder
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.runner import Pools
+from aiollm.workers.shapes import SHAPES
 from aiollm.workers.tp import TensorParallel
 
-QWEN3: dict[str, Any] = {
-    "architectures": ["Qwen3ForCausalLM"], "head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151936,
-    "max_position_embeddings": 40960, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "hidden_act": "silu",
-    "attention_bias": False,
-}  # fmt: skip
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen3-8b": QWEN3 | {
-        "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
-        "tie_word_embeddings": False,
-    },
-    "qwen3-0.6b": QWEN3 | {
-        "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
-        "tie_word_embeddings": True,
-    },
-}  # fmt: skip
 BIASED = 4  # biased tokens of a sequence where every parameter is on
 
 

@@ -17,6 +17,7 @@ from aiollm.wire.messages import Loading, Ready, WorkerSettings
 from aiollm.workers import gpu, kv, memory, weights
 from aiollm.workers.families.registry import describe
 from aiollm.workers.model.decoder import Decoder
+from aiollm.workers.model.reward import read_score
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.runner import ModelRunner
 from aiollm.workers.staging import Staging
@@ -83,6 +84,8 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
         shard = Shard(spec, tp.rank, tp.size)
     data_type = _data_type(settings.data_type, device, config)
     dtype, ops = DATA_TYPES[data_type], _ops(device)
+    if spec.reward:
+        ops = ops._replace(sample=read_score)
     quantize = ops.quantize if data_type == "int8" else None
     if device.type == "cuda":
         _tune(spec, shard, dtype, device, phases)
@@ -128,6 +131,8 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
         budget=[*budget, ("KV cache", per_slot * (slots + 1))],
         seconds=phases.seconds,
         unread=unread,
+        scores=spec.reward is not None,
+        score_token=-1 if spec.reward_token is None else spec.reward_token,
     ))  # fmt: skip
 
 

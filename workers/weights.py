@@ -1,31 +1,30 @@
 """Fill a decoder's parameters: from a folder of safetensors, or with random numbers."""
 
-import json
+import math
 import re
+import threading
 import zlib
-from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from aiollm.kernels.weight import Int8Weight, Weight, Weights
-from aiollm.workers.model.parameters import Parameter, Piece, parameters
+from aiollm.workers.checkpoint import DTYPES, CheckpointError, Stored, stored
+from aiollm.workers.model.parameters import Parameter, parameters
 from aiollm.workers.model.sources import located
 from aiollm.workers.model.spec import DecoderSpec
+from aiollm.workers.reading import PART_BYTES, Part, read
 from aiollm.workers.tp import Shard, TensorParallel
 
-FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 # Tensors in some checkpoints that are no text decoder's weights: tables that older code stored along, and eyes.
 HARMLESS = re.compile(r"rotary(_pos)?_emb\.inv_freq$|^(vision_tower|multi_modal_projector)\.")
 LINEAR = re.compile(r"(^|\.)(qkv|o|gate_up|up|down|head)$")
+SPREAD = 0.02  # standard deviation of random weights
 
 Quantize = Callable[[torch.Tensor], Int8Weight]
-
-
-class CheckpointError(ValueError):
-    """The tensors of a checkpoint are not those of the model that its configuration describes."""
 
 
 def load(
@@ -39,42 +38,21 @@ def load(
     quantize: Quantize | None = None,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> Weights:
-    """This rank's parameters out of `folder`, read tensor by tensor straight into their merged places.
+    """This rank's parameters out of `folder`, each byte read once, straight into its merged place.
 
     `names` is a family's table. `quantize`, where given, makes what the linear layers hold. `progress` is told the
-    fraction that is done. Every tensor that the model needs must be there, in its shape, and every tensor that is there
-    must be needed: CheckpointError otherwise.
+    fraction that is done, by one thread at a time. Every tensor that the model needs must be there, in its shape, and
+    every tensor that is there must be needed: CheckpointError otherwise, and where a file is damaged.
     """
-    with ExitStack() as stack:
-        tensors: dict[str, safe_open] = {}
-        for path in _files(folder):
-            file = stack.enter_context(safe_open(path, framework="pt"))
-            tensors |= dict.fromkeys(file.keys(), file)
-
-        names = _as_saved(names, tensors.keys())
-        wanted = [
-            parameter._replace(pieces=tuple(at for piece in parameter.pieces for at in located(piece, spec, names)))
-            for parameter in parameters(spec, tp.rank, tp.size)
-        ]
-        needed = {piece.source: piece for parameter in wanted for piece in parameter.pieces}
-        ignored = {names["head"]} if spec.tied_head else set()
-        everything = (piece for parameter in parameters(spec, 0, 1) for piece in parameter.pieces)
-        known = ignored.union(at.source for piece in everything for at in located(piece, spec, names))
-        extra = [name for name in tensors if name not in known and not HARMLESS.search(name)]
-        _refuse("lacks", [name for name in needed if name not in tensors])
-        _refuse("holds, but the model has no place for,", extra)
-        slices = {name: tensors[name].get_slice(name) for name in needed}  # type: ignore[no-untyped-call]
-        _refuse("holds in another shape", [
-            f"{name} {slices[name].get_shape()} (expected {list(piece.shape)})"
-            for name, piece in needed.items()
-            if tuple(slices[name].get_shape()) != piece.shape
-        ])  # fmt: skip
-        _refuse("holds in a format that is not supported", [
-            f"{name} {view.get_dtype()}" for name, view in slices.items() if view.get_dtype() not in FLOATS
-        ])  # fmt: skip
-        return _fill(
-            spec, wanted, dtype, device, tp, quantize, lambda piece: slices[piece.source][piece.take], progress
-        )
+    found = stored(folder)
+    names = _as_saved(names, found.keys())
+    wanted = [
+        parameter._replace(pieces=tuple(at for piece in parameter.pieces for at in located(piece, spec, names)))
+        for parameter in parameters(spec, tp.rank, tp.size)
+    ]
+    _compare(found, wanted, spec, names)
+    wanted.sort(key=lambda parameter: min((found[at.source].path, found[at.source].offset) for at in parameter.pieces))
+    return _Assembly(spec, wanted, dtype, device, tp, quantize).run(found, progress)
 
 
 def dummy(
@@ -86,16 +64,28 @@ def dummy(
     quantize: Quantize | None = None,
     seed: int = 0,
 ) -> Weights:
-    """Random parameters: the same model for the same seed, however many ranks share it (on one kind of device)."""
+    """Random parameters: the same model for the same seed, however many ranks share it (on one kind of device).
 
-    def fetch(piece: Piece) -> torch.Tensor:
-        if piece.source.endswith("norm"):
-            return torch.full(piece.shape, 0.0 if spec.unit_offset else 1.0, device=device)[piece.take]
-        generator = torch.Generator(device).manual_seed(seed ^ zlib.crc32(piece.source.encode()))
-        return torch.randn(piece.shape, generator=generator, device=device).mul_(0.02)[piece.take]
-
-    wanted = parameters(spec, tp.rank, tp.size)
-    return _fill(spec, wanted, dtype, device, tp, quantize, fetch, lambda fraction: None)
+    Each parameter is drawn as a whole, in place and in its dtype; where ranks share it, they draw all and keep theirs.
+    """
+    assembly = _Assembly(spec, parameters(spec, tp.rank, tp.size), dtype, device, tp, quantize)
+    wholes = {whole.name: whole for whole in parameters(spec, 0, 1)}
+    for parameter in assembly.wanted:
+        whole = wholes[parameter.name]
+        drawn = torch.empty(whole.shape, dtype=dtype, device=device)
+        if whole.name.endswith("norm"):
+            drawn.fill_(0.0 if spec.unit_offset else 1.0)
+        else:
+            generator = torch.Generator(device).manual_seed(seed ^ zlib.crc32(whole.name.encode()))
+            drawn.normal_(0.0, SPREAD, generator=generator)
+        if tp.size > 1:
+            merged = torch.zeros(parameter.shape, dtype=dtype, device=device)
+            for own, at in zip(parameter.pieces, whole.pieces, strict=True):
+                taken = drawn[at.row : at.row + at.shape[0]][own.take]
+                merged[own.row : own.row + len(taken)] = taken
+            drawn = merged
+        assembly.keep(parameter.name, drawn)
+    return assembly.weights
 
 
 def stored_bytes(weights: Weights) -> int:
@@ -110,34 +100,107 @@ def stored_bytes(weights: Weights) -> int:
     return sum(found.values())
 
 
-def _fill(
-    spec: DecoderSpec,
-    wanted: list[Parameter],
-    dtype: torch.dtype,
-    device: torch.device,
-    tp: TensorParallel,
-    quantize: Quantize | None,
-    fetch: Callable[[Piece], torch.Tensor],
-    progress: Callable[[float], None],
-) -> Weights:
-    def kept(name: str, weight: torch.Tensor) -> Weight:
-        return quantize(weight) if quantize and LINEAR.search(name) else weight
+class _Assembly:
+    """The parameters of one rank, while their parts arrive."""
 
-    total, done = sum(torch.Size(p.shape).numel() for p in wanted), 0
-    weights: dict[str, Weight] = {}
-    for parameter in wanted:
-        merged = torch.zeros(parameter.shape, dtype=dtype, device=device)  # zeros pad the last shard of the vocabulary
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        wanted: Sequence[Parameter],
+        dtype: torch.dtype,
+        device: torch.device,
+        tp: TensorParallel,
+        quantize: Quantize | None,
+    ) -> None:
+        self.spec, self.wanted, self.dtype, self.device, self.tp, self.quantize = (
+            spec, wanted, dtype, device, tp, quantize
+        )  # fmt: skip
+        self.weights: dict[str, Weight] = {}
+        self._merged: dict[str, torch.Tensor] = {}
+        self._lock = threading.Lock()
+
+    def run(self, found: Mapping[str, Stored], progress: Callable[[float], None]) -> Weights:
+        """Read all parameters, those first that lie first."""
+        parts = [part for parameter in self.wanted for part in self._parts(parameter, found)]
+        left = Counter(part.owner for part in parts)
+        total, done = sum(part.nbytes for part in parts), 0
+
+        def landed(part: Part) -> None:
+            nonlocal done
+            with self._lock:
+                left[part.owner] -= 1
+                complete = not left[part.owner]
+            if complete:
+                self.keep(part.owner, self._merged.pop(part.owner))
+            with self._lock:
+                done += part.nbytes
+                progress(done / total)
+
+        read(parts, self.device, landed)
+        for parameter in self.wanted:
+            if parameter.name not in self.weights:  # a shard of the vocabulary that is nothing but padding
+                self.keep(parameter.name, self._target(parameter, slice(None)))
+        return self.weights
+
+    def keep(self, name: str, merged: torch.Tensor) -> None:
+        """A parameter that is complete becomes what the decoder computes with."""
+        if name == "head" and self.spec.normalized_head:
+            merged = torch.nn.functional.normalize(merged.float()).to(self.dtype)
+        kept = {name: merged}
+        if name == "embedding" and self.spec.tied_head:
+            kept["head"] = _tied_head(merged, Shard(self.spec, self.tp.rank, self.tp.size))
+        for each, weight in kept.items():
+            self.weights[each] = self.quantize(weight) if self.quantize and LINEAR.search(each) else weight
+
+    def _parts(self, parameter: Parameter, found: Mapping[str, Stored]) -> list[Part]:
+        """What has to be read for a parameter, in parts of PART_BYTES at most but never less than a row."""
+        parts = []
         for piece in parameter.pieces:
-            part = fetch(piece).reshape(-1, *parameter.shape[1:])
-            merged[piece.row : piece.row + len(part)] = part
-        if parameter.name == "head" and spec.normalized_head:
-            merged = torch.nn.functional.normalize(merged.float()).to(dtype)
-        weights[parameter.name] = kept(parameter.name, merged)
-        if parameter.name == "embedding" and spec.tied_head:
-            weights["head"] = kept("head", _tied_head(merged, Shard(spec, tp.rank, tp.size)))
-        done += merged.numel()
-        progress(done / total)
-    return weights
+            at = found[piece.source]
+            one_row = len(piece.shape) < len(parameter.shape)  # of ours is a tensor of its own
+            shape, take = ((1, *piece.shape), (slice(1), *piece.take)) if one_row else (piece.shape, piece.take)
+            first, last, _ = take[0].indices(shape[0])
+            width = math.prod(shape[1:])
+            row_bytes = width * DTYPES[at.dtype].itemsize
+            step = max(1, PART_BYTES // row_bytes)
+            for begin in range(first, last, step):
+                end = min(last, begin + step)
+                row = piece.row + begin - first
+                target = partial(self._target, parameter, slice(row, row + end - begin))
+                rows, offset = (end - begin, *shape[1:]), at.offset + begin * row_bytes
+                parts.append(Part(at.path, offset, rows, DTYPES[at.dtype], take[1:], parameter.name, target))
+        return parts
+
+    def _target(self, parameter: Parameter, rows: slice) -> torch.Tensor:
+        """Rows of a parameter, which is allocated when the first of its parts comes."""
+        with self._lock:
+            if parameter.name not in self._merged:
+                # Zeros pad the last shard of the vocabulary.
+                make = torch.zeros if parameter.name == "head" else torch.empty
+                self._merged[parameter.name] = make(parameter.shape, dtype=self.dtype, device=self.device)
+            return self._merged[parameter.name][rows]
+
+
+def _compare(
+    found: Mapping[str, Stored], wanted: Sequence[Parameter], spec: DecoderSpec, names: Mapping[str, str]
+) -> None:
+    """CheckpointError where a checkpoint has not exactly the tensors that are wanted."""
+    needed = {piece.source: piece for parameter in wanted for piece in parameter.pieces}
+    everything = (piece for parameter in parameters(spec, 0, 1) for piece in parameter.pieces)
+    known = {at.source for piece in everything for at in located(piece, spec, names)}
+    if spec.tied_head or spec.reward:  # some checkpoints bring an output layer all the same
+        known.add(names["head"])
+    _refuse("lacks", [name for name in needed if name not in found])
+    extra = [name for name in found if name not in known and not HARMLESS.search(name)]
+    _refuse("holds, but the model has no place for,", extra)
+    _refuse("holds in another shape", [
+        f"{name} {list(found[name].shape)} (expected {list(piece.shape)})"
+        for name, piece in needed.items()
+        if found[name].shape != piece.shape
+    ])  # fmt: skip
+    _refuse("holds in a format that is not supported", [
+        f"{name} {found[name].dtype}" for name in needed if found[name].dtype not in DTYPES
+    ])  # fmt: skip
 
 
 def _tied_head(embedding: torch.Tensor, shard: Shard) -> torch.Tensor:
@@ -152,21 +215,6 @@ def _as_saved(names: Mapping[str, str], tensors: Collection[str]) -> Mapping[str
     first = names["embedding"].partition(".")[0] + "."
     short = {logical: name.removeprefix(first) for logical, name in names.items()}
     return short if names["embedding"] not in tensors and short["embedding"] in tensors else names
-
-
-def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: those of its index, or the only one."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.is_file():
-        named = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        if outside := [name for name in named if Path(name).name != name]:
-            raise CheckpointError(f"{index}: names files outside its folder: {', '.join(outside)}")
-        files = [folder / name for name in named]
-    else:
-        files = [single]
-    if missing := [path.name for path in files if not path.is_file()]:
-        raise CheckpointError(f"{folder} has no {', '.join(missing)}")
-    return files
 
 
 def _refuse(what: str, found: list[str], shown: int = 5) -> None:

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from aiollm.api import chat, completions, native, status, ws
+from aiollm.api import chat, completions, native, score, status, ws
 from aiollm.api.access import sign, surround
 from aiollm.api.connection import BACKLOG, Site
 from aiollm.api.keys import KEYS, OPEN, Keys, guard
@@ -49,6 +49,7 @@ POST: dict[str, Handler] = {
     "/generate": native.generate,
     "/generate_stream": native.generate_stream,
     "/get_model_name": native.model_name,
+    "/get_score": score.get_score,
     "/liveness": status.health,
     "/readiness": status.ready,
     "/tokens": native.tokens,

@@ -28,15 +28,15 @@ async def chat_completions(http: web.Request) -> web.StreamResponse:
     data = await body.read(http, parts.body_limit, parts.settings.body_timeout)
     request = await body.decoded(http, data, decode_chat)
     parts.served_name(request.model)
-    prompt = await chat_prompt(parts, request, len(data) > body.THREAD_BYTES)
+    prompt = await chat_prompt(parts, request)
     generation = Generation(parts, request, "chatcmpl", [prompt])
     return await answer(http, request, generation, ChatShape(parts, request, generation))
 
 
-async def chat_prompt(parts: Parts, request: ChatRequest, long: bool) -> Prompt:
-    """The prompt of a chat, rendered in a thread if `long`. Raises ApiError for what cannot be rendered or run."""
+async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
+    """The prompt of a chat. Raises ApiError for what cannot be rendered or run."""
     try:
-        text = await body.in_thread_if(long, _render, parts, request)
+        text = await _rendered(parts, request)
         ids = await parts.tokenizer.encode_async(text, request.add_special_tokens is True)
     except TextError as error:
         named = str(error).startswith(("chat_template_kwargs", "continue_final_message"))
@@ -58,12 +58,12 @@ async def chat_prompt(parts: Parts, request: ChatRequest, long: bool) -> Prompt:
     return Prompt(array, sampling_params(parts, request, max_tokens, top, -1), output)
 
 
-def _render(parts: Parts, request: ChatRequest) -> str:
+async def _rendered(parts: Parts, request: ChatRequest) -> str:
     kwargs: dict[str, Any] = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort is not None:
         kwargs["reasoning_effort"] = request.reasoning_effort
-    return parts.template.render(
-        msgspec.to_builtins(request.messages),
+    return await parts.rendered(
+        request.messages,
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=request.continue_final_message is True,
         kwargs=kwargs,

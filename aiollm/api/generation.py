@@ -18,6 +18,8 @@ from aiollm.api.parts import Parts
 from aiollm.api.schema import GenerationRequest
 from aiollm.wire.sampling import SamplingParams
 
+SCORE = "score"  # the kind of a generation that is run for a reward model's score
+
 
 class Prompt(NamedTuple):
     """One prompt, ready for the engine."""
@@ -40,6 +42,9 @@ class Generation:
     def __init__(self, parts: Parts, request: GenerationRequest, kind: str, prompts: Sequence[Prompt]) -> None:
         """`kind` is the prefix of the response's id. Raises ApiError where too many choices are asked for."""
         settings, n = parts.settings, request.n or 1
+        if (ready := parts.engine.ready) is not None and ready.scores != (kind == SCORE):
+            use = "gives scores, not text: use /get_score" if ready.scores else "is no reward model: it has no scores"
+            raise ApiError(400, f"this model {use}", code="unsupported_model", param="model")
         if n > settings.max_n:
             raise invalid("n", f"n: at most {settings.max_n}")
         if n * len(prompts) > settings.max_choices:

@@ -1,14 +1,18 @@
 """What the handlers work with, put together once by `make_app`."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import msgspec
 from aiohttp import web
 
 from aiollm.api.errors import ApiError
 from aiollm.api.metrics import Metrics
-from aiollm.api.schema import SamplingDefaults
+from aiollm.api.schema import Message, SamplingDefaults
 from aiollm.engine.engine import Engine
 from aiollm.text.chat import ChatTemplate
+from aiollm.text.folder import TextError
+from aiollm.text.limit import within
 from aiollm.text.tokenizer import Tokenizer
 
 
@@ -35,6 +39,8 @@ class Settings(NamedTuple):
     """Silence on a stream after which a comment is sent, so that no proxy gives the connection up."""
     write_timeout: float = 60
     """A client that reads nothing for so long is cut off."""
+    render_timeout: float = 5
+    """For a chat template, which is a program that came with the model."""
     allowed_origins: tuple[str, ...] = ()
     """Of pages that may open a chat socket beside this server's own."""
 
@@ -63,6 +69,21 @@ class Parts(NamedTuple):
     @property
     def body_limit(self) -> int:
         return self.settings.bytes_per_token * self.context + self.settings.body_allowance
+
+    async def rendered(self, messages: Sequence[Message], **options: Any) -> str:
+        """A chat as the model's template writes it, with the arguments of ChatTemplate.render; beside the event loop.
+
+        Raises TextError, also where it takes longer than `render_timeout`.
+        """
+
+        def render() -> str:
+            return self.template.render(msgspec.to_builtins(messages), **options)
+
+        try:
+            return await within(self.settings.render_timeout, render)
+        except TimeoutError:
+            limit = self.settings.render_timeout
+            raise TextError(f"the model's chat template was not done with them after {limit:g} s") from None
 
     def served_name(self, asked: str | None) -> str:
         """The name to answer under. Raises ApiError for one that is not served."""

@@ -236,16 +236,17 @@ def _check_chat(request: ChatRequest) -> None:
     if request.add_generation_prompt and request.continue_final_message:
         raise invalid("continue_final_message", "continue_final_message: not together with add_generation_prompt")
     for index, message in enumerate(request.messages):
-        _check_message(f"messages[{index}]", message)
+        check_message(f"messages[{index}]", message, "messages")
 
 
-def _check_message(path: str, message: Message) -> None:
+def check_message(path: str, message: Message, param: str) -> None:
+    """What holds between the fields of a message; raises ApiError."""
     if message.content is None and message.role != "assistant":
-        raise invalid("messages", f"{path}.content: required for the role {message.role}")
+        raise invalid(param, f"{path}.content: required for the role {message.role}")
     if message.role == "tool" and not message.tool_call_id:
-        raise invalid("messages", f"{path}.tool_call_id: required for the role tool")
+        raise invalid(param, f"{path}.tool_call_id: required for the role tool")
     for index, part in enumerate(message.content if isinstance(message.content, list) else []):
         if part.type != "text":
-            raise invalid("messages", f"{path}.content[{index}]: this model takes text only, not {part.type[:40]!r}")
+            raise invalid(param, f"{path}.content[{index}]: this model takes text only, not {part.type[:40]!r}")
         if part.text is None:
-            raise invalid("messages", f"{path}.content[{index}].text: this field is required")
+            raise invalid(param, f"{path}.content[{index}].text: this field is required")

@@ -68,11 +68,10 @@ class Conversation:
 
     async def _prepared(self, data: bytes) -> Generation:
         parts = self._parts
-        long = len(data) > body.THREAD_BYTES
-        request = await body.in_thread_if(long, decode_chat, data)
+        request = await body.in_thread_if(len(data) > body.THREAD_BYTES, decode_chat, data)
         _check(request)
         parts.served_name(request.model)
-        prompt = await chat_prompt(parts, request, long)
+        prompt = await chat_prompt(parts, request)
         return Generation(parts, msgspec.structs.replace(request, stream=True), "chatcmpl", [prompt])
 
 

@@ -98,6 +98,10 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     seconds: list[tuple[str, float]]
     unread: list[str] = []
     """Keys of config.json that nobody understood."""
+    scores: bool = False
+    """A reward model: the logprob of the one token that it draws is the score of the prompt."""
+    score_token: int = -1
+    """Must be the last one of such a prompt; -1 where none has to."""
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True):

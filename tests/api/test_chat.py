@@ -7,6 +7,7 @@ from typing import Any
 import openai
 import pytest
 from stand import CREATED, Runner, stand
+from tiny_tokenizer import write_byte_tokenizer
 
 from aiollm.api.schema import decode_chat
 
@@ -347,3 +348,22 @@ def test_the_openai_client_sees_errors_as_such(served: Runner) -> None:
 def test_a_body_decodes_to_defaults() -> None:
     request = decode_chat(b'{"messages":[{"role":"user","content":"x"}],"temperature":null,"unknown":{"a":[1]}}')
     assert request.temperature is None and not request.streams and request.stops == []
+
+
+def test_a_template_without_an_end_costs_its_own_request_only(tmp_path: Path) -> None:
+    long = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    write_byte_tokenizer(tmp_path, "{% if messages[0].content == 'loop' %}" + long + "{% endif %}hi")
+    runner = Runner(tmp_path, render_timeout=0.2)
+
+    async def main() -> None:
+        endless = {"messages": [{"role": "user", "content": "loop"}]}
+        slow = asyncio.create_task(runner.stand.post(PATH, endless))
+        status, _ = await runner.stand.post(PATH, HI)
+        assert status == 200 and not slow.done()  # the event loop is free meanwhile
+        status, answer = await slow
+        assert status == 400 and "was not done with them after 0.2 s" in answer["error"]["message"]
+
+    try:
+        runner.run(main())
+    finally:
+        runner.close()

@@ -202,6 +202,23 @@ def test_runaway_output_is_cut_off(monkeypatch):
         loop.render(user("abc"))
 
 
+@pytest.mark.parametrize(
+    "source",
+    ["{{ 'a' * 10000000000 }}", "{{ [0] * 10000000000 }}", "{{ 10000000000 * 'a' }}", "{{ 9 ** (9 ** 9) }}",
+     "{{ (2 ** 65000) * (2 ** 65000) }}"],
+)  # fmt: skip
+def test_a_template_cannot_take_memory_by_the_gigabyte(source):
+    with pytest.raises(TextError, match="too large"):
+        template(source).render(user("a"))
+
+
+def test_a_template_may_multiply():
+    assert (
+        template("{{ '-' * 3 }}{{ 3 * 4 }}{{ 2 ** 10 }}{{ 2 * 1.5 }}{{ 2 ** -1 }}").render(user("a"))
+        == "---1210243.00.5"
+    )
+
+
 def test_tojson_keeps_order_letters_and_html():
     assert template("{{ messages[0].content | tojson }}").render(user("<é&'>")) == '"<é&\'>"'
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from aiollm.kernels.ops import reference_ops
-from aiollm.workers.bench_static import QWEN3, Bench, Workload, main, parse
+from aiollm.workers.bench_static import Bench, Workload, main, parse
 from aiollm.workers.families.registry import describe
+from aiollm.workers.shapes import QWEN3
 
 TINY = QWEN3 | {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,

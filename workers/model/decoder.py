@@ -10,6 +10,7 @@ from aiollm.kernels.variants import Rotary
 from aiollm.kernels.weight import Weights
 from aiollm.workers.model.block import Block
 from aiollm.workers.model.norms import norm_of
+from aiollm.workers.model.reward import Reward
 from aiollm.workers.model.rotary import Rope, cos_sin_table
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.tp import Shard, TensorParallel
@@ -29,8 +30,9 @@ class Decoder:
         self._scale = float(torch.tensor(spec.embedding_scale, dtype=self._embedding.dtype))
         self._positions = weights["positions"] if spec.learned_positions else None
         self._embedding_norm = norm_of(spec, weights, "embedding_norm") if spec.embedding_norm else None
-        self._head = weights["head"]
         self._norm = norm_of(spec, weights, "norm", spec.logit_scale)
+        self._reward = Reward(spec, weights, self._norm, ops) if spec.reward else None
+        self._head = None if spec.reward else weights["head"]
         reaches = [spec.reach(i) for i in range(spec.layers)]
         tables = {rope: self._rotary(rope) for rope in {rope for rope, _ in reaches}}
         self._blocks = [
@@ -63,7 +65,9 @@ class Decoder:
         return x if self._embedding_norm is None else self._ops.norm(x, self._embedding_norm)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [r, hidden] -> [r, vocab] in hidden's dtype, on every rank."""
+        """hidden [r, hidden] -> [r, vocab] in hidden's dtype, on every rank; of a reward model the scores, [r, 1]."""
+        if self._reward is not None:
+            return self._reward(hidden)
         shard = self._ops.linear(hidden, self._head, before=self._norm)
         logits = self._tp.gather_vocab(shard)[:, : self.spec.vocab]
         if cap := self.spec.logit_softcap:

@@ -48,7 +48,9 @@ def parameters(spec: DecoderSpec, rank: int, size: int) -> list[Parameter]:
         for name in _block_norms(spec):
             found += _norm(spec, at + name)
         found += [*_attention(spec, shard, at), *_mlp(spec, shard, at)]
-    if not spec.tied_head:
+    if spec.reward:
+        found += _reward(spec)
+    elif not spec.tied_head:
         rows = slice(shard.first_token, shard.first_token + shard.tokens)
         piece = Piece("head", (spec.vocab, spec.hidden), (rows, slice(None)), 0)
         found.append(Parameter("head", (shard.vocab, spec.hidden), (piece,)))
@@ -87,6 +89,15 @@ def _mlp(spec: DecoderSpec, shard: Shard, at: str) -> list[Parameter]:
     if spec.mlp_bias:
         found += [_stacked(at, f"{name}_bias", _biases(inner)), _whole(at + "down_bias", spec.hidden)]
     return found
+
+
+def _reward(spec: DecoderSpec) -> list[Parameter]:
+    """Small beside the rest, and whole on every rank."""
+    score = _whole("score", 1, spec.hidden)
+    if spec.reward == "linear":
+        return [score]
+    inner = [_whole("score_inner", spec.hidden, spec.hidden), _whole("score_inner_bias", spec.hidden)]
+    return [*inner, score, _whole("score_bias", 1)]
 
 
 def _norm(spec: DecoderSpec, name: str) -> list[Parameter]:

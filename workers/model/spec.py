@@ -65,6 +65,8 @@ class DecoderSpec:
     normalized_head: bool = False  # each row of the output layer has length 1
     logit_scale: float = 1.0
     logit_softcap: float = 0.0  # logits become cap * tanh(logit / cap); 0 is off
+    reward: Literal["linear", "mlp"] | None = None  # one score in place of logits: see workers.model.reward
+    reward_token: int | None = None  # stands behind the text, and is where the score is read
 
     def __post_init__(self) -> None:
         sizes = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab", "max_position")

@@ -21,7 +21,7 @@ OTHER_KEYS: dict[str, Any] = {
     "norm_epsilon": 1e-6, "layer_norm_eps": 1e-6, "layer_norm_epsilon": 1e-6, "layernorm_epsilon": 1e-6, "n_embd": 48,
     "n_head": 6, "n_layer": 2, "n_positions": 512, "kv_channels": 8, "seq_length": 512, "num_layers": 2,
     "ffn_hidden_size": 80, "padded_vocab_size": 97, "num_key_value_heads": 1,
-    "text_config": BASE | {"model_type": "mistral"},
+    "reward_token_id": 96, "text_config": BASE | {"model_type": "mistral"},
 }  # fmt: skip
 
 
