@@ -1,12 +1,10 @@
 """Compile the Triton kernels for GPUs that are not there, and show what each costs: python -m aiollm.kernels.aot
 
-The operations' own host functions run over their cases (workload.py) on "meta" tensors, with a driver that only names
-a target: Triton specialises and compiles each launch as it would on that GPU, and nothing is launched. What a kernel
-may cost stands in a file of limits.
+The operations' own host functions run over their cases (workload.py) without launching anything (ahead.py). What a
+kernel may cost stands in a file of limits.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import re
@@ -18,16 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import triton
 from triton import knobs
-from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction
 
 from aiollm.kernels import device, tuned
+from aiollm.kernels.ahead import META, launches
 from aiollm.kernels.workload import SHAPES, Case, cases
 
-META = torch.device("meta")
 TENSOR_MEMORY = 512  # columns that a block may have from sm_100 on
 SLACK = {"registers": 8, "stack": 0, "shared": 1024}  # how far a cost may grow unsaid: other specialisations differ so
 
@@ -53,49 +48,6 @@ class Failed(NamedTuple):
     target: str
     label: str
     error: str
-
-
-class _Driver:
-    """Stands in for Triton's driver: names the target, has no device."""
-
-    def __init__(self, capability: tuple[int, int]) -> None:
-        self.arch = capability[0] * 10 + capability[1]
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.arch, 32)
-
-    def get_current_device(self) -> int:
-        return self.arch  # Triton keeps what it compiled by device
-
-    def get_current_stream(self, _: int) -> int:
-        return 0
-
-
-@contextlib.contextmanager
-def launches(facts: device.Device, compiling: bool = True) -> Iterator[dict[str, tuple[Any, Any]]]:
-    """Within, a launch does not run; it compiles for the device, or does nothing at all.
-
-    Yields a dict that fills with what was compiled: hash -> (kernel, compiled kernel). Tensors must be on "meta".
-    """
-    compiled: dict[str, tuple[Any, Any]] = {}
-    run: Any = JITFunction.run
-
-    def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        if compiling:
-            result = run(self, *arguments, grid=grid, warmup=True, **options)
-            compiled.setdefault(result.hash, (self, result))
-
-    JITFunction.run = compile_only
-    driver = triton.runtime.driver
-    before, driver._active = driver._active, _Driver(facts.capability)  # reset_active() asks for a device
-    tuned.forget()  # what was found for another device
-    try:
-        with device.standing_in(facts):
-            yield compiled
-    finally:
-        JITFunction.run = run
-        driver._active = before
-        tuned.forget()
 
 
 def compile_cases(chosen: Iterable[Case], target: str) -> Iterator[Compiled | Failed]:

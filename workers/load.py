@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from aiollm.kernels.cpu.quantize import exact
+from aiollm.kernels.device import facts
 from aiollm.kernels.ops import Ops, cpu_ops, triton_ops
 from aiollm.wire.messages import Loading, Ready, WorkerSettings
 from aiollm.workers import gpu, kv, memory, weights
+from aiollm.workers.compiling import compile_ahead, meanwhile
 from aiollm.workers.families.registry import describe
 from aiollm.workers.model.decoder import Decoder
 from aiollm.workers.model.reward import read_score
@@ -89,6 +91,12 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
     quantize = ops.quantize if data_type == "int8" else None
     if device.type == "cuda":
         _tune(spec, shard, dtype, device, phases)
+    longest = min(settings.max_length or spec.max_position, spec.max_position)
+    longest = min(longest, settings.slots + 1) if settings.slots else longest
+    compiled = None
+    if device.type == "cuda":
+        sizes = settings.rows, longest, settings.chunk_budget
+        compiled = meanwhile(lambda: compile_ahead(spec, dtype, tp.rank, tp.size, *sizes, facts(device)))
     with phases.phase("loading weights") as progress:
         if settings.load_format == "dummy":
             parameters = weights.dummy(spec, dtype=dtype, device=device, tp=tp, quantize=quantize)
@@ -97,9 +105,10 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
                 Path(settings.folder), spec, names,
                 dtype=dtype, device=device, tp=tp, quantize=quantize, progress=progress,
             )  # fmt: skip
+    if compiled is not None:
+        with phases.phase("compiling kernels"):
+            compiled()
     decoder = Decoder(spec, parameters, ops, tp)
-    longest = min(settings.max_length or spec.max_position, spec.max_position)
-    longest = min(longest, settings.slots + 1) if settings.slots else longest
     state = State(settings.rows, longest, device)
 
     def runner_with(slots: int) -> ModelRunner:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from aiollm.workers.stream import Pending
 
 PLACES = 3  # two launches in flight and the one being built
-WORD = 8  # bytes; each column begins at a word
+WORD = 8  # bytes
+ALIGNED = 16  # bytes: kernels are compiled anew for an address that is not a multiple of it
 
 Column = NDArray[Any]  # of int64, int32 or float32
 TYPES = {np.dtype(np.int64): torch.int64, np.dtype(np.int32): torch.int32, np.dtype(np.float32): torch.float32}
@@ -26,7 +27,8 @@ class Place(NamedTuple):
 
     @property
     def end(self) -> int:
-        return self.begin - (-self.length * self.dtype.itemsize // WORD)
+        """Where the next column may begin."""
+        return self.begin - (-self.length * self.dtype.itemsize // ALIGNED) * (ALIGNED // WORD)
 
 
 class Staged(NamedTuple):

@@ -16,7 +16,8 @@ class State:
     def __init__(self, rows: int, max_length: int, device: torch.device) -> None:
         self.slot_table = torch.zeros((rows + 1, max_length), dtype=torch.int32, device=device)
         self.tokens = torch.zeros((rows + 1, max_length), dtype=torch.int32, device=device)
-        self.floats = torch.tensor(_OFF, device=device)[:, None].repeat(1, rows + 1)
+        # A line of the table is a column of its own for a kernel: it begins at a multiple of 16 bytes.
+        self.floats = torch.tensor(_OFF, device=device)[:, None].repeat(1, -(-(rows + 1) // 4) * 4)
         self.top_k = torch.zeros(rows + 1, dtype=torch.int32, device=device)
         self.seeds = torch.zeros(rows + 1, dtype=torch.int64, device=device)
         self.prompt_lengths = torch.zeros(rows + 1, dtype=torch.int64, device=device)

@@ -88,6 +88,15 @@ def dummy(
     return assembly.weights
 
 
+def outline(spec: DecoderSpec, dtype: torch.dtype, tp: TensorParallel) -> Weights:
+    """This rank's parameters without their numbers, on the device "meta"."""
+    meta = torch.device("meta")
+    assembly = _Assembly(spec, parameters(spec, tp.rank, tp.size), dtype, meta, tp, None)
+    for parameter in assembly.wanted:
+        assembly.keep(parameter.name, torch.empty(parameter.shape, dtype=dtype, device=meta))
+    return assembly.weights
+
+
 def stored_bytes(weights: Weights) -> int:
     """Bytes that the parameters take; a tensor under two names counts once."""
     parts = [weight if isinstance(weight, Int8Weight) else (weight,) for weight in weights.values()]

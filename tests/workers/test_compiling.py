@@ -1,0 +1,88 @@
+"""Compiling ahead goes through every size of every kind of model; what it compiles, one tiny server shows."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from aiollm.workers.compiling import meanwhile
+from aiollm.workers.shapes import SHAPES
+
+# What they run in has no interpreter, which tests of kernels turn on for the whole process.
+EVERY = """
+import torch
+from aiollm.kernels.device import H100
+from aiollm.workers import compiling
+from aiollm.workers.families.registry import describe
+from aiollm.workers.shapes import SHAPES
+from aiollm.workers.tp import possible_sizes
+launched = compiling.launches
+compiling.launches = lambda facts, jobs: launched(facts, compiling=False)
+for name, config in SHAPES.items():
+    spec = describe(config)[0]
+    for ranks in [size for size in possible_sizes(spec) if size <= 2]:
+        compiling.compile_ahead(spec, torch.bfloat16, ranks - 1, ranks, 20, 512, 100, H100)
+        print(name, ranks)
+"""
+TINY = """
+import torch
+from aiollm.kernels.device import H100
+from aiollm.workers.compiling import compile_ahead
+from aiollm.workers.families.registry import describe
+from aiollm.workers.shapes import SHAPES
+config = SHAPES["qwen3-0.6b"] | {
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 500,
+}
+compile_ahead(describe(config)[0], torch.bfloat16, 0, 1, 2, 64, 14, H100)
+"""
+KERNELS = {
+    "_inputs", "_embedding", "_plan_decode", "_gemv", "_few_rows", "_rotary_store", "_decode", "_plan", "_attend",
+    "_statistics", "_finish", "_store",
+}  # fmt: skip
+
+
+def run(code: str, cache: Path) -> str:
+    environ = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environ["TRITON_CACHE_DIR"] = str(cache)
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_size_of_a_server_is_gone_through_without_a_device(tmp_path: Path) -> None:
+    done = run(EVERY, tmp_path).splitlines()
+    assert {line.split()[0] for line in done} == set(SHAPES) and len(done) == 2 * len(SHAPES)
+
+
+def test_a_second_server_of_the_same_sizes_compiles_nothing(tmp_path: Path) -> None:
+    found: list[dict[Path, int]] = []
+    for _ in range(2):
+        run(TINY, tmp_path)
+        found.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")})
+    assert found[0] == found[1] and {path.stem for path in found[0]} == KERNELS
+
+
+def test_a_failure_is_told_and_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def fails() -> None:
+        raise RuntimeError("no compiler")
+
+    meanwhile(fails)()
+    assert "kernels could not be compiled ahead" in caplog.text and "no compiler" in caplog.text
+
+
+def test_who_waits_waits_for_the_end() -> None:
+    gate, done = threading.Event(), list[int]()
+
+    def work() -> None:
+        gate.wait()
+        done.append(1)
+
+    wait = meanwhile(work)
+    assert not done
+    gate.set()
+    wait()
+    assert done == [1]
