@@ -125,7 +125,9 @@ class Stream:
         if self._some_ended:
             return self._closing()
         usage = self._generation.usage if self._options.continuous_usage_stats else None
-        return b"".join([self._piece(choice, usage) for choice in self._open])
+        delta = self._shape.delta
+        found = [delta(choice, new, usage) for choice in self._open if (new := choice.take()) is not None]
+        return found[0] if len(found) == 1 else b"".join(found)
 
     def _closing(self) -> bytes:
         """As `_events`, where a choice has ended."""
