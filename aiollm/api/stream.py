@@ -54,6 +54,11 @@ class Stream:
     Nothing is taken while the client does not read: what is generated meanwhile shares an event.
     """
 
+    __slots__ = (
+        "_chunked", "_open", "_some_ended", "_due", "_paused", "_pulse", "last", "_generation", "_shape", "_options",
+        "_connection", "_transport", "_outbox",
+    )  # fmt: skip
+
     def __init__(
         self,
         generation: Generation,
