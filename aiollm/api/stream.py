@@ -22,7 +22,7 @@ from aiollm.api.shape import Shape
 
 log = logging.getLogger(__name__)
 
-SLICE = 128  # streams that are written before the loop looks at what else happened; about 2 ms
+SLICE = 32  # streams that are written before the loop looks at what else happened; less than a millisecond
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
