@@ -38,6 +38,10 @@ def main() -> int:
         from aiollm import completion
 
         return completion.main(argv[1:])
+    if argv[:1] == ["trace"]:
+        from aiollm import trace
+
+        return trace.main(argv[1:])
     if argv[:1] == ["tune"]:
         os.execv(sys.executable, [sys.executable, "-m", "aiollm.kernels.autotune", *argv[1:]])
     if argv[:1] == ["models"]:
@@ -191,6 +195,7 @@ async def _serve_model(
         ),
         settings.max_restarts,
         settings.record or None,
+        settings.trace or None,
         on_loading=lambda loading: progress(loading.phase, loading.fraction),
         on_ready=on_ready,
         on_stopped=stop.fail,

@@ -28,6 +28,7 @@ COMMANDS = {
     "tune": ("[--model FOLDER]", "find the kernels' fastest launch parameters on this GPU"),
     "bench": ("serve|static [flags]", "put load on a running server; static: one step of a model on this GPU"),
     "chat": ("[--url URL]", "talk to a running server"),
+    "trace": ("FILE", "sum up what --trace FILE wrote: gaps between iterations"),
     "completion": ("bash|zsh|fish", "print a script by which the shell completes flags"),
 }
 MASK = "***"  # in place of a secret; no setting takes it, so that printed settings do not become those of a server
@@ -200,6 +201,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 3
     record: Annotated[
         str, Setting(OPERATION, "FILE", "keep the messages to the worker, to be replayed without a server")
+    ] = ""
+    trace: Annotated[
+        str,
+        Setting(OPERATION, "FILE", "write what the device did as a trace for ui.perfetto.dev; aiollm trace sums it up"),
     ] = ""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Setting(OPERATION, "LEVEL", "the least grave of what is logged")

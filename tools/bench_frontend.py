@@ -3,16 +3,20 @@
     python tools/bench_frontend.py [--save tools/results/bench_frontend.json]
 
 The server is real (uvloop, the HTTP application, engine, detokenizer of the demo model) in a process of its own; a
-stand-in in that process plays the worker: it keeps the loop's contract and publishes one iteration every 20 ms, or
-several at once when the event loop is behind, as a pipe would bring them. Its own CPU time is measured afterwards, by
-playing the same updates to it with nobody listening, and subtracted. The client is another process with raw sockets.
-Requests are counted in: reading, template, tokenizing, admission. The pipe to a real worker is not.
+stand-in in that process plays the worker: it keeps the loop's contract and publishes one iteration every 20 ms (every
+50 ms for 1,024 streams: 20,480 tokens/s), or several at once when the event loop is behind, as a pipe would bring them.
+Its own CPU time is measured afterwards, by playing the same updates to it with nobody listening, and subtracted. The
+client is another process with raw sockets. Requests are counted in (reading, template, tokenizing, admission), and so
+is the decoding of results; the system call that reads the worker's pipe is not.
 
-CPU time is what counts, so others may use the machine; `tokens/event` grows where the event loop is behind.
+CPU time is what counts, so others may use the machine, though a neighbour on the same core makes it longer; `kernel` is
+the part of it in system calls, most of it in the one write for each stream and iteration. `cpu share` is of one core
+while tokens flow. `tokens/event` grows where the event loop is behind, and `lag` is how late it was.
 """
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import platform
@@ -39,24 +43,25 @@ from aiollm.hub.resolve import resolve
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.tokenizer import Tokenizer
 from aiollm.wire.columns import ints, pack, pack_floats
-from aiollm.wire.messages import Header, Ready, Result, Update
+from aiollm.wire.messages import Header, Ready, Result, Update, encoder, from_worker_decoder
 
-CONNECTIONS = (1, 16, 256, 1024)
+STEPS = {1: 0.020, 16: 0.020, 256: 0.020, 1024: 0.050}  # connections -> seconds of an iteration
 TOKENS = 400  # of each stream
-STEP = 0.020  # seconds of an iteration
 EARLY = 0.001  # uvloop's timers may be early by so much
 SLOTS, CONTEXT = 4_000_000, 8192
-LIMIT = 35.0  # microseconds a token at LIMIT_AT connections
-LIMIT_AT = 256
+LIMITS = {256: 25.0, 1024: 22.0}  # connections -> microseconds a token
 OTHER_EVENTS = 4  # of a stream, beside those with text: role, finish reason, usage, [DONE]
-ROW = "{connections:>11}{us_per_token:>10}{tokens_per_event:>14}{tokens_per_second:>10}{worker_us_per_token:>11}"
+ROW = (
+    "{connections:>11}{us_per_token:>10}{kernel_us_per_token:>9}{plan_us_per_token:>7}{tokens_per_event:>14}"
+    "{tokens_per_second:>10}{cpu_share:>11.0%}{lag_p50_ms:>9}{lag_p99_ms:>9}"
+)
 
 
 class StandIn:
     """A worker without a model (engine.Workers): every row says the same text, over and over."""
 
-    def __init__(self, rows: int, text: np.ndarray, publish: Callable[[Result], None]) -> None:
-        self._text = text
+    def __init__(self, rows: int, step: float, text: np.ndarray, publish: Callable[[bytes], None]) -> None:
+        self._step, self._text = step, text
         self._publish = publish
         self._queue: deque[Update] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -71,7 +76,7 @@ class StandIn:
     def send(self, update: Update) -> None:
         self.take(update)
         if self._timer is None:
-            self._due = asyncio.get_running_loop().time() + STEP
+            self._due = asyncio.get_running_loop().time() + self._step
             self._timer = asyncio.get_running_loop().call_at(self._due, self._turn)
 
     def applied(self, number: int) -> None:
@@ -87,7 +92,7 @@ class StandIn:
         works = True
         while works and self._due <= loop.time() + EARLY:
             works = self.step()
-            self._due += STEP
+            self._due += self._step
         self._timer = loop.call_at(self._due, self._turn) if works else None
 
     def step(self) -> bool:
@@ -107,19 +112,18 @@ class StandIn:
         self._iteration += 1
         self.log.append([])
         header = Header(
-            self.epoch, self._iteration, self._iteration, self._applied, int(STEP * 1e6), 0,
+            self.epoch, self._iteration, self._iteration, self._applied, int(self._step * 1e6), 0,
             pack(np.flatnonzero(decodes & ~credit)),
         )  # fmt: skip
-        self._publish(
-            Result(
-                header=header,
-                rows=pack(sampled),
-                generations=pack(self._generation[sampled]),
-                tokens=pack(self._text[self._position[sampled] % len(self._text)]),
-                logprobs=pack_floats(np.zeros(len(sampled))),
-                hints=bytes(len(sampled)),
-            )
+        result = Result(
+            header=header,
+            rows=pack(sampled),
+            generations=pack(self._generation[sampled]),
+            tokens=pack(self._text[self._position[sampled] % len(self._text)]),
+            logprobs=pack_floats(np.zeros(len(sampled))),
+            hints=bytes(len(sampled)),
         )
+        self._publish(encoder.encode(result))
         return True
 
     def _apply(self, update: Update) -> np.ndarray:
@@ -134,9 +138,9 @@ class StandIn:
         return np.stack([ints(update.chunk_rows), ints(update.chunk_starts), ints(update.chunk_counts)])
 
 
-def own_seconds(rows: int, text: np.ndarray, log: list[list[Update]]) -> float:
+def own_seconds(rows: int, step: float, text: np.ndarray, log: list[list[Update]]) -> float:
     """CPU seconds of the stand-in alone: the same updates before the same iterations, results dropped."""
-    alone = StandIn(rows, text, lambda result: None)
+    alone = StandIn(rows, step, text, lambda body: None)
     began = time.process_time()
     for updates in log[:-1]:
         for update in updates:
@@ -147,41 +151,84 @@ def own_seconds(rows: int, text: np.ndarray, log: list[list[Update]]) -> float:
     return seconds
 
 
+class Lag:
+    """How late the loop runs what is due, looked at every 10 ms."""
+
+    EVERY = 0.010
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.found: list[float] = []
+        self._handle = self._loop.call_later(self.EVERY, self._look)
+
+    def _look(self) -> None:
+        self.found.append(max(0.0, self._loop.time() - self._handle.when()))
+        self._handle = self._loop.call_later(self.EVERY, self._look)
+
+    def stop(self) -> None:
+        self._handle.cancel()
+
+
+def timed(work: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """`work`, whose CPU seconds are noted."""
+
+    def run(*args: Any) -> Any:
+        began = time.process_time()
+        found = work(*args)
+        seconds.append(time.process_time() - began)
+        return found
+
+    return run
+
+
 async def measure(connections: int) -> dict[str, Any]:
     """Serve one client process with so many streams, and tell what that cost."""
+    step, rows = STEPS[connections], max(STEPS)
     folder = resolve(None, need_weights=False, progress=lambda phase, fraction: None).folder
     tokenizer = Tokenizer.load(folder)
     license_text = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
     text = np.array(tokenizer.encode(license_text, False))
-    engine = Engine(Settings(max(CONNECTIONS), 2048, 2048, True, worst_case, max(CONNECTIONS)))
+    engine = Engine(Settings(rows, 2048, 2048, True, worst_case, rows))
     app = make_app(engine, tokenizer, ChatTemplate.load(folder), ModelInfo(("demo",), 0, "demo"), {})
-    worker = StandIn(max(CONNECTIONS), text, engine.on_message)
+    worker = StandIn(rows, step, text, lambda body: engine.on_message(from_worker_decoder.decode(body)))
     ready = Ready(
         slots=SLOTS, max_length=CONTEXT, vocabulary=tokenizer.vocab_size, architecture="none", data_type="none",
         budget=[], seconds=[],
     )  # fmt: skip
     worker.epoch = engine.on_ready(ready, worker)
+    assert engine.core is not None
+    planning: list[float] = []
+    engine.core.plan = timed(engine.core.plan, planning)  # type: ignore[method-assign]
+    gc.collect()
+    gc.freeze()  # as the server does
     runner = await serve(app, "127.0.0.1", 0)
     command = (sys.executable, __file__, "--client", str(connections), "--port", str(runner.addresses[0][1]))
     client = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert client.stdin is not None and client.stdout is not None
     await client.stdout.readline()  # it is connected
-    cpu, began = time.process_time(), time.perf_counter()
+    lag = Lag()
+    cpu, kernel, began = time.process_time(), os.times().system, time.perf_counter()
     client.stdin.write(b"\n")
     found = json.loads(await client.stdout.readline())
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - began
+    cpu, kernel, wall = time.process_time() - cpu, os.times().system - kernel, time.perf_counter() - began
+    lag.stop()
     await client.wait()
     await runner.cleanup()
     tokens = connections * TOKENS
     assert found["tokens"] == tokens, found
-    own = own_seconds(max(CONNECTIONS), text, worker.log)
+    own = own_seconds(rows, step, text, worker.log)
     return {
         "connections": connections,
         "us_per_token": round((cpu - own) / tokens * 1e6, 2),
+        "kernel_us_per_token": round(kernel / tokens * 1e6, 2),
+        "plan_us_per_token": round(sum(planning) / tokens * 1e6, 2),
         "tokens_per_event": round(tokens / (found["events"] - OTHER_EVENTS * connections), 2),
         "tokens_per_second": round(tokens / wall),
         "worker_us_per_token": round(own / tokens * 1e6, 2),
         "cpu_seconds": round(cpu, 3),
+        "cpu_share": round((cpu - own) / wall, 3),
+        "lag_p50_ms": round(1e3 * float(np.percentile(lag.found, 50)), 2),
+        "lag_p99_ms": round(1e3 * float(np.percentile(lag.found, 99)), 2),
     }
 
 
@@ -246,10 +293,13 @@ def main() -> int:
     if args.server:
         print(json.dumps(uvloop.run(measure(args.server))))
         return 0
-    found: dict[str, Any] = {"machine": machine(), "tokens": TOKENS, "step_seconds": STEP, "rows": []}
+    found: dict[str, Any] = {"machine": machine(), "tokens": TOKENS, "step_seconds": STEPS, "rows": []}
     print(", ".join(f"{key} {value}" for key, value in found["machine"].items()))
-    print(f"{'connections':>11}{'us/token':>10}{'tokens/event':>14}{'tokens/s':>10}{'stand-in':>11}")
-    for connections in CONNECTIONS:
+    print(
+        f"{'connections':>11}{'us/token':>10}{'kernel':>9}{'plan':>7}{'tokens/event':>14}{'tokens/s':>10}"
+        f"{'cpu share':>11}{'lag p50':>9}{'lag p99':>9}"
+    )
+    for connections in STEPS:
         command = [sys.executable, __file__, "--server", str(connections)]
         runs = [
             json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout) for _ in range(args.repeat)
@@ -258,11 +308,12 @@ def main() -> int:
         row["us_per_token_of_runs"] = [run["us_per_token"] for run in runs]
         print(ROW.format(**row), flush=True)
         found["rows"].append(row)
-    cost = next(row["us_per_token"] for row in found["rows"] if row["connections"] == LIMIT_AT)
-    print(f"at {LIMIT_AT} connections {cost} us a token; the limit is {LIMIT:g}")
+    costs = {row["connections"]: row["us_per_token"] for row in found["rows"]}
+    for connections, limit in LIMITS.items():
+        print(f"at {connections} connections {costs[connections]} us a token; the limit is {limit:g}")
     if args.save:
         args.save.write_text(json.dumps(found, indent=1) + "\n")
-    return 0 if cost <= LIMIT else 1
+    return 0 if all(costs[connections] <= limit for connections, limit in LIMITS.items()) else 1
 
 
 if __name__ == "__main__":

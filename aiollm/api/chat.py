@@ -116,7 +116,7 @@ class ChatShape:
         return self._template.event(b"", usage)
 
     def whole(self) -> dict[str, Any]:
-        choices = [self._choice(choice, choice.take() or Delta("", [])) for choice in self._generation.choices]
+        choices = [self._choice(choice, choice.take() or Delta("")) for choice in self._generation.choices]
         document = {**self._template.fields, "choices": choices, "usage": self._generation.usage}
         return document | ({"prompt_token_ids": self._prompt_list()} if self._token_ids else {})
 

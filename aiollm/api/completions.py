@@ -92,13 +92,13 @@ class CompletionShape:
     def closing(self, choice: Choice, delta: Delta | None, usage: Usage | None) -> bytes:
         assert choice.finish is not None
         end = b',"finish_reason":%s,"stop_reason":%s' % (encode(choice.finish.reason), encode(choice.finish.stop))
-        return self._event(choice, delta or Delta("", []), usage, end)
+        return self._event(choice, delta or Delta(""), usage, end)
 
     def usage(self, usage: Usage) -> bytes:
         return self._template.event(b"", usage)
 
     def whole(self) -> dict[str, Any]:
-        choices = [self._choice(choice, choice.take() or Delta("", [])) for choice in self._generation.choices]
+        choices = [self._choice(choice, choice.take() or Delta("")) for choice in self._generation.choices]
         return {**self._template.fields, "choices": choices, "usage": self._generation.usage}
 
     def _event(self, choice: Choice, delta: Delta, usage: Usage | None, end: bytes) -> bytes:

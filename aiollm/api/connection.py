@@ -48,22 +48,27 @@ class Site(web.SockSite):
 class Connection(web.RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_metrics", "_site", "on_resume")
+    __slots__ = ("_metrics", "_site", "on_pause")
 
     def __init__(self, site: Site, metrics: Metrics, server: web.Server, **options: Any) -> None:
         super().__init__(server, **options)
         self._site, self._metrics = site, metrics
-        self.on_resume: Callable[[], None] | None = None
-        """Called when the client reads again after `writing_paused`."""
+        self.on_pause: Callable[[bool], None] | None = None
+        """Told whenever `writing_paused` changes."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._site.opened(transport.get_extra_info("socket").fileno())
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.on_pause is not None:
+            self.on_pause(True)
+
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self.on_resume is not None:
-            self.on_resume()
+        if self.on_pause is not None:
+            self.on_pause(False)
 
     def handle_error(
         self,

@@ -151,7 +151,7 @@ class NativeShape:
 
     def whole(self) -> dict[str, Any]:
         choices = self._generation.choices
-        deltas = [choice.take() or Delta("", []) for choice in choices]
+        deltas = [choice.take() or Delta("") for choice in choices]
         document = {
             "generated_text": [delta.text for delta in deltas],
             "count_output_tokens": _one_or_all([choice.generated for choice in choices]),

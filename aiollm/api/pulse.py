@@ -7,6 +7,10 @@ from collections.abc import Callable
 class Pulse:
     """`beat` is set when a comment is due. A timer for each write would cost 3 us; this one runs by itself."""
 
+    __slots__ = (
+        "beat", "_loop", "_writing", "_since", "_timer", "_keep_alive", "_write_timeout", "_wake", "_cut",
+    )  # fmt: skip
+
     def __init__(
         self, keep_alive: float, write_timeout: float, wake: Callable[[], None], cut: Callable[[], None]
     ) -> None:

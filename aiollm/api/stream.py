@@ -1,8 +1,8 @@
 """Streams are written from outside of their handlers: after the tokens of an iteration, all of them in one go.
 
 Waking a task for each stream, and that task's way through aiohttp's writer, cost more than all else that a token needs.
-Every text is made before the first is written: a client that reads many streams is waked once and stays awake, which
-makes each of the writes cheaper.
+Texts are made before the first of them is written: a client that reads many streams is waked once and stays awake,
+which makes each of the writes cheaper.
 """
 
 import asyncio
@@ -22,6 +22,8 @@ from aiollm.api.shape import Shape
 
 log = logging.getLogger(__name__)
 
+SLICE = 32  # streams that are written before the loop looks at what else happened; less than a millisecond
+
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
@@ -38,7 +40,9 @@ class Outbox:
         self._due.append(stream)
 
     def _flush(self) -> None:
-        due, self._due = self._due, []
+        due, self._due = self._due[:SLICE], self._due[SLICE:]
+        if self._due:
+            asyncio.get_running_loop().call_soon(self._flush)
         for stream, data in [(stream, stream.take()) for stream in due]:
             if data:
                 stream.write(data)
@@ -49,6 +53,11 @@ class Stream:
 
     Nothing is taken while the client does not read: what is generated meanwhile shares an event.
     """
+
+    __slots__ = (
+        "_chunked", "_open", "_some_ended", "_due", "_paused", "_pulse", "last", "_generation", "_shape", "_options",
+        "_connection", "_transport", "_outbox",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -68,7 +77,7 @@ class Stream:
         self._connection, self._transport, self._outbox = connection, transport, outbox
         self._chunked = chunked
         self._open = generation.choices
-        self._some_ended = self._due = False
+        self._some_ended = self._due = self._paused = False
         self._pulse = Pulse(settings.keep_alive, settings.write_timeout, self.mark, transport.abort)
         self._pulse.begin()  # the headers and the opening
         self.last: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -76,17 +85,16 @@ class Stream:
 
     def start(self) -> None:
         """The headers are written: from now on the stream writes by itself."""
-        self._pulse.done()
-        self._connection.on_resume = self._resume
         for choice in self._open:
             choice.on_text, choice.on_end = self.mark, self._end
             self._some_ended |= choice.finish is not None
-        self.mark()
+        self._connection.on_pause = self._pause
+        self._pause(self._connection.writing_paused)
 
     def stop(self) -> None:
         """Nothing more is written, and no timer runs."""
         self._pulse.stop()
-        self._connection.on_resume = None
+        self._connection.on_pause = None
         self.last.cancel()
 
     def mark(self) -> None:
@@ -98,10 +106,7 @@ class Stream:
     def take(self) -> bytes:
         """Events for what came since the last look, or a sign of life where one is due; empty at the end."""
         self._due = False
-        if self.last.done():
-            return b""
-        if self._connection.writing_paused:
-            self._pulse.begin()
+        if self._paused or self.last.done():
             return b""
         try:
             data = self._events()
@@ -116,16 +121,16 @@ class Stream:
         if self._transport.is_closing():
             return  # the handler is about to be cancelled
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
-        if self._connection.writing_paused:
-            self._pulse.begin()
-        else:
+        if not self._paused:
             self._pulse.done()
 
     def _events(self) -> bytes:
         if self._some_ended:
             return self._closing()
         usage = self._generation.usage if self._options.continuous_usage_stats else None
-        return b"".join([self._piece(choice, usage) for choice in self._open])
+        delta = self._shape.delta
+        found = [delta(choice, new, usage) for choice in self._open if (new := choice.take()) is not None]
+        return found[0] if len(found) == 1 else b"".join(found)
 
     def _closing(self) -> bytes:
         """As `_events`, where a choice has ended."""
@@ -154,10 +159,14 @@ class Stream:
         self._some_ended = True
         self.mark()
 
-    def _resume(self) -> None:
-        """The client reads again."""
-        self._pulse.done()
-        self.mark()
+    def _pause(self, paused: bool) -> None:
+        """The client does not read what was written, or reads again."""
+        self._paused = paused
+        if paused:
+            self._pulse.begin()
+        else:
+            self._pulse.done()
+            self.mark()
 
 
 OUTBOX = web.AppKey("outbox", Outbox)

@@ -17,6 +17,7 @@ import msgspec
 
 from aiollm.fleet.link import Link
 from aiollm.fleet.record import FROM_WORKER, TO_WORKER, Recorder
+from aiollm.fleet.trace import Tracer
 from aiollm.wire.messages import (
     Failed,
     Fatal,
@@ -61,6 +62,7 @@ class Fleet:
         settings: WorkerSettings,
         max_restarts: int,
         record: str | None = None,
+        trace: str | None = None,
         on_loading: Callable[[Loading], None] = lambda loading: None,
         on_ready: Callable[[Ready], None] = lambda ready: None,
         on_stopped: Callable[[str], None] = lambda error: None,
@@ -69,6 +71,7 @@ class Fleet:
         self._settings = settings
         self._max_restarts = max_restarts
         self._recorder = Recorder(record) if record else None
+        self._tracer = Tracer(trace) if trace else None
         self._on_loading = on_loading
         self._on_ready = on_ready
         self._on_stopped = on_stopped
@@ -93,6 +96,8 @@ class Fleet:
         rendezvous = os.path.join(self._folder, "ranks")
         logs = [os.pipe() for _ in range(1, ranks)]
         self._epoch += 1
+        if self._tracer is not None:
+            self._tracer.begin(self._epoch)
         self._broken = False
         self._failure = ""
         self._ready = [None] * ranks
@@ -119,6 +124,8 @@ class Fleet:
 
     def send(self, update: Update) -> None:
         body = encoder.encode(update)
+        if self._tracer is not None:
+            self._tracer.sent(update, len(body))
         for rank, link in enumerate(self._links):
             self._send(link, body, update.number, record=rank == 0)
 
@@ -142,6 +149,8 @@ class Fleet:
             await asyncio.sleep(0.01)
         if self._recorder is not None:
             self._recorder.close()
+        if self._tracer is not None:
+            self._tracer.close()
 
     def kill(self) -> None:
         """End every process now."""
@@ -183,6 +192,8 @@ class Fleet:
         after it may be taken, and running requests start a new epoch."""
         if self._broken:
             return
+        if self._tracer is not None:
+            self._tracer.received(message)
         try:
             self._engine.on_message(message)
         except Exception as error:

@@ -25,6 +25,10 @@ class Detokenizer:
     for vocabularies whose decoder writes such spaces (WordPiece and the like).
     """
 
+    __slots__ = (
+        "_window", "_pieces", "_pending", "_strip", "_strip_left", "_of_prompt",
+    )  # fmt: skip
+
     def __init__(
         self,
         tokenizer: Tokenizer,
