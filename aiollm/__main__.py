@@ -145,7 +145,7 @@ async def _serve_model(
 
     tokenizer = await asyncio.to_thread(Tokenizer.load, files.folder)
     tokenizer.eos_ids = frozenset(settings.eos_id) or tokenizer.eos_ids
-    template = ChatTemplate.load(files.folder)
+    template = ChatTemplate.load(files.folder, settings.chat_template, tokenizer.named)
     names = settings.model_name or (files.name,)
     model = ModelInfo(names, int(time.time()), files.name)
     defaults = _generation_config(Path(files.folder))

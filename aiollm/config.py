@@ -39,7 +39,7 @@ OTHER_VARIABLES = {
 # placeholder of the flag's argument, "" where it takes none.
 NO_EFFECT = {
     "trust_remote_code": ("", "code from a checkpoint is never executed"),
-    "tokenizer_mode": ("MODE", "tokenizer.json is always read by the fast tokenizer"),
+    "tokenizer_mode": ("MODE", "one fast tokenizer reads every kind of vocabulary; there is no slow one"),
     "enable_chunked_prefill": ("", "prompts are always computed in chunks"),
     "enable_prefix_caching": ("", "it is on unless --disable_dynamic_prompt_cache is given"),
 }
@@ -104,6 +104,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Literal["auto", "dummy"],
         Setting(MODEL, "FORMAT", "dummy fills the weights with random numbers, to measure without a checkpoint"),
     ] = "auto"
+    chat_template: Annotated[
+        str, Setting(MODEL, "FILE", "Jinja text that chats are written with; none takes the model's own")
+    ] = ""
     eos_id: Annotated[
         tuple[Annotated[int, Meta(ge=0)], ...],
         Setting(MODEL, "ID", "token ids that end an output; none takes the model's own"),

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiollm.hub.errors import HubError
+from aiollm.text.sentencepiece import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Model, Piece, build
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-SPACE = "\u2581"  # the lower one-eighth block that SentencePiece writes for a space
 
 
 @dataclass(frozen=True)
@@ -145,36 +143,12 @@ def _byte_level(fields: Mapping[str, Any], vocabulary: dict[str, int]) -> tuple[
 
 def _sentence_piece(fields: Mapping[str, Any], vocabulary: dict[str, int]) -> tuple["Tokenizer", bool]:
     """SentencePiece BPE: the score of a piece is the rank of the merge that makes it, bytes stand in for the rest."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
-
     scores = fields.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) != len(vocabulary):
         raise HubError("the GGUF tokenizer 'llama' needs one score a token (tokenizer.ggml.scores)")
-    types = _token_types(fields, vocabulary)
-    pieces = {token: index for token, index in vocabulary.items() if types[index] in (NORMAL, USER_DEFINED, UNUSED)}
-    merges = []
-    for piece, index in pieces.items():
-        if types[index] == NORMAL:
-            pairs = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
-            found = [(left, right) for left, right in pairs if left in pieces and right in pieces]
-            found.sort(key=lambda pair: (pieces[pair[0]], pieces[pair[1]]))
-            merges += [(scores[index], pair) for pair in found]
-    merges.sort(key=lambda merge: merge[0], reverse=True)
-    unknown = _token(fields, "unknown")
-    model = models.BPE(
-        vocab=vocabulary,
-        merges=[pair for _, pair in merges],
-        unk_token=unknown,
-        fuse_unk=True,
-        byte_fallback=True,
-    )
-    tokenizer = Tokenizer(model)
+    pieces = [Piece(*piece) for piece in zip(vocabulary, scores, _token_types(fields, vocabulary), strict=True)]
     prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
-    replace: list[normalizers.Normalizer] = [normalizers.Replace(" ", SPACE)]
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), *replace] if prefix else replace)
-    back: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)] if prefix else back)
-    return tokenizer, True
+    return build(Model(pieces, dummy_prefix=prefix)), True
 
 
 def _token_types(fields: Mapping[str, Any], vocabulary: dict[str, int]) -> list[int]:

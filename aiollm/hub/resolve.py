@@ -26,7 +26,7 @@ ACCEPTED = "give a folder with config.json and *.safetensors, a .gguf file, or a
 MAX_HEADER = 100_000_000  # bytes; the limit that safetensors itself sets
 PICKLED = (".bin", ".pt", ".pth")
 TRAINING = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")  # pickled too, but no weights
-HUB_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
+HUB_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model*", "*.spm", "*.tiktoken"]
 HUB_SKIPPED = ["consolidated*", "original/*", "onnx/*"]  # the same weights again, for other programs
 
 
