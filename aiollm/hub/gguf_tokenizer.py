@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiollm.hub.errors import HubError
+from aiollm.text.ranks import GPT4, QWEN
 from aiollm.text.sentencepiece import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Model, Piece, build
 
 if TYPE_CHECKING:
@@ -28,26 +29,35 @@ class Split:
     add_bos: bool = False  # where the file does not say
 
 
-_LLAMA3 = Split(
-    regex=r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    whole_words=True,
-    add_bos=True,
-)
-_QWEN2 = Split(
-    regex=r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    nfc=True,
-)
+_WORD = r"[^\r\n\p{L}\p{N}]?"
+_LOWER, _UPPER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]", r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_TEKKEN = rf"{_WORD}{_UPPER}*{_LOWER}+|{_WORD}{_UPPER}+{_LOWER}*|\p{{N}}{_REST}"
+_GPT4O = rf"{_WORD}{_UPPER}*{_LOWER}+{_SHORT}|{_WORD}{_UPPER}+{_LOWER}*{_SHORT}|\p{{N}}{{1,3}}{_REST}"
+_LLAMA3 = Split(regex=GPT4, whole_words=True, add_bos=True)
+_QWEN2 = Split(regex=QWEN, nfc=True)
+_DIGITS = Split(digits=True)
 SPLITS = {
     "default": Split(),
     "gpt-2": Split(),
-    "smollm": Split(digits=True),
+    "olmo": Split(),
+    "smollm": _DIGITS,
+    "starcoder": _DIGITS,
+    "refact": _DIGITS,
+    "command-r": Split(digits=True, nfc=True),
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
+    "dbrx": Split(regex=GPT4),
+    "chatglm-bpe": Split(regex=GPT4),
+    "glm4": Split(regex=GPT4),
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
+    "stablelm2": Split(regex=QWEN),
+    "tekken": Split(regex=_TEKKEN, whole_words=True),
+    "gpt-4o": Split(regex=_GPT4O),
+    "bloom": Split(regex=r" ?[^(\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"),
 }
 
 
@@ -60,11 +70,11 @@ def write_tokenizer(fields: Mapping[str, Any], folder: Path, context: int) -> No
     vocabulary = _vocabulary(fields)
     if kind == "gpt2":
         tokenizer, add_bos = _byte_level(fields, vocabulary)
+        _add_tokens(tokenizer, fields, vocabulary)
     elif kind == "llama":
         tokenizer, add_bos = _sentence_piece(fields, vocabulary)
     else:
         raise HubError(f"the GGUF tokenizer model {kind!r} is not supported, only 'gpt2' and 'llama'")
-    _add_tokens(tokenizer, fields, vocabulary)
     named = {name: _token(fields, name) for name in ("bos", "eos", "unknown", "padding")}
     before = [named["bos"]] if fields.get("tokenizer.ggml.add_bos_token", add_bos) and named["bos"] else []
     after = [named["eos"]] if fields.get("tokenizer.ggml.add_eos_token", False) and named["eos"] else []

@@ -51,7 +51,7 @@ def parse(data: bytes) -> Model:
     if not pieces:
         raise TextError("it is no SentencePiece model: it has no pieces")
     if (kind := trainer.get(3, 1)) not in (1, 2):
-        raise TextError(f"SentencePiece models of type {kind} are not supported, only unigram and BPE")
+        raise TextError(f"SentencePiece models of type {kind!r} are not supported, only unigram and BPE")
     if trainer.get(24, 0):
         raise TextError("SentencePiece models that write spaces behind words are not supported")
     return Model(
@@ -76,6 +76,7 @@ def build(model: Model) -> Tokenizer:
     if len(ids) != len(model.pieces):
         raise TextError(f"the vocabulary holds {len(model.pieces) - len(ids)} tokens twice")
     unknown = next(iter(model.named(UNKNOWN)), None)
+    core: models.Model
     if model.unigram:
         scores = [(piece.text, piece.score) for piece in model.pieces]
         core = models.Unigram(scores, None if unknown is None else ids[unknown], model.byte_fallback)
