@@ -40,6 +40,8 @@ def main() -> int:
         return completion.main(argv[1:])
     if argv[:1] == ["tune"]:
         os.execv(sys.executable, [sys.executable, "-m", "aiollm.kernels.autotune", *argv[1:]])
+    if argv[:1] == ["convert"]:
+        os.execv(sys.executable, [sys.executable, "-m", "aiollm.workers.convert", *argv[1:]])
     if argv[:1] == ["models"]:
         os.execv(sys.executable, [sys.executable, "-m", "aiollm.workers.families.table", *argv[1:]])
     if argv[:2] == ["bench", "static"]:

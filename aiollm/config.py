@@ -25,6 +25,7 @@ COMMANDS = {
     "serve": ("[MODEL] [flags]", "serve a model over HTTP; the default"),
     "doctor": ("[MODEL] [flags]", "check this machine for a server with these flags"),
     "models": ("", "list the models that can be served"),
+    "convert": ("FOLDER [--output FOLDER]", "turn a pickled checkpoint into safetensors"),
     "tune": ("[--model FOLDER]", "find the kernels' fastest launch parameters on this GPU"),
     "chat": ("[--url URL]", "talk to a running server"),
     "completion": ("bash|zsh|fish", "print a script by which the shell completes flags"),
