@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: help serve test check aot stamp parity stalls bench-cpu bench-frontend bench-kernels bench-static clean
+.PHONY: help serve test check aot stamp parity stalls bench-cpu bench-frontend bench-gpu bench-kernels bench-static clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo 'make stalls                                 huge requests must not hold up the others'
 	@echo 'make bench-frontend                         CPU time of the server for each token that it streams'
 	@echo 'make bench-cpu                              speed of the demo model on this CPU'
+	@echo 'make bench-gpu                              the server on this GPU beside vLLM on an H100'
 	@echo 'make bench-kernels                          each GPU operation beside its floor on this GPU'
 	@echo 'make bench-static                           one step of a model on this GPU, by kind of operation'
 	@echo 'make clean                                  remove $(VENV)'
@@ -48,6 +49,9 @@ parity: $(VENV)/.test
 
 bench-frontend: $(VENV)/.test
 	$(RUN) tools/bench_frontend.py --save tools/results/bench_frontend.json $(ARGS)
+
+bench-gpu: $(VENV)/.serve
+	$(RUN) tools/bench_gpu.py --save tools/results/bench_gpu.json $(ARGS)
 
 bench-kernels: $(VENV)/.serve
 	$(RUN) -m aiollm.kernels.bench --save tools/results/bench_kernels.json $(ARGS)

@@ -44,6 +44,10 @@ def main() -> int:
         os.execv(sys.executable, [sys.executable, "-m", "aiollm.workers.convert", *argv[1:]])
     if argv[:1] == ["models"]:
         os.execv(sys.executable, [sys.executable, "-m", "aiollm.workers.families.table", *argv[1:]])
+    if argv[:2] == ["bench", "serve"]:
+        from aiollm.bench import serve as bench_serve
+
+        return bench_serve.main(argv[2:])
     if argv[:2] == ["bench", "static"]:
         os.execv(sys.executable, [sys.executable, "-m", "aiollm.workers.bench_static", *argv[2:]])
     settings = config.parse(argv, os.environ)
@@ -184,6 +188,7 @@ async def _serve_model(
             mem_fraction=settings.mem_fraction,
             max_length=settings.max_req_total_len,
             chunk_budget=settings.chunked_prefill_size,
+            graphs=not settings.disable_cudagraph,
             threads=settings.threads,
         ),
         settings.max_restarts,

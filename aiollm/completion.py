@@ -69,7 +69,7 @@ _aiollm() {{
     case ${{COMP_WORDS[1]}} in
     completion) COMPREPLY=($(compgen -W '{" ".join(SHELLS)}' -- "$word")); return ;;
     chat) flags='{" ".join(_dashed(flag) for flag in chat_flags())}' ;;
-    models|tune) flags='--help' ;;
+    bench|models|tune) flags='--help' ;;
     *) flags='{" ".join(_dashed(flag) for flag in every)}' ;;
     esac
     if [[ $word == -* ]]; then
@@ -98,7 +98,7 @@ _aiollm() {{
     completion) _values shell {" ".join(SHELLS)} ;;
     chat) _arguments '1:command:' \\
 {_zsh_arguments(chat_flags())} ;;
-    models|tune) _arguments '1:command:' '--help[show every flag]' ;;
+    bench|models|tune) _arguments '1:command:' '--help[show every flag]' ;;
     *) _arguments '1:command:' '2:model:_files' \\
 {_zsh_arguments(flags())} ;;
     esac
@@ -114,7 +114,10 @@ def fish() -> str:
     seen = "__fish_seen_subcommand_from"
     lines.append(f"complete -c aiollm -n '{seen} serve doctor' -F")
     lines.append(f"complete -c aiollm -n '{seen} completion' -a '{' '.join(SHELLS)}'")
-    for condition, group in ((f"not {seen} chat completion models tune", flags()), (f"{seen} chat", chat_flags())):
+    for condition, group in (
+        (f"not {seen} bench chat completion models tune", flags()),
+        (f"{seen} chat", chat_flags()),
+    ):
         for flag in group:
             value = f" -x -a '{' '.join(flag.values)}'" if flag.values else " -x" if flag.unit else ""
             value = " -r -F" if flag.unit in FILES else value

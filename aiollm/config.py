@@ -27,6 +27,7 @@ COMMANDS = {
     "models": ("", "list the models that can be served"),
     "convert": ("FOLDER [--output FOLDER]", "turn a pickled checkpoint into safetensors"),
     "tune": ("[--model FOLDER]", "find the kernels' fastest launch parameters on this GPU"),
+    "bench": ("serve|static [flags]", "put load on a running server; static: one step of a model on this GPU"),
     "chat": ("[--url URL]", "talk to a running server"),
     "completion": ("bash|zsh|fish", "print a script by which the shell completes flags"),
 }
@@ -150,6 +151,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_total_token_num: Annotated[
         int, Meta(ge=0), Setting(DEVICE, "TOKENS", "size of the KV cache; 0 measures what fits into mem_fraction")
     ] = 0
+    disable_cudagraph: Annotated[
+        bool, Setting(DEVICE, "", "launch each kernel by itself on a GPU: slower, for debugging", ["enforce-eager"])
+    ] = False
     threads: Annotated[int, Meta(ge=0), Setting(DEVICE, "THREADS", "CPU threads for computing; 0 takes all")] = 0
 
     max_req_total_len: Annotated[

@@ -9,7 +9,7 @@ from aiollm.wire.messages import FromWorker, ToWorker
 from aiollm.workers.decisions import Decisions
 from aiollm.workers.loop import Inbox, Loop, Outbox, Outcome, Runner, run
 from aiollm.workers.staging import Staging
-from aiollm.workers.step import Step
+from aiollm.workers.step import Room, Step
 from aiollm.workers.stream import HostStream
 
 SECONDS = 20  # a loop that takes longer hangs
@@ -21,9 +21,15 @@ class PositionRunner:
     def __init__(self) -> None:
         self.steps: list[list[tuple[int, int]]] = []
 
+    def room(self, needs: Room, mixed: bool, top_n: int) -> Room:
+        return needs
+
+    def prepare(self) -> bool:
+        return False
+
     def run(self, step: Step) -> Outcome:
-        columns = step.ints.views(step.ints.buffer)
-        begins = columns["starts"][:-1]
+        columns = step.staged.views(step.staged.buffer)
+        begins = columns["starts"][:-1].long()
         self.steps.append(list(zip(columns["rows"].tolist(), columns["positions"][begins].tolist(), strict=True)))
         nothing = np.empty((step.sampled, 0))
         drawn = columns["sampled_lengths"].numpy().copy()

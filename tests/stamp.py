@@ -43,8 +43,9 @@ from aiollm.workers.model.parameters import parameters
 from aiollm.workers.model.rotary import Rope
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.runner import ModelRunner
+from aiollm.workers.sizes import early, sizes
 from aiollm.workers.staging import Staging
-from aiollm.workers.step import Step
+from aiollm.workers.step import Room, Step
 from aiollm.workers.stream import Pending
 from aiollm.workers.tp import TensorParallel
 
@@ -91,7 +92,8 @@ def stamp_ops(history: torch.Tensor) -> Ops:
     def rotary_store(q: Any, k: Any, v: Any, *rest: Any) -> Any:
         positions, k_pool, v_pool, slots = rest[-4:]
         where = slots.numpy()
-        if len(np.unique(where)) < len(where):
+        owned = where[where != len(k_pool) - 1]  # the last one takes padding
+        if len(np.unique(owned)) < len(owned):
             raise StampError("two tokens of one step share a slot")
         k_pool.numpy()[where, 0, 0] = k[:, 0, 0].numpy()
         v_pool.numpy()[where, 0, 0] = positions.numpy()
@@ -109,9 +111,11 @@ def stamp_ops(history: torch.Tensor) -> Ops:
         if ((tokens != known[rows, : batch.max_length]) & mine & ~poisoned).any():
             raise StampError("a slot holds another token")
         hashes = np.cumsum((tokens + 1) * POWERS[: batch.max_length] * mine, axis=1) % PRIME
-        sequence = np.repeat(np.arange(len(rows)), np.diff(batch.starts.numpy()))
+        sequence = np.zeros(len(q), np.int64)
+        used = np.repeat(np.arange(len(rows)), np.diff(batch.starts.numpy()))
+        sequence[: len(used)] = used  # what comes behind is padding
         if poisoned.any():
-            k_pool.numpy()[batch.slots.numpy()[poisoned.any(axis=1)[sequence]], 0, 0] = POISON
+            k_pool.numpy()[batch.slots.numpy()[: len(used)][poisoned.any(axis=1)[used]], 0, 0] = POISON
         return torch.from_numpy(hashes[sequence, batch.positions.numpy()]).view(-1, 1, 1).expand(-1, 1, 2)
 
     def sample(logits: torch.Tensor, s: Sampling) -> Sampled:
@@ -201,11 +205,17 @@ class FaultyRunner:
         self.random = random
         self.breach: StampError | None = None
 
+    def room(self, needs: Room, mixed: bool, top_n: int) -> Room:
+        return self.runner.room(needs, mixed, top_n)
+
+    def prepare(self) -> bool:
+        return self.runner.prepare()
+
     def run(self, step: Step) -> Outcome:
         if self.random.random() < self.chance:
             state = self.runner.state
-            state.upload(step)
-            columns = step.ints.views(step.ints.buffer)
+            columns = step.staged.views(step.staged.buffer)
+            state.upload(len(step.updates), columns)
             slots = state.slot_table[columns["token_rows"], columns["positions"]].long()
             self.runner.kv[0][0][slots, 0, 0] = POISON
             raise RuntimeError("injected")
@@ -222,15 +232,21 @@ class Worker:
     def __init__(self, epoch: int, limits: Limits, chance: float, random: random.Random) -> None:
         self.wire = Wire()
         self.stream = LateStream()
+        graphs = random.choice(["none", "some", "all"])
         state = worker_state.State(limits.rows, LONGEST, torch.device("cpu"))
         ops = stamp_ops(state.tokens)
         weights = {p.name: torch.zeros(p.shape, dtype=torch.int64) for p in parameters(SPEC, 0, 1)}
         pool = torch.full((limits.slots + 1, 1, 2), -7, dtype=torch.int64)
         self.pools = [(pool, pool.clone())]
+        state.pad_into(limits.slots)
         tp = TensorParallel()
-        self.runner = FaultyRunner(
-            ModelRunner(Decoder(SPEC, weights, ops, tp), self.pools, state, ops, tp), chance, random
-        )
+        runner = ModelRunner(Decoder(SPEC, weights, ops, tp), self.pools, state, ops, tp, limits.chunk_budget)
+        if graphs != "none":
+            every = sizes(limits.rows, limits.chunk_budget)
+            runner.graphs.begin(lambda work: work, every)  # a "graph" that computes again on the places of its capture
+            for size in early(every) if graphs == "some" else every:
+                runner.graphs.capture(size)
+        self.runner = FaultyRunner(runner, chance, random)
         self.loop = Loop(
             epoch, limits.rows, self.wire, self.wire, self.stream, self.runner, Staging(), Decisions()
         )  # fmt: skip

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "hub": {"text", "wire"},
     "fleet": {"wire"},
     "api": {"engine", "text", "wire"},
+    "bench": set(),
     "workers": {"wire", "kernels"},
     "kernels": set(),
 }

@@ -9,17 +9,14 @@ import signal
 import sys
 from contextlib import suppress
 
-import torch
-
 from aiollm.wire.arena import Arena
 from aiollm.wire.framing import FrameReader, FrameWriter
 from aiollm.wire.messages import Fatal, FromWorker, Setup
 from aiollm.workers import loop, replay
 from aiollm.workers.decisions import Decisions
-from aiollm.workers.load import load
+from aiollm.workers.load import load, stream_of
 from aiollm.workers.pipes import PipeInbox, PipeOutbox
 from aiollm.workers.staging import Staging
-from aiollm.workers.stream import HostStream
 
 
 def main() -> int:
@@ -56,10 +53,13 @@ def serve(inbox_fd: int, outbox_fd: int, arena_fd: int, decisions: Decisions) ->
             outbox.put(message)
             outbox.flush()
 
-        runner, ready = load(setup.settings, tell)
+        settings = setup.settings
+        stream = stream_of(settings)
+        with stream.context():
+            runner, ready = load(settings, tell)
         quiet = (EOFError,)  # another rank is gone, and tells why itself
-        stream = HostStream(torch.inference_mode)
-        state = loop.Loop(setup.epoch, setup.settings.rows, inbox, outbox, stream, runner, Staging(), decisions)
+        staging = Staging(pinned=settings.device != "cpu")
+        state = loop.Loop(setup.epoch, settings.rows, inbox, outbox, stream, runner, staging, decisions)
         tell(ready)
         loop.run(state)
         stream.close()

@@ -21,11 +21,12 @@ def bytes_per_slot(spec: DecoderSpec, shard: Shard, dtype: torch.dtype) -> int:
     return 2 * spec.layers * shard.kv_heads * spec.head_dim * dtype.itemsize
 
 
-def fitting(per_slot: int, device: torch.device, fraction: float) -> int:
-    """Slots that fit into the memory that is free now, of which `fraction` may be used."""
+def fitting(per_slot: int, device: torch.device, fraction: float, reserved: int = 0) -> int:
+    """Slots that fit into the memory that is free now, of which `fraction` may be used; on a GPU without `reserved`
+    bytes, which other things still need."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        room = free - int(total * (1 - fraction))
+        room = free - int(total * (1 - fraction)) - reserved
     else:
         room = min(CPU_MOST, int(available_memory() * fraction))
     slots = room // per_slot

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch
 from aiollm.kernels.cpu.quantize import exact
 from aiollm.kernels.ops import Ops, cpu_ops, triton_ops
 from aiollm.wire.messages import Loading, Ready, WorkerSettings
-from aiollm.workers import kv, weights
+from aiollm.workers import gpu, kv, memory, weights
 from aiollm.workers.families.registry import describe
 from aiollm.workers.model.decoder import Decoder
 from aiollm.workers.model.reward import read_score
@@ -22,7 +22,8 @@ from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.runner import ModelRunner
 from aiollm.workers.staging import Staging
 from aiollm.workers.state import State
-from aiollm.workers.step import Bias, Step, stage
+from aiollm.workers.step import NO_BIAS, Room, Step, columns
+from aiollm.workers.stream import HostStream, Stream
 from aiollm.workers.tp import Shard, TensorParallel
 
 # Of the KV cache and of all weights, but that `int8` holds those of the linear layers as 8-bit integers.
@@ -52,8 +53,27 @@ class Phases:
         self.seconds.append((name, round(time.monotonic() - began, 3)))
 
 
-def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> tuple[ModelRunner, Ready]:
-    """Raises ValueError or MemoryError with a sentence for the user where the model cannot be served as asked."""
+class Loaded(NamedTuple):
+    """A model that can run, and what is said of it."""
+
+    runner: ModelRunner
+    ready: Ready
+
+
+def stream_of(settings: WorkerSettings) -> Stream:
+    """Where the steps of a worker run. Raises ValueError where its device cannot be used."""
+    device = torch.device(settings.device)
+    if device.type == "cpu":
+        return HostStream(torch.inference_mode)
+    gpu.check(device)
+    return gpu.CudaStream(device)
+
+
+def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
+    """Within the context of the stream that steps will run on.
+
+    Raises ValueError or MemoryError with a sentence for the user where the model cannot be served as asked.
+    """
     phases = Phases(tell)
     device = torch.device(settings.device)
     torch.set_num_threads(settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.ranks))
@@ -77,31 +97,43 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> tuple[Mod
                 Path(settings.folder), spec, names,
                 dtype=dtype, device=device, tp=tp, quantize=quantize, progress=progress,
             )  # fmt: skip
+    decoder = Decoder(spec, parameters, ops, tp)
+    longest = min(settings.max_length or spec.max_position, spec.max_position)
+    longest = min(longest, settings.slots + 1) if settings.slots else longest
+    state = State(settings.rows, longest, device)
+
+    def runner_with(slots: int) -> ModelRunner:
+        state.pad_into(slots)
+        return ModelRunner(
+            decoder, kv.allocate(slots, spec, shard, dtype, device), state, ops, tp, settings.chunk_budget
+        )
+
+    per_slot = kv.bytes_per_slot(spec, shard, dtype)
+    budget = [("weights", weights.stored_bytes(parameters)), ("row tables", state.nbytes)]
+    if device.type == "cuda":
+        with phases.phase("measuring memory"):
+            budget += memory.measured(lambda: runner_with(1), settings.graphs)
     with phases.phase("allocating the KV cache"):
-        per_slot = kv.bytes_per_slot(spec, shard, dtype)
-        slots = tp.smallest(settings.slots or kv.fitting(per_slot, device, settings.mem_fraction))
-        max_length = min(settings.max_length or spec.max_position, spec.max_position, slots + 1)
-        pools = kv.allocate(slots, spec, shard, dtype, device)
-        state = State(settings.rows, max_length, device)
-    runner = ModelRunner(Decoder(spec, parameters, ops, tp), pools, state, ops, tp)
+        reserved = sum(amount for what, amount in budget if what in memory.RESERVED)
+        slots = tp.smallest(settings.slots or kv.fitting(per_slot, device, settings.mem_fraction, reserved))
+        runner = runner_with(slots)
     with phases.phase("warming up"), torch.inference_mode():
         runner.run(_warm_up(settings.rows))
-    return runner, Ready(
+    if device.type == "cuda" and settings.graphs:
+        with phases.phase("capturing graphs") as progress:
+            memory.capture(runner, progress)
+    return Loaded(runner, Ready(
         slots=slots,
-        max_length=max_length,
+        max_length=min(longest, slots + 1),
         vocabulary=spec.vocab,
         architecture=config["architectures"][0],
         data_type=data_type,
-        budget=[
-            ("weights", weights.stored_bytes(parameters)),
-            ("KV cache", per_slot * (slots + 1)),
-            ("row tables", state.slot_table.nbytes + state.tokens.nbytes),
-        ],
+        budget=[*budget, ("KV cache", per_slot * (slots + 1))],
         seconds=phases.seconds,
         unread=unread,
         scores=spec.reward is not None,
         score_token=-1 if spec.reward_token is None else spec.reward_token,
-    )
+    ))  # fmt: skip
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -144,18 +176,15 @@ def _data_type(name: str, device: torch.device, config: dict[str, object]) -> st
 
 
 def _warm_up(rows: int) -> Step:
-    """One token in the hold row and slot 0: whatever is compiled or allocated at first use, is so before Ready."""
-    one = np.ones(1, np.int64)
+    """One token in the hold row: whatever is compiled or allocated at first use, is so before Ready."""
+    one, zero, room = np.ones(1, np.int64), np.zeros(1, np.int64), Room(1, 1, 1)
     return Step(
         updates=[],
-        admits=[],
-        ints=stage(Staging(), np.array([rows]), 0 * one, one, 0 * one),
-        sequences=1,
-        tokens=1,
+        staged=Staging().put(columns(rows * one, zero, one, zero, NO_BIAS, room, rows)),
+        room=room,
         sampled=1,
         max_new=1,
         max_length=1,
         top_n=0,
-        bias=Bias([], [], []),
         prompts=[],
     )

@@ -17,11 +17,12 @@ import numpy as np
 from aiollm.wire import messages
 from aiollm.wire.columns import ints, pack, pack_floats
 from aiollm.wire.messages import Failed, FromWorker, Header, PromptLogprobs, Result, Stop, ToWorker, Update
+from aiollm.workers import uploads
 from aiollm.workers.decisions import Decisions
 from aiollm.workers.rows import Rows
 from aiollm.workers.staging import Staging
-from aiollm.workers.step import Integers, PromptSlice, Step, stage
-from aiollm.workers.stream import Pending, Stream, failed
+from aiollm.workers.step import Integers, PromptSlice, Room, Step, columns
+from aiollm.workers.stream import Pending, StateLost, Stream, failed
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +39,16 @@ class Outcome(NamedTuple):
     prompts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-class StateLost(Exception):
-    """The device's tables may lack what an update brought: no later step can be trusted, the worker must go."""
-
-
 class Runner(Protocol):
     """Runs on the stream; everything it needs is in the step or on the device."""
 
+    def room(self, needs: Room, mixed: bool, top_n: int) -> Room:
+        """How large the columns of a step should be that is launched next."""
+
     def run(self, step: Step) -> Outcome: ...
+
+    def prepare(self) -> bool:
+        """A little work that makes later steps faster, while nothing is to be done; False where none is left."""
 
 
 class Inbox(Protocol):
@@ -125,7 +128,7 @@ class Loop:
             if self._updates:
                 continue  # more than SMALL_UPDATES had arrived
             self.outbox.flush()  # nothing is in flight: the post of this turn must not wait for the next message
-            if not self.inbox.wait():
+            if not self.runner.prepare() and not self.inbox.wait():
                 self.stopping = True
 
     def _follow(self) -> Flight | None:
@@ -192,18 +195,23 @@ class Loop:
         return step, pending
 
     def _build(self, rows: Integers, starts: Integers, counts: Integers, sampled: Integers, decodes: int) -> Step:
-        params = [self.rows.sampling[row] for row in rows[sampled].tolist()]
+        who, most = rows[sampled], int(counts.max())
+        top_n = max(self.rows.top_n[who].tolist(), default=0)
+        needs = Room(len(rows), int(counts.sum()), len(sampled))
+        room, bias = self.runner.room(needs, most > 1, top_n), self.rows.bias(who)
+        own = columns(rows, starts, counts, sampled, bias, room, self.rows.hold)
+        try:
+            brought = uploads.columns(self._uploads, bias)
+        except Exception as error:
+            raise StateLost(f"the updates of a step make no sense: {error}") from error
         return Step(
             updates=self._uploads,
-            admits=[admit for update in self._uploads for admit in update.admit],
-            ints=stage(self.staging, rows, starts, counts, sampled),
-            sequences=len(rows),
-            tokens=int(counts.sum()),
-            sampled=len(sampled),
-            max_new=int(counts.max()),
+            staged=self.staging.put(own | brought),
+            room=room,
+            sampled=needs.sampled,
+            max_new=most,
             max_length=int((starts + counts).max()),
-            top_n=max((p.top_logprobs for p in params), default=0),
-            bias=self.rows.bias(rows[sampled]),
+            top_n=top_n,
             prompts=self._prompt_slices(rows, starts, counts, decodes),
         )
 
@@ -238,10 +246,7 @@ class Loop:
         rows, generations = flight.rows[flight.sampled], flight.generations[flight.sampled]
         alive = self.rows.alive(rows, generations)
         hints = np.where(flight.at_limit, messages.HINT_LENGTH, messages.HINT_NONE).astype(np.uint8)
-        for at in np.flatnonzero(alive).tolist():
-            token = int(outcome.tokens[at])
-            if token < 0 or token in self.rows.stops[rows[at]]:
-                hints[at] = messages.HINT_STOP
+        hints[self.rows.stopped(rows, outcome.tokens)] = messages.HINT_STOP
         self.rows.idle[rows[alive & (hints != messages.HINT_NONE)]] = True
         self.outbox.put(
             Result(

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import torch
 
 from aiollm.wire.columns import floats, ints
 from aiollm.wire.messages import (
@@ -34,10 +33,9 @@ from aiollm.wire.messages import (
 )
 from aiollm.workers import loop
 from aiollm.workers.decisions import Decision, Decisions
-from aiollm.workers.load import load
+from aiollm.workers.load import load, stream_of
 from aiollm.workers.staging import Staging
 from aiollm.workers.step import Integers
-from aiollm.workers.stream import HostStream
 
 HEAD = struct.Struct("<BI")
 TO_WORKER, FROM_WORKER = 0, 1
@@ -177,13 +175,15 @@ def main(path: str, device: str | None, folder: str | None) -> int:
             slots=ready.slots,  # not those that fit here: the updates name slots of that pool
             max_length=ready.max_length,
         )
-        runner, _ = load(settings, _tell)
+        stream = stream_of(settings)
+        with stream.context():
+            runner, _ = load(settings, _tell)
         comparison = Comparison(epoch.updates, epoch.results)
         decisions = Recorded([message.header for message in epoch.results])
-        stream = HostStream(torch.inference_mode)
         began = time.monotonic()
         number, rows = epoch.setup.epoch, settings.rows
-        loop.run(loop.Loop(number, rows, comparison, comparison, stream, runner, Staging(), decisions))
+        staging = Staging(pinned=settings.device != "cpu")
+        loop.run(loop.Loop(number, rows, comparison, comparison, stream, runner, staging, decisions))
         stream.close()
         seconds = time.monotonic() - began
         print(

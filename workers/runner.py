@@ -5,11 +5,14 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from aiollm.kernels.batch import Batch
+from aiollm.kernels.batch import Batch, Sampled
 from aiollm.kernels.ops import Ops
-from aiollm.workers.loop import Outcome, StateLost
+from aiollm.workers.arrivals import Arrivals, Columns
+from aiollm.workers.graphs import Bias, Graphs
+from aiollm.workers.loop import Outcome
 from aiollm.workers.state import State
-from aiollm.workers.step import Step
+from aiollm.workers.step import Room, Step
+from aiollm.workers.stream import StateLost
 from aiollm.workers.tp import TensorParallel
 
 LOGIT_ROWS = 256  # prompt positions whose logits exist at once; keeps the memory of an echoed prompt flat
@@ -26,46 +29,84 @@ class Model(Protocol):
 
 
 class ModelRunner:
-    """A model, its KV pools (per layer: keys and values, [slots + 1, kv_heads, head_dim]) and the rows' state."""
+    """A model, its KV pools (per layer: keys and values, [slots + 1, kv_heads, head_dim]) and the rows' state.
 
-    def __init__(self, model: Model, kv: Pools, state: State, ops: Ops, tp: TensorParallel) -> None:
+    A step computes at most `budget` tokens besides one for each row.
+    """
+
+    def __init__(self, model: Model, kv: Pools, state: State, ops: Ops, tp: TensorParallel, budget: int) -> None:
         self.model = model
         self.kv = kv
         self.state = state
         self.ops = ops
         self.tp = tp
+        self.budget = budget
+        rows, max_length = state.hold, state.tokens.shape[1]
+        self.arrivals = Arrivals(Room(rows, rows + budget, rows), state.tokens.device)
+        self.graphs = Graphs(self, self.arrivals, rows, max_length)
+
+    def room(self, needs: Room, mixed: bool, top_n: int) -> Room:
+        """What a step's columns should hold; under the baton, right before its launch."""
+        return self.graphs.room(needs, mixed, top_n)
+
+    def prepare(self) -> bool:
+        """A little work that was left for idle times; False where none is left. With several ranks there never is any:
+        they would have to agree on it."""
+        return self.graphs.capture_next()
 
     def run(self, step: Step) -> Outcome:
-        columns = step.ints.views(step.ints.buffer.to(self.state.device, non_blocking=True))
+        """Launch a step. On a GPU the arrays that it returns are filled when the launch is done, and not before."""
         try:
-            self.state.upload(step)
+            columns = self.arrivals.columns(step.room)
+            brought = self.arrivals.take(step.staged, step.room)
+            self.state.upload(len(step.updates), brought)
         except Exception as error:
             raise StateLost(f"the updates of a step could not be laid down: {error}") from error
-        ids, batch = self.state.batch(step, columns, self.ops)
-        hidden = self.model.forward(ids, batch, self.kv)
-        prompts = [self._prompt_logprobs(hidden, batch, columns, p.begin, p.length, p.top) for p in step.prompts]
-        if not step.sampled:
-            empty = np.empty((0, max(0, step.top_n)))
+        hidden = self.graphs.forward(step.room, step.max_new > 1)
+        if hidden is None:
+            hidden = self.forward(columns, step.max_new, step.max_length)
+        prompts = [self._prompt_logprobs(hidden, columns, p.begin, p.length, p.top) for p in step.prompts]
+        n, top = step.sampled, max(0, step.top_n)
+        if not n:
+            empty = np.empty((0, top))
             return Outcome(np.empty(0, np.int64), np.empty(0, np.float32), empty, empty, prompts)
-        sampled = self.ops.sample(self.model.logits(hidden[columns["last"]]), self.state.sampling(step, columns))
-        tokens = self.tp.broadcast(sampled.tokens)
-        self.state.store(columns, tokens, self.ops)
+        bias = (brought["bias.ids"], brought["bias.values"]) if "bias.ids" in brought else None
+        drawn = self.graphs.draw(step.room, hidden, bias, top) or self.draw(columns, hidden, bias, top)
         return Outcome(
-            tokens.cpu().numpy(),
-            sampled.logprobs.cpu().numpy(),
-            sampled.top_ids.cpu().numpy(),
-            sampled.top_logprobs.cpu().numpy(),
+            _to_host(drawn.tokens[:n]),
+            _to_host(drawn.logprobs[:n]),
+            _to_host(drawn.top_ids[:n, :top]),
+            _to_host(drawn.top_logprobs[:n, :top]),
             prompts,
         )
 
+    def forward(self, columns: Columns, max_new: int, max_length: int) -> torch.Tensor:
+        """Hidden states [tokens, h] of the tokens that the columns name, before the final norm."""
+        ids, batch = self.state.batch(columns, max_new, max_length, self.ops)
+        return self.model.forward(ids, batch, self.kv)
+
+    def draw(self, columns: Columns, hidden: torch.Tensor, bias: Bias | None, top_n: int) -> Sampled:
+        """Draw the next token of each sampled sequence and append it to its row, on every rank alike."""
+        logits = self.model.logits(hidden[columns["last"]])
+        drawn = self.ops.sample(logits, self.state.sampling(columns, bias, top_n))
+        drawn = drawn._replace(tokens=self.tp.broadcast(drawn.tokens))
+        self.state.store(columns, drawn.tokens, self.ops)
+        return drawn
+
     def _prompt_logprobs(
-        self, hidden: torch.Tensor, batch: Batch, columns: dict[str, torch.Tensor], begin: int, count: int, top: int
+        self, hidden: torch.Tensor, columns: Columns, begin: int, count: int, top: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Logprobs of the tokens that follow `count` tokens of the packed axis; logits in slices of LOGIT_ROWS."""
         parts = []
         for at in range(begin, begin + count, LOGIT_ROWS):
             here = slice(at, min(at + LOGIT_ROWS, begin + count))
-            targets = self.state.tokens[columns["token_rows"][here], batch.positions[here] + 1].long()
+            targets = self.state.tokens[columns["token_rows"][here], columns["positions"][here] + 1].long()
             parts.append(self.ops.logprobs(self.model.logits(hidden[here]), targets, top))
-        own, ids, values = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+        own, ids, values = (_to_host(torch.cat(column)) for column in zip(*parts, strict=True))
         return own, ids, values
+
+
+def _to_host(values: torch.Tensor) -> np.ndarray:
+    """A copy on the host: from a GPU in pinned memory, filled behind what was launched before."""
+    copied: np.ndarray = values.to("cpu", non_blocking=True, copy=True).numpy()
+    return copied

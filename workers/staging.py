@@ -1,8 +1,8 @@
-"""Host memory from which a step's integers are copied to the device: a ring, each place guarded by the launch that
-reads it (rule A). One copy a step, pinned where the device is a GPU."""
+"""Host memory from which a step's columns are copied to the device: a ring, each place guarded by the launch that reads
+it (rule A). One buffer a step, pinned where the device is a GPU."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,16 +11,46 @@ from numpy.typing import NDArray
 from aiollm.workers.stream import Pending
 
 PLACES = 3  # two launches in flight and the one being built
+WORD = 8  # bytes; each column begins at a word
+
+Column = NDArray[Any]  # of int64, int32 or float32
+TYPES = {np.dtype(np.int64): torch.int64, np.dtype(np.int32): torch.int32, np.dtype(np.float32): torch.float32}
+
+
+class Place(NamedTuple):
+    """Where a column lies in a buffer of words."""
+
+    begin: int  # words
+    length: int  # numbers
+    dtype: torch.dtype
+
+    @property
+    def end(self) -> int:
+        return self.begin - (-self.length * self.dtype.itemsize // WORD)
 
 
 class Staged(NamedTuple):
     """Columns side by side in one buffer; `views` cuts a copy of it, on any device, back into columns."""
 
-    buffer: torch.Tensor  # [total] int64
-    columns: tuple[tuple[str, int, int], ...]  # (name, begin, end)
+    buffer: torch.Tensor  # [words] int64
+    places: dict[str, Place]
 
     def views(self, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {name: buffer[begin:end] for name, begin, end in self.columns}
+        return views(buffer, self.places)
+
+
+def views(buffer: torch.Tensor, places: Mapping[str, Place]) -> dict[str, torch.Tensor]:
+    """The columns that lie in a buffer [words] int64, which they share."""
+    return {name: buffer[place.begin : place.end].view(place.dtype)[: place.length] for name, place in places.items()}
+
+
+def lay_out(shapes: Mapping[str, tuple[int, torch.dtype]]) -> dict[str, Place]:
+    """Columns of given lengths and types, one behind the other."""
+    places, at = {}, 0
+    for name, (length, dtype) in shapes.items():
+        places[name] = place = Place(at, length, dtype)
+        at = place.end
+    return places
 
 
 class Staging:
@@ -35,22 +65,22 @@ class Staging:
     def _allocate(self, size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.int64, pin_memory=self._pinned)
 
-    def put(self, **columns: NDArray[np.int64] | Sequence[int]) -> Staged:
+    def put(self, columns: Mapping[str, Column]) -> Staged:
         """Copy columns into the next place of the ring, waiting for the launch that still reads it."""
-        place = self._next
-        guard = self._guards[place]
+        ring = self._next
+        guard = self._guards[ring]
         if guard is not None:
             guard.wait()
-        total = sum(len(column) for column in columns.values())
-        if total > len(self._buffers[place]):
-            self._buffers[place] = self._allocate(2 * total)
-        buffer = self._buffers[place][:total]
-        flat, at, layout = buffer.numpy(), 0, []
+        places = lay_out({name: (len(column), TYPES[column.dtype]) for name, column in columns.items()})
+        total = max((place.end for place in places.values()), default=0)
+        if total > len(self._buffers[ring]):
+            self._buffers[ring] = self._allocate(2 * total)
+        buffer = self._buffers[ring][:total]
+        flat = buffer.numpy()
         for name, column in columns.items():
-            flat[at : at + len(column)] = column
-            layout.append((name, at, at + len(column)))
-            at += len(column)
-        return Staged(buffer, tuple(layout))
+            place = places[name]
+            flat[place.begin : place.end].view(column.dtype)[: place.length] = column
+        return Staged(buffer, places)
 
     def guard(self, pending: Pending) -> None:
         """The place filled last is free again once `pending` is done."""

@@ -11,6 +11,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
+class StateLost(Exception):
+    """The device's tables may lack what an update brought, or the device itself is lost: no later step can be trusted,
+    the worker must go."""
+
+
 class Pending:
     """A launched piece of work: wait for it, then read `result` or `error`. Times are time.monotonic seconds."""
 

@@ -17,9 +17,10 @@ from aiollm.workers.model.spec import DecoderSpec
 class TensorParallel:
     """One rank's view of its group. A group of one communicates nothing and needs no torch.distributed."""
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
         self.rank = rank
         self.size = size
+        self._device = device
 
     @classmethod
     def join(
@@ -41,7 +42,7 @@ class TensorParallel:
                 timeout=timedelta(seconds=timeout_seconds),
                 device_id=None if device.type == "cpu" else device,
             )
-        return cls(rank, size)
+        return cls(rank, size, device)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sum `x` over the ranks, in place; returns it."""
@@ -68,7 +69,7 @@ class TensorParallel:
         """The least of the ranks' values."""
         if self.size == 1:
             return value
-        tensor = torch.tensor([value])
+        tensor = torch.tensor([value], device=self._device)  # NCCL takes nothing that lies on the host
         dist.all_reduce(tensor, dist.ReduceOp.MIN)
         return int(tensor)
 

@@ -16,6 +16,7 @@ from aiollm.api.metrics import Metrics
 from aiollm.api.parts import ENGINE, METRICS, PARTS, ModelInfo, Parts, Settings
 from aiollm.api.schema import SamplingDefaults
 from aiollm.api.static import page_routes
+from aiollm.api.stream import OUTBOX, Outbox
 from aiollm.engine.engine import Engine
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.tokenizer import Tokenizer
@@ -77,6 +78,7 @@ def make_app(
     engine.on_header = metrics.on_header
     app = _application(engine, metrics, keys)
     app[PARTS] = Parts(engine, tokenizer, template, model, defaults, settings, metrics)
+    app[OUTBOX] = Outbox()
     app[ws.SOCKETS] = set()
     app.on_shutdown.append(ws.shut_sockets)
     app.cleanup_ctx.append(_watch_lag)

@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import web
 
 from aiollm.api import body
-from aiollm.api.answer import DONE, Template, answer
+from aiollm.api.answer import answer
 from aiollm.api.choice import Choice, Delta, Entry, Output
 from aiollm.api.convert import output_limit, prompt_array, sampling_params
 from aiollm.api.errors import invalid
@@ -15,9 +15,11 @@ from aiollm.api.generation import Generation, Prompt, Usage
 from aiollm.api.logprobs import TokenNames, chat_logprobs
 from aiollm.api.parts import PARTS, Parts
 from aiollm.api.schema import ChatRequest, decode_chat
+from aiollm.api.shape import DONE, END, Template
 from aiollm.text.folder import TextError
 
 encode = msgspec.json.encode
+PLAIN_END = b'},"logprobs":null,"finish_reason":null}' + END  # of most events: text and nothing else
 
 
 async def chat_completions(http: web.Request) -> web.StreamResponse:
@@ -82,6 +84,8 @@ class ChatShape:
         kind = "chat.completion.chunk" if request.streams else "chat.completion"
         self._template = Template(generation, kind)
         self._heads = [b'{"index":%d,"delta":{"content":' % choice.index for choice in generation.choices]
+        self._starts = [self._template.head + head for head in self._heads]
+        self._plain = not (self._logprobs or self._token_ids)
 
     def opening(self) -> bytes:
         return b"".join(
@@ -94,6 +98,8 @@ class ChatShape:
         )
 
     def delta(self, choice: Choice, delta: Delta, usage: Usage | None) -> bytes:
+        if self._plain and usage is None:
+            return self._starts[choice.index] + encode(delta.text) + PLAIN_END
         logprobs = encode(chat_logprobs(delta.entries, self._names)) if self._logprobs else b"null"
         parts = (self._heads[choice.index], encode(delta.text), b'},"logprobs":', logprobs, b',"finish_reason":null')
         return self._template.event(b"".join((*parts, self._new_ids(choice), b"}")), usage)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,7 +31,7 @@ class Entry(NamedTuple):
     start: int
 
 
-class Delta(NamedTuple):
+class Delta(msgspec.Struct, frozen=True):
     """What a choice gives out at once. A character's entries come together with its last byte's."""
 
     text: str
@@ -86,7 +87,7 @@ class Choice:
         self.first: float | None = None
         self.last = arrived
         self._output = output
-        self._on_text, self._on_end, self._inter_token = on_text, on_end, inter_token
+        self.on_text, self.on_end, self._inter_token = on_text, on_end, inter_token
         self._detokenizer = _detokenizer(tokenizer, prompt[-TAIL_IDS:].tolist(), output)
         self._stops = StopStrings(output.stops, output.include_stop)
         self._prompt = _detokenizer(tokenizer, (), output)
@@ -121,7 +122,7 @@ class Choice:
                 stop = self._take_in(token)
             elif self._output.end_entry:
                 self._entries.append(Entry(token.id, token.logprob, token.top, self._decoded))
-        self._on_text()
+        self.on_text()
         return stop
 
     def prompt_tokens(self, tokens: list[PromptToken]) -> None:
@@ -137,7 +138,7 @@ class Choice:
             self._give(self._stops.push(text)[0] + self._stops.finish())
             self._released = self._decoded + 1  # every entry goes out
         self.finish = finish
-        self._on_end()
+        self.on_end()
 
     def take(self) -> Delta | None:
         """What may be given out since the last call; None where there is nothing, or no token came yet."""
@@ -164,7 +165,7 @@ class Choice:
             return None
         text, stop = self._stops.push(text)
         self._give(text)
-        return stop if stop is not None else self._stop_group()
+        return stop if stop is not None or not self._output.stop_groups else self._stop_group()
 
     def _stop_group(self) -> int | None:
         """The last id of a stop group that the generated ids end with."""

@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import web
 
 from aiollm.api import body
-from aiollm.api.answer import DONE, Template, answer
+from aiollm.api.answer import answer
 from aiollm.api.choice import Choice, Delta, Entry, Output
 from aiollm.api.convert import output_limit, prompt_array, sampling_params
 from aiollm.api.errors import invalid
@@ -15,10 +15,13 @@ from aiollm.api.generation import Generation, Prompt, Usage
 from aiollm.api.logprobs import TokenNames, completion_logprobs
 from aiollm.api.parts import PARTS, Parts
 from aiollm.api.schema import CompletionRequest, decode_completion
+from aiollm.api.shape import DONE, END, Template
 from aiollm.text.folder import TextError
 
 DEFAULT_MAX_TOKENS = 16
 encode = msgspec.json.encode
+# Of most events: text and nothing else.
+PLAIN_END = b',"logprobs":null,"finish_reason":null,"stop_reason":null}' + END
 
 
 async def completions(http: web.Request) -> web.StreamResponse:
@@ -75,11 +78,15 @@ class CompletionShape:
         self._sent = [0] * len(generation.choices)
         self._template = Template(generation, "text_completion")
         self._heads = [b'{"index":%d,"text":' % choice.index for choice in generation.choices]
+        self._starts = [self._template.head + head for head in self._heads]
+        self._plain = not (self._logprobs or self._token_ids)
 
     def opening(self) -> bytes:
         return b""
 
     def delta(self, choice: Choice, delta: Delta, usage: Usage | None) -> bytes:
+        if self._plain and usage is None:
+            return self._starts[choice.index] + encode(delta.text) + PLAIN_END
         return self._event(choice, delta, usage, b',"finish_reason":null,"stop_reason":null')
 
     def closing(self, choice: Choice, delta: Delta | None, usage: Usage | None) -> bytes:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import resource
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import http_exceptions, web
@@ -47,15 +48,22 @@ class Site(web.SockSite):
 class Connection(web.RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_metrics", "_site")
+    __slots__ = ("_metrics", "_site", "on_resume")
 
     def __init__(self, site: Site, metrics: Metrics, server: web.Server, **options: Any) -> None:
         super().__init__(server, **options)
         self._site, self._metrics = site, metrics
+        self.on_resume: Callable[[], None] | None = None
+        """Called when the client reads again after `writing_paused`."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._site.opened(transport.get_extra_info("socket").fileno())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.on_resume is not None:
+            self.on_resume()
 
     def handle_error(
         self,

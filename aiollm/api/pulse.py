@@ -20,8 +20,9 @@ class Pulse:
         self._timer = self._loop.call_later(min(keep_alive, write_timeout), self._look)
 
     def begin(self) -> None:
-        """A write begins."""
-        self._writing, self._since = True, self._loop.time()
+        """A write begins, or still waits for the client to read."""
+        if not self._writing:
+            self._writing, self._since = True, self._loop.time()
 
     def done(self) -> None:
         """The write is through, and whatever was due with it."""

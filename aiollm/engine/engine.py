@@ -168,6 +168,7 @@ class Engine:
         if core is None or not isinstance(message, Result | Failed):
             return
         self.published += 1
+        self._wake()  # before anything that the sinks of tokens ask for: the device comes first
         tokens = 0
         if isinstance(message, Result):
             tokens = core.on_result(message)
@@ -177,7 +178,6 @@ class Engine:
         if self.workers is not None and message.header.epoch == core.epoch:
             self.workers.applied(message.header.applied)
             self.on_header(message.header, tokens)
-        self._wake()
 
     def _wake(self) -> None:
         """Plan once before the loop waits again, however many events ask for it."""

@@ -27,14 +27,14 @@ class Judge:
         id = self._tokens[at]
         if id < 0:
             return Finish("error", error="the model produced logits that are not finite")
-        sampling = request.sampling
-        request.output.append(id)
+        sampling, output = request.sampling, request.output
+        output.append(id)
         top: Top = ()
         if sampling.top_logprobs > 0:
             begin = at * self._top
             end = begin + min(self._top, sampling.top_logprobs)
             top = tuple(zip(self._top_ids[begin:end], self._top_logprobs[begin:end], strict=True))
-        ends = id in sampling.stop_ids and len(request.output) > sampling.min_tokens
+        ends = id in sampling.stop_ids and len(output) > sampling.min_tokens
         try:
             stop = request.sink.token(Token(id, self._logprobs[at], top, ends))
         except Exception:
@@ -44,7 +44,7 @@ class Judge:
             return Finish("stop", None if id in request.eos_ids else id)
         if stop is not None:
             return Finish("stop", stop)
-        if len(request.output) >= sampling.max_tokens:
+        if len(output) >= sampling.max_tokens:
             return Finish("length")
         return None
 

@@ -3,14 +3,18 @@
 import enum
 from typing import NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from aiollm.wire.sampling import SamplingParams
 
 
-class Token(NamedTuple):
-    """One drawn token. `top` holds (id, logprob) of the likeliest tokens, likeliest first."""
+class Token(msgspec.Struct, frozen=True, gc=False):
+    """One drawn token. `top` holds (id, logprob) of the likeliest tokens, likeliest first.
+
+    A Struct is made in a third of the time of a NamedTuple, and there are as many as tokens.
+    """
 
     id: int
     logprob: float

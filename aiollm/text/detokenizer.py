@@ -53,12 +53,13 @@ class Detokenizer:
         if self._window is not None:
             return self._window.push(ids)
         get = self._pieces.get
-        data = b"".join([get(index, b"") for index in ids])
+        data = get(ids[0], b"") if len(ids) == 1 else b"".join([get(index, b"") for index in ids])
         if self._of_prompt and data:
             self._of_prompt = False
             if not _continues(self._pending, data[:1]):
                 self._pending = b""
-        data = self._pending + data
+        if self._pending:
+            data = self._pending + data
         text, used = utf_8_decode(data, "replace", False)
         self._pending = data[used:]
         return self._stripped(text) if self._strip_left else text

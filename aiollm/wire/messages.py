@@ -31,6 +31,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Longest sequence, prompt and output together; 0 takes the smaller of the model's context and the pool."""
     chunk_budget: int = 2048
     """Largest number of prompt tokens in one iteration."""
+    graphs: bool = True
+    """Whether steps are captured as graphs where the device has them."""
     threads: int = 0
     """CPU threads of the maths library; 0 takes what the machine has, shared among the ranks."""
 

@@ -8,8 +8,9 @@ from updates import begin
 
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Failed, FromWorker, Result, Stop, Update
-from aiollm.workers.loop import SMALL_UPDATES, Outcome, StateLost
+from aiollm.workers.loop import SMALL_UPDATES, Outcome
 from aiollm.workers.step import Step
+from aiollm.workers.stream import StateLost
 
 
 def tokens(messages: list[FromWorker]) -> list[int]:

@@ -5,7 +5,7 @@ from updates import begin, run_of
 from aiollm.wire.columns import pack
 from aiollm.wire.messages import Update
 from aiollm.wire.sampling import SamplingParams
-from aiollm.workers.rows import Rows
+from aiollm.workers.rows import FEW, Rows
 
 
 def launched(rows: Rows, row: int, end: int) -> None:
@@ -78,3 +78,13 @@ def test_stop_ids_are_masked_until_min_tokens_are_drawn() -> None:
         seen.append(dict(zip(bias.ids, bias.values, strict=True)))
     masked = {7: -1.0, 3: float("-inf"), 4: float("-inf")}
     assert seen == [masked, masked, {7: -1.0}]
+
+
+@pytest.mark.parametrize("count", [0, 1, FEW, FEW + 1, 40])
+def test_a_row_stops_at_each_of_its_stop_ids_and_where_nothing_could_be_drawn(count: int) -> None:
+    rows = Rows(3)
+    stops = tuple(range(100, 100 + count))
+    rows.apply(begin(1, 2, [5, 6], sampling=SamplingParams(stop_ids=stops)))
+    rows.apply(begin(2, 0, [5, 6], first_slot=9, sampling=SamplingParams(stop_ids=(7,))))
+    who, drawn = np.array([2, 0, 2, 2, 2]), np.array([stops[-1] if stops else 1, 7, 7, -1, 99])
+    assert rows.stopped(who, drawn).tolist() == [bool(stops), True, False, True, False]

@@ -1,12 +1,12 @@
 """One step by hand against transformers."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from steps import run
 from tiny_model import write_tiny_model
 from updates import begin
 
@@ -14,10 +14,8 @@ from aiollm.wire.messages import Loading, WorkerSettings
 from aiollm.wire.sampling import SamplingParams
 from aiollm.workers import runner as runner_module
 from aiollm.workers.load import load
-from aiollm.workers.loop import Outcome
 from aiollm.workers.runner import ModelRunner
-from aiollm.workers.staging import Staging
-from aiollm.workers.step import Bias, PromptSlice, Step, stage
+from aiollm.workers.step import Bias, PromptSlice
 
 PROMPT = [(7 * i + 3) % 97 for i in range(21)]
 OTHER = [(5 * i + 1) % 97 for i in range(9)]
@@ -38,7 +36,7 @@ def loaded(folder: Path) -> ModelRunner:
     def nobody(message: Loading) -> None:
         pass
 
-    return load(WorkerSettings(folder=str(folder), data_type="fp32", rows=3, slots=64, threads=1), nobody)[0]
+    return load(WorkerSettings(folder=str(folder), data_type="fp32", rows=3, slots=64, threads=1), nobody).runner
 
 
 def logits_of(folder: Path, tokens: list[int]) -> torch.Tensor:
@@ -47,22 +45,6 @@ def logits_of(folder: Path, tokens: list[int]) -> torch.Tensor:
     with torch.inference_mode():
         logits: torch.Tensor = model(torch.tensor([tokens])).logits[0]
     return logits
-
-
-def run(
-    runner: ModelRunner, rows: list[int], starts: list[int], counts: list[int], sampled: list[int], **others: Any
-) -> Outcome:
-    """One step; `sampled` lists the sequences that draw a token."""
-    columns = [np.asarray(column, np.int64) for column in (rows, starts, counts, sampled)]
-    values: dict[str, Any] = {
-        "updates": [], "sequences": len(rows), "tokens": sum(counts), "sampled": len(sampled), "max_new": max(counts),
-        "max_length": max(s + c for s, c in zip(starts, counts, strict=True)), "top_n": -1,
-        "bias": Bias([], [], []), "prompts": [],
-    }  # fmt: skip
-    values |= others
-    admits = [admit for update in values["updates"] for admit in update.admit]
-    with torch.inference_mode():
-        return runner.run(Step(ints=stage(Staging(), *columns), admits=admits, **values))
 
 
 def test_prefill_and_decode_draw_what_the_logits_say(folder: Path, runner: ModelRunner) -> None:

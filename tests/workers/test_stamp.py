@@ -8,7 +8,7 @@ import stamp
 
 from aiollm.engine import judge, radix, request, rows, scheduler
 from aiollm.wire.messages import Result, Update
-from aiollm.workers import loop, staging
+from aiollm.workers import arrivals, loop, staging, state, step
 from aiollm.workers import rows as worker_rows
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -288,6 +288,32 @@ def pins_while_waiting(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(scheduler.Scheduler, "submit", submit)
 
 
+def captures_on_what_lies_there(patch: pytest.MonkeyPatch) -> None:
+    """J: a size is computed at its capture, and the columns there are those of a step that was launched."""
+    patch.setattr(arrivals.Arrivals, "pad", lambda self, room, hold: self.columns(room))
+
+
+def padding_in_a_real_row(patch: pytest.MonkeyPatch) -> None:
+    """J: padding belongs to the hold row."""
+    original = loop.columns
+    patch.setattr(loop, "columns", lambda *given: original(*given[:-1], 0))
+
+
+def padding_in_a_real_slot(patch: pytest.MonkeyPatch) -> None:
+    """J: keys and values of padding go to the hold slot."""
+    patch.setattr(state.State, "pad_into", lambda self, slot: None)
+
+
+def one_column_too_early(patch: pytest.MonkeyPatch) -> None:
+    """J: a graph's inputs lie where it was captured."""
+    original = arrivals.Arrivals._columns
+
+    def columns(self: arrivals.Arrivals, room: step.Room) -> arrivals.Columns:
+        return original(self, room) | {"last": original(self, room)["sampled_rows"]}
+
+    patch.setattr(arrivals.Arrivals, "_columns", columns)
+
+
 RULES: dict[str, list[Break]] = {
     "A": [posts_kept_while_idle, post_after_launch, unguarded_staging, rows_that_survive_a_boundary],
     "B": [posts_without_generations, results_without_generations],
@@ -298,6 +324,7 @@ RULES: dict[str, list[Break]] = {
     "G": [last_token_in_the_index, retire_frees_too_little, hints_as_verdicts],
     "H": [resume_from_the_prompt],
     "I": [unpinned_prefixes, pins_while_waiting],
+    "J": [captures_on_what_lies_there, padding_in_a_real_row, padding_in_a_real_slot, one_column_too_early],
 }
 
 
@@ -309,7 +336,7 @@ def test_no_world_survives_without_rule(rule: str, remove: Break, monkeypatch: p
 
 
 def test_every_rule_is_removed_somewhere() -> None:
-    assert sorted(RULES) == list("ABCDEFGHI")
+    assert sorted(RULES) == list("ABCDEFGHIJ")
 
 
 def test_failed_rows_are_told_what_happened() -> None:

@@ -1,0 +1,230 @@
+"""The options of `aiollm bench serve`, with vLLM's names, and the load that they ask for."""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aiollm.bench.report import METRICS
+from aiollm.bench.workloads import SHAREGPT, WORKLOADS, Draw, Job, LoadError, Workload, around, fixed, jobs, text_jobs
+
+DATASETS = ("random", "sharegpt", "lengths", "prefix_repetition", "multi_turn", "custom")
+BACKENDS = {"openai": "/v1/completions", "vllm": "/v1/completions", "openai-chat": "/v1/chat/completions"}
+SEED = 20261121  # that of tools/baselines.json
+REAL_SHARED = 0.5  # of each prompt, from one of a few texts
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options; dashes and underscores in their names are the same."""
+    return parser().parse_args([_with_dashes(word) for word in argv])
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="aiollm bench serve",
+        description="Puts load on an OpenAI-compatible server and prints what it took.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
+        allow_abbrev=False,
+    )
+
+    def add(group: Any, name: str, **options: Any) -> None:
+        group.add_argument(f"--{name}", **options)
+
+    server: Any = result.add_argument_group("Server")
+    add(server, "backend", choices=BACKENDS, default="openai", help="openai (= vllm): completions; openai-chat: chats")
+    add(server, "base-url", metavar="URL", help="where the server is, without a path (http://HOST:PORT)")
+    add(server, "host", default="127.0.0.1", help="(127.0.0.1)")
+    add(server, "port", type=_integer(1, 65535), default=8000, help="(8000)")
+    add(server, "endpoint", metavar="PATH", help="path of the requests (that of the backend)")
+    add(server, "header", metavar="KEY=VALUE", action="append", default=[], type=_pair, help="sent along; repeatable")
+    add(server, "model", metavar="NAME", help="the model's name (the first of /v1/models)")
+    add(server, "ready-check-timeout-sec", type=_number(0), default=600.0, metavar="SECONDS",
+        help="how long to wait for a server that loads (600)")  # fmt: skip
+    add(server, "timeout", type=_number(0.001), default=600.0, metavar="SECONDS", help="for one request (600)")
+
+    load: Any = result.add_argument_group("Load")
+    add(load, "workload", choices=WORKLOADS, metavar="NAME",
+        help=f"a named load, which the options below change: {', '.join(WORKLOADS)}")  # fmt: skip
+    add(load, "num-prompts", type=_integer(1), metavar="N", help="requests in all (1000)")
+    add(load, "max-concurrency", type=_integer(1), nargs="+", default=[], metavar="N",
+        help="requests at once; several values are run in turn")  # fmt: skip
+    add(load, "request-rate", type=_number(0.001), nargs="+", default=[], metavar="RPS",
+        help="requests per second; inf sends all at once (inf); several values are run in turn")  # fmt: skip
+    add(load, "burstiness", type=_number(0.001), default=1.0, metavar="SHAPE",
+        help="of the gamma distribution of times between requests: 1 is Poisson, less is bursts (1)")  # fmt: skip
+    add(load, "num-warmups", type=_integer(0), default=0, metavar="N", help="requests before those that count (0)")
+    add(load, "seed", type=_integer(0), default=SEED, help=f"of lengths, prompts and arrivals ({SEED})")
+    add(load, "procs", type=_integer(1), default=4, metavar="N", help="client processes (4)")
+
+    prompts: Any = result.add_argument_group("Prompts")
+    add(prompts, "dataset-name", choices=DATASETS, default="random",
+        help="random (the default); sharegpt: lengths of 2,000 real conversations; lengths: those of --dataset-path; "
+        "prefix_repetition: some beginnings, each shared by many; multi_turn: conversations, where each prompt holds "
+        "all that was said; custom: texts of --dataset-path")  # fmt: skip
+    add(prompts, "dataset-path", type=Path, metavar="FILE",
+        help='lengths: JSON list of [prompt, output] tokens; custom: JSON lines {"prompt": text, "output_tokens": n}'
+    )  # fmt: skip
+    for kind, length, generated in (("random", 1024, 128), ("prefix-repetition", 256, 128)):
+        own = "suffix-len" if kind == "prefix-repetition" else "input-len"
+        add(prompts, f"{kind}-{own}", type=_integer(1), metavar="TOKENS", help=f"of each prompt ({length})")
+        add(prompts, f"{kind}-output-len", type=_integer(1), metavar="TOKENS", help=f"({generated})")
+    add(prompts, "random-range-ratio", type=_number(0, 1), default=0.0, metavar="SHARE",
+        help="lengths are uniform within this share of both, 0 to 1 (0)")  # fmt: skip
+    add(prompts, "random-prefix-len", type=_integer(0), default=0, metavar="TOKENS",
+        help="that all prompts begin with, besides (0)")  # fmt: skip
+    add(prompts, "prefix-repetition-prefix-len", type=_integer(1), default=256, metavar="TOKENS",
+        help="of each beginning (256)")  # fmt: skip
+    add(prompts, "prefix-repetition-num-prefixes", type=_integer(1), default=10, metavar="N", help="beginnings (10)")
+    add(prompts, "multi-turn-num-turns", type=_integer(1), default=4, metavar="N",
+        help="requests of a conversation; --random-input-len is what each brings, --random-prefix-len what all "
+        "conversations begin with (4)")  # fmt: skip
+    add(prompts, "token-ids", type=_range, default=(300, 40000), metavar="LOW:HIGH",
+        help="prompts are drawn from these ids, HIGH excluded (300:40000)")  # fmt: skip
+
+    sampling: Any = result.add_argument_group("Sampling")
+    add(sampling, "temperature", type=_number(0), default=1.0, help="0 is greedy (1)")
+    add(sampling, "top-p", type=_number(0, 1), help="(the server's)")
+    add(sampling, "top-k", type=_integer(-1), help="(the server's)")
+    add(sampling, "ignore-eos", action=argparse.BooleanOptionalAction, default=True, help="go on behind EOS (on)")
+    add(sampling, "extra-body", type=json.loads, default={}, metavar="JSON", help="more fields of every request")
+    add(sampling, "real-life", action="store_true",
+        help="what users' requests carry: EOS obeyed, stop strings, a seed each, penalties, top_p, logprobs, and half "
+        "of each prompt shared with others")  # fmt: skip
+
+    output: Any = result.add_argument_group("Result")
+    add(output, "percentile-metrics", default="ttft,tpot,itl,e2el,gap", type=_metrics, metavar="NAMES",
+        help=f"tables that are printed: {', '.join(METRICS)} (all)")  # fmt: skip
+    add(output, "metric-percentiles", default="99", type=_percentiles, metavar="NUMBERS", help="like 50,90,99 (99)")
+    add(output, "goodput", nargs="+", type=_pair_of_limit, default=[], metavar="METRIC:MS",
+        help="count requests per second that keep these, like ttft:200 tpot:50")  # fmt: skip
+    add(output, "save-result", action="store_true", help="write the figures as JSON")
+    add(output, "save-detailed", action="store_true", help="and every request's")
+    add(output, "append-result", action="store_true", help="as a line behind those of the file, if there are any")
+    add(output, "metadata", nargs="+", type=_pair, default=[], metavar="KEY=VALUE", help="kept in that file")
+    add(output, "result-dir", type=Path, default=Path("."), metavar="FOLDER", help="(.)")
+    add(output, "result-filename", metavar="FILE", help="(made of the load, the model and the time)")
+    add(output, "label", help="kept in the file (the backend)")
+    add(output, "plot", type=Path, metavar="PNG", help="draw TTFT, TPOT and throughput over the runs' load")
+    return result
+
+
+def points(args: argparse.Namespace) -> int:
+    counts = {len(values) for values in (args.max_concurrency, args.request_rate) if len(values) > 1}
+    if len(counts) > 1:
+        raise LoadError("--max-concurrency and --request-rate have several values each, and not as many")
+    return counts.pop() if counts else 1
+
+
+def workload(args: argparse.Namespace, point: int) -> Workload:
+    """The load of one point: a named one, or the options', with what was asked for beside."""
+    if args.workload is not None:
+        if args.dataset_name != "random" or args.dataset_path or args.random_input_len or args.random_output_len:
+            raise LoadError("--workload says what prompts are like; leave --dataset-... and --random-...-len out")
+        base = WORKLOADS[args.workload]
+    else:
+        base = Workload(1000, None, None, _lengths(args))
+    found = base
+    if args.num_prompts is not None:
+        found = found._replace(requests=args.num_prompts)
+    if args.max_concurrency:
+        found = found._replace(concurrency=_nth(args.max_concurrency, point))
+    if args.request_rate:
+        rate = _nth(args.request_rate, point)
+        found = found._replace(rate=None if math.isinf(rate) else rate)
+    return found
+
+
+def _nth(values: Sequence[Any], point: int) -> Any:
+    return values[point] if len(values) > 1 else values[0]
+
+
+def _lengths(args: argparse.Namespace) -> Any:
+    if args.dataset_name in ("lengths", "custom") and args.dataset_path is None:
+        raise LoadError(f"--dataset-name {args.dataset_name} needs --dataset-path")
+    if args.dataset_name == "sharegpt":
+        return args.dataset_path or SHAREGPT
+    if args.dataset_name == "lengths":
+        return args.dataset_path
+    if args.dataset_name == "prefix_repetition":
+        return fixed(args.prefix_repetition_suffix_len or 256, args.prefix_repetition_output_len or 128)
+    prompt, output = args.random_input_len or 1024, args.random_output_len or 128
+    return around(prompt, output, args.random_range_ratio) if args.random_range_ratio else fixed(prompt, output)
+
+
+def drawn(args: argparse.Namespace, load: Workload) -> list[Job]:
+    low, high = args.token_ids
+    draw = Draw(
+        args.seed, low, high, args.burstiness, args.random_prefix_len, shared=REAL_SHARED if args.real_life else 0.0
+    )
+    if args.dataset_name == "custom":
+        return text_jobs(args.dataset_path, load, args.random_output_len or 128, draw)
+    if args.backend == "openai-chat":
+        raise LoadError("--backend openai-chat needs texts: --dataset-name custom")
+    if args.dataset_name == "prefix_repetition":
+        prefix, count = args.prefix_repetition_prefix_len, args.prefix_repetition_num_prefixes
+        draw = draw._replace(prefix=prefix, prefixes=count)
+    elif args.dataset_name == "multi_turn":
+        draw = draw._replace(turns=args.multi_turn_num_turns)
+    return jobs(load, draw)
+
+
+def _with_dashes(word: str) -> str:
+    """--num_prompts=4 -> --num-prompts=4; a word that is no option stays as it is."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def _integer(low: int, high: int | None = None) -> Any:
+    return _bounded(int, "an integer", low, high)
+
+
+def _number(low: float, high: float | None = None) -> Any:
+    return _bounded(float, "a number", low, high)
+
+
+def _bounded(kind: Any, what: str, low: float, high: float | None) -> Any:
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= (math.inf if high is None else high):
+            limits = f"of at least {low}" if high is None else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text} must be {what} {limits}")
+        return value
+
+    return read
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text} must be KEY=VALUE")
+    return key, value
+
+
+def _pair_of_limit(text: str) -> tuple[str, float]:
+    name, _, limit = text.partition(":")
+    if name not in METRICS or name == "itl":
+        raise argparse.ArgumentTypeError(f"{text} must be METRIC:MS with one of {', '.join(METRICS.keys() - {'itl'})}")
+    return name, float(_number(0)(limit))
+
+
+def _range(text: str) -> tuple[int, int]:
+    low, _, high = text.partition(":")
+    if not (low.isdigit() and high.isdigit() and int(low) < int(high)):
+        raise argparse.ArgumentTypeError(f"{text} must be LOW:HIGH, two ids, as in 300:40000")
+    return int(low), int(high)
+
+
+def _metrics(text: str) -> list[str]:
+    names = text.split(",")
+    if wrong := [name for name in names if name not in METRICS]:
+        raise argparse.ArgumentTypeError(f"{', '.join(wrong)}: only {', '.join(METRICS)} are known")
+    return names
+
+
+def _percentiles(text: str) -> list[float]:
+    return [float(_number(0, 100)(part)) for part in text.split(",")]

@@ -1,0 +1,175 @@
+"""What a load consists of: how many requests, when they come, how long their prompts and outputs are.
+
+Everything is drawn from one seed, so that two runs, and two servers, do the same work. Prompts are token ids: a text
+has another length for each tokenizer.
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+SHAREGPT = Path(__file__).parent / "sharegpt_lengths.json"
+SHARED_TEXTS = 8  # from which the beginnings of prompts are taken where `shared` says so
+Lengths = Callable[[random.Random], tuple[int, int]]
+"""Prompt and output tokens of one request."""
+
+
+class LoadError(Exception):
+    """The load cannot be made; the message is for the user and names the flag."""
+
+
+class Turn(msgspec.Struct, frozen=True, array_like=True):
+    """One request: what comes behind the conversation so far, as ids or (a whole prompt) as text."""
+
+    prompt: list[int] | str
+    output: int
+
+
+class Job(msgspec.Struct, frozen=True, array_like=True):
+    """A conversation; most have one turn. `at` is its second after the start, 0 where concurrency sets the pace."""
+
+    at: float
+    turns: list[Turn]
+
+
+class Workload(NamedTuple):
+    """A named load. `lengths` may be a file of [prompt, output] pairs, which are taken in their order."""
+
+    requests: int
+    concurrency: int | None
+    rate: float | None
+    """Requests per second, drawn as they would come from many independent users."""
+    lengths: Lengths | Path
+
+
+def fixed(prompt: int, output: int) -> Lengths:
+    return lambda r: (prompt, output)
+
+
+def around(prompt: int, output: int, ratio: float) -> Lengths:
+    """Uniform within `ratio` of both lengths."""
+
+    def draw(r: random.Random, length: int) -> int:
+        return max(1, r.randint(int(length * (1 - ratio)), int(length * (1 + ratio))))
+
+    return lambda r: (draw(r, prompt), draw(r, output))
+
+
+def _short_answers(r: random.Random) -> tuple[int, int]:
+    return 1024, max(8, int(r.gauss(128, 32)))
+
+
+def _like_chats(r: random.Random) -> tuple[int, int]:
+    """Log-normal lengths, clipped: many short ones, a few long ones."""
+    prompt = min(3000, max(4, int(r.lognormvariate(4.7, 1.2))))
+    return prompt, min(1500, max(4, int(r.lognormvariate(4.9, 0.9))))
+
+
+# sharegpt_lengths.json: lengths of 2,000 real conversations of ShareGPT, filtered as the vLLM benchmark of 2023 did.
+WORKLOADS = {
+    "smoke": Workload(4, 2, None, fixed(32, 16)),
+    "single": Workload(4, 1, None, fixed(128, 256)),
+    "c8": Workload(32, 8, None, fixed(512, 256)),
+    "seed-v1.0": Workload(400, 100, None, _short_answers),
+    "seed-v1.1-1k1k": Workload(200, None, 100, fixed(1024, 1024)),
+    "seed-v1.1-4k1k": Workload(200, None, 100, fixed(4096, 1024)),
+    "seed-v1.1-8k1k": Workload(200, None, 100, fixed(8192, 1024)),
+    "sharegpt": Workload(2000, None, 200, SHAREGPT),
+    "sharegpt-like": Workload(1000, None, 200, _like_chats),
+    "decode-256": Workload(256, 256, None, fixed(64, 512)),
+    "decode-1024": Workload(1024, 1024, None, fixed(64, 256)),
+    "prefill": Workload(64, 64, None, fixed(4096, 1)),
+    "cpu-c1": Workload(4, 1, None, fixed(64, 64)),
+    "cpu-c16": Workload(32, 16, None, fixed(64, 64)),
+}
+
+
+class Draw(NamedTuple):
+    """How prompts and arrivals are drawn, beside their lengths."""
+
+    seed: int
+    low: int
+    high: int
+    """Token ids are drawn from [low, high)."""
+    burstiness: float = 1.0
+    """Shape of the gamma distribution of the time between requests: 1 is Poisson, less comes in bursts."""
+    prefix: int = 0
+    """Tokens that all prompts begin with, before their own."""
+    prefixes: int = 1
+    """Different such beginnings, taken in turn."""
+    shared: float = 0.0
+    """Share of a conversation's first prompt that it has from one of SHARED_TEXTS texts."""
+    turns: int = 1
+    """Requests of a conversation; each prompt holds all that was said before."""
+
+
+def jobs(load: Workload, draw: Draw) -> list[Job]:
+    """The whole load, in order of arrival. Raises LoadError for a file that cannot be read."""
+    r = random.Random(draw.seed)
+    lengths = _lengths(load.lengths, r)
+    aside = random.Random(draw.seed + 1)  # so that prompts stay the same where beginnings are shared
+    beginnings = [_ids(aside, draw, draw.prefix) for _ in range(draw.prefixes)] if draw.prefix else [[]]
+    texts: list[list[int]] = [[] for _ in range(SHARED_TEXTS)]
+    found, at = [], 0.0
+    for number in range(-(-load.requests // draw.turns)):
+        turns = []
+        for turn in range(min(draw.turns, load.requests - number * draw.turns)):
+            prompt, output = next(lengths)
+            ids = _ids(r, draw, prompt)
+            common = 0 if turn else int(draw.shared * prompt)
+            if common:
+                text = texts[number % SHARED_TEXTS]
+                text += _ids(aside, draw, common - len(text))
+                ids[:common] = text[:common]
+            turns.append(Turn(ids if turn else beginnings[number % len(beginnings)] + ids, output))
+        found.append(Job(at, turns))
+        if load.rate is not None:
+            at += _wait(r, load.rate, draw.burstiness)
+    return found
+
+
+def text_jobs(path: Path, load: Workload, default_output: int, draw: Draw) -> list[Job]:
+    """Prompts from a file of JSON lines, {"prompt": text, "output_tokens": n}, from the first again where it is short.
+
+    Raises LoadError.
+    """
+    r = random.Random(draw.seed)
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        turns = [Turn(str(line["prompt"]), int(line.get("output_tokens") or default_output)) for line in lines]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoadError(f'--dataset-path: {path} is no file of lines {{"prompt": text}}: {error!r}') from error
+    if not turns:
+        raise LoadError(f"--dataset-path: {path} is empty")
+    found, at = [], 0.0
+    for number in range(load.requests):
+        found.append(Job(at, [turns[number % len(turns)]]))
+        if load.rate is not None:
+            at += _wait(r, load.rate, draw.burstiness)
+    return found
+
+
+def _lengths(lengths: Lengths | Path, r: random.Random) -> Iterator[tuple[int, int]]:
+    if not isinstance(lengths, Path):
+        while True:
+            yield lengths(r)
+    try:
+        pairs = msgspec.json.decode(lengths.read_bytes(), type=list[tuple[int, int]])
+    except (OSError, msgspec.DecodeError) as error:
+        raise LoadError(f"--dataset-path: {lengths} is no JSON list of [prompt, output] lengths: {error}") from error
+    if not pairs or min(map(min, pairs)) < 1:
+        raise LoadError(f"--dataset-path: {lengths} must hold at least one pair of lengths, each 1 or more")
+    while True:
+        yield from pairs
+
+
+def _ids(r: random.Random, draw: Draw, count: int) -> list[int]:
+    return [r.randrange(draw.low, draw.high) for _ in range(count)]
+
+
+def _wait(r: random.Random, rate: float, burstiness: float) -> float:
+    return r.expovariate(rate) if burstiness == 1 else r.gammavariate(burstiness, 1 / (rate * burstiness))

@@ -1,0 +1,105 @@
+"""Loads are the same each time, and as long as they say."""
+
+import json
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from aiollm.bench.workloads import SHARED_TEXTS, WORKLOADS, Draw, LoadError, Workload, around, fixed, jobs, text_jobs
+
+DRAW = Draw(seed=3, low=10, high=90)
+
+
+@pytest.mark.parametrize("name", sorted(WORKLOADS.keys() - {"prefill"} - {n for n in WORKLOADS if "k1k" in n}))
+def test_a_named_load_is_the_same_each_time(name: str) -> None:
+    load = WORKLOADS[name]
+    found = jobs(load, DRAW)
+    assert found == jobs(load, DRAW) != jobs(load, DRAW._replace(seed=4))
+    assert len(found) == load.requests
+    assert all(len(job.turns) == 1 and job.turns[0].output >= 1 for job in found)
+    assert all(10 <= id < 90 for job in found for id in job.turns[0].prompt)
+    times = [job.at for job in found]
+    assert times[0] == 0 and times == sorted(times)
+    if load.rate is None:
+        assert set(times) == {0.0}
+    else:
+        assert (len(times) - 1) / times[-1] == pytest.approx(load.rate, rel=0.15)
+
+
+def test_the_lengths_of_conversations_are_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "lengths.json"
+    path.write_text("[[3, 4], [5, 6]]")
+    found = jobs(Workload(5, 1, None, path), DRAW)
+    assert [(len(job.turns[0].prompt), job.turns[0].output) for job in found] == [(3, 4), (5, 6)] * 2 + [(3, 4)]
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "[[1]]", "[[0, 4]]", '[["a", 1]]'])
+def test_a_file_that_holds_no_lengths_is_refused_by_the_flags_name(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "lengths.json"
+    path.write_text(content)
+    with pytest.raises(LoadError, match="--dataset-path"):
+        jobs(Workload(5, 1, None, path), DRAW)
+
+
+def test_lengths_stay_within_their_ratio() -> None:
+    draw, r = around(100, 10, 0.2), random.Random(0)
+    prompts, outputs = zip(*(draw(r) for _ in range(500)), strict=True)
+    assert (min(prompts), max(prompts)) == (80, 120)
+    assert (min(outputs), max(outputs)) == (8, 12)
+    assert all(min(around(1, 1, 1.0)(r)) >= 1 for _ in range(50)), "no prompt is empty"
+
+
+def test_burstier_arrivals_have_the_same_rate() -> None:
+    load = Workload(4000, None, 50, fixed(1, 1))
+    gaps = {}
+    for burstiness in (0.2, 1.0, 5.0):
+        times = [job.at for job in jobs(load, DRAW._replace(burstiness=burstiness))]
+        assert times[-1] == pytest.approx(80, rel=0.15)
+        gaps[burstiness] = max(b - a for a, b in pairwise(times))
+    assert gaps[0.2] > gaps[1.0] > gaps[5.0]
+
+
+def test_beginnings_are_taken_in_turn_and_prompts_stay_their_own() -> None:
+    plain = jobs(Workload(6, 1, None, fixed(8, 1)), DRAW)
+    found = jobs(Workload(6, 1, None, fixed(8, 1)), DRAW._replace(prefix=5, prefixes=2))
+    for at, job in enumerate(found):
+        assert job.turns[0].prompt[:5] == found[at % 2].turns[0].prompt[:5]
+        assert job.turns[0].prompt[5:] == plain[at].turns[0].prompt
+    assert found[0].turns[0].prompt[:5] != found[1].turns[0].prompt[:5]
+
+
+def test_shared_texts_keep_lengths_and_ends() -> None:
+    load = Workload(3 * SHARED_TEXTS, 1, None, around(40, 4, 0.5))
+    plain, found = jobs(load, DRAW), jobs(load, DRAW._replace(shared=0.5))
+    for at, (before, after) in enumerate(zip(plain, found, strict=True)):
+        own, shared = before.turns[0].prompt, after.turns[0].prompt
+        half = len(own) // 2
+        assert len(shared) == len(own) and shared[half:] == own[half:]
+        other = found[(at + SHARED_TEXTS) % len(found)].turns[0].prompt
+        common = min(half, len(other) // 2)
+        assert shared[:common] == other[:common]
+
+
+def test_conversations_have_as_many_requests_together_as_asked_for() -> None:
+    found = jobs(Workload(10, 2, None, fixed(5, 2)), DRAW._replace(turns=4, prefix=3))
+    assert [len(job.turns) for job in found] == [4, 4, 2]
+    assert [len(turn.prompt) for turn in found[0].turns] == [8, 5, 5, 5], "a later turn brings only what is new"
+
+
+def test_texts_come_from_lines_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "one", "output_tokens": 7}\n\n{"prompt": "two"}\n')
+    found = text_jobs(path, Workload(3, 1, None, fixed(1, 1)), 9, DRAW)
+    assert [(job.turns[0].prompt, job.turns[0].output) for job in found] == [("one", 7), ("two", 9), ("one", 7)]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"text": 1}', json.dumps({"prompt": "x", "output_tokens": "y"})])
+def test_texts_that_cannot_be_read_are_refused_by_the_flags_name(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(content)
+    with pytest.raises(LoadError, match="--dataset-path"):
+        text_jobs(path, Workload(3, 1, None, fixed(1, 1)), 9, DRAW)
+    with pytest.raises(LoadError, match="--dataset-path"):
+        text_jobs(tmp_path / "none", Workload(3, 1, None, fixed(1, 1)), 9, DRAW)
