@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,9 +98,10 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
                 Path(settings.folder), spec, names,
                 dtype=dtype, device=device, tp=tp, quantize=quantize, progress=progress,
             )  # fmt: skip
-    decoder = Decoder(spec, parameters, ops, tp)
     longest = min(settings.max_length or spec.max_position, spec.max_position)
     longest = min(longest, settings.slots + 1) if settings.slots else longest
+    # What no request can reach is no context: LongRoPE chooses its factors by the length that is served.
+    decoder = Decoder(replace(spec, max_position=longest), parameters, ops, tp)
     state = State(settings.rows, longest, device)
 
     def runner_with(slots: int) -> ModelRunner:
