@@ -44,6 +44,8 @@ def main() -> int:
         return trace.main(argv[1:])
     if argv[:1] == ["tune"]:
         os.execv(sys.executable, [sys.executable, "-m", "aiollm.kernels.autotune", *argv[1:]])
+    if argv[:1] == ["convert"]:
+        os.execv(sys.executable, [sys.executable, "-m", "aiollm.workers.convert", *argv[1:]])
     if argv[:1] == ["models"]:
         os.execv(sys.executable, [sys.executable, "-m", "aiollm.workers.families.table", *argv[1:]])
     if argv[:2] == ["bench", "serve"]:
@@ -153,7 +155,7 @@ async def _serve_model(
 
     tokenizer = await asyncio.to_thread(Tokenizer.load, files.folder)
     tokenizer.eos_ids = frozenset(settings.eos_id) or tokenizer.eos_ids
-    template = ChatTemplate.load(files.folder)
+    template = ChatTemplate.load(files.folder, settings.chat_template, tokenizer.named)
     names = settings.model_name or (files.name,)
     model = ModelInfo(names, int(time.time()), files.name)
     defaults = _generation_config(Path(files.folder))

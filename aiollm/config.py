@@ -25,6 +25,7 @@ COMMANDS = {
     "serve": ("[MODEL] [flags]", "serve a model over HTTP; the default"),
     "doctor": ("[MODEL] [flags]", "check this machine for a server with these flags"),
     "models": ("", "list the models that can be served"),
+    "convert": ("FOLDER [--output FOLDER]", "turn a pickled checkpoint into safetensors"),
     "tune": ("[--model FOLDER]", "find the kernels' fastest launch parameters on this GPU"),
     "bench": ("serve|static [flags]", "put load on a running server; static: one step of a model on this GPU"),
     "chat": ("[--url URL]", "talk to a running server"),
@@ -41,7 +42,7 @@ OTHER_VARIABLES = {
 # placeholder of the flag's argument, "" where it takes none.
 NO_EFFECT = {
     "trust_remote_code": ("", "code from a checkpoint is never executed"),
-    "tokenizer_mode": ("MODE", "tokenizer.json is always read by the fast tokenizer"),
+    "tokenizer_mode": ("MODE", "one fast tokenizer reads every kind of vocabulary; there is no slow one"),
     "enable_chunked_prefill": ("", "prompts are always computed in chunks"),
     "enable_prefix_caching": ("", "it is on unless --disable_dynamic_prompt_cache is given"),
 }
@@ -106,6 +107,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Literal["auto", "dummy"],
         Setting(MODEL, "FORMAT", "dummy fills the weights with random numbers, to measure without a checkpoint"),
     ] = "auto"
+    chat_template: Annotated[
+        str, Setting(MODEL, "FILE", "Jinja text that chats are written with; none takes the model's own")
+    ] = ""
     eos_id: Annotated[
         tuple[Annotated[int, Meta(ge=0)], ...],
         Setting(MODEL, "ID", "token ids that end an output; none takes the model's own"),

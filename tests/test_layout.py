@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "wire": set(),
     "engine": {"wire"},
     "text": {"wire"},
-    "hub": {"wire"},
+    "hub": {"text", "wire"},
     "fleet": {"wire"},
     "api": {"engine", "text", "wire"},
     "bench": set(),

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +109,8 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
     if compiled is not None:
         with phases.phase("compiling kernels"):
             compiled()
-    decoder = Decoder(spec, parameters, ops, tp)
+    # What no request can reach is no context: LongRoPE chooses its factors by the length that is served.
+    decoder = Decoder(replace(spec, max_position=longest), parameters, ops, tp)
     state = State(settings.rows, longest, device)
 
     def runner_with(slots: int) -> ModelRunner:

@@ -113,6 +113,7 @@ def _onto_gpu(
                 copying.append((stream.record_event(), part))
         while copying:
             land()
+        default.synchronize()  # for what `landed` has launched there
 
 
 def _rows(buffer: torch.Tensor, part: Part, files: Mapping[Path, int]) -> torch.Tensor:

@@ -5,36 +5,34 @@ tensors are undone and rounded to float16; float16, bfloat16 and float32 ones ar
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiollm.hub.cache import Progress
 from aiollm.hub.errors import HubError
+from aiollm.hub.gguf_config import LONG, ROPE_FACTORS, SHORT, Numbers, common
+from aiollm.hub.gguf_families import FAMILIES, Family
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from aiollm.hub.gguf_file import GgufFile, GgufTensor
 
 BLOCK_ELEMENTS = 1 << 21  # elements converted at a time: 8 MiB as float32
+AS_THEY_ARE = {"F32": 4, "F16": 2, "BF16": 2}  # bytes of an element
+IGNORED = frozenset({ROPE_FACTORS, SHORT, LONG})  # they are part of the configuration
 
-TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-EXTRA = {"qwen3": {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}}
-BIASED = {"qwen2": ("attn_q", "attn_k", "attn_v")}
+
+class Run(NamedTuple):
+    """Neighbouring rows of a tensor; a vector's elements count as rows."""
+
+    source: "GgufTensor"
+    first: int
+    rows: int
+    head: int = 0  # rows of one head, where llama.cpp has put pairs side by side
 
 
 @dataclass(frozen=True)
@@ -42,23 +40,23 @@ class Weight:
     """One tensor on its way."""
 
     name: str  # in the Hugging Face folder
-    source: "GgufTensor"
+    shape: tuple[int, ...]
     dtype: str  # on disk, as safetensors calls it: F32, F16, BF16
-    head: int | None  # size of a head, for the queries and keys that llama.cpp reorders
+    runs: tuple[Run, ...]
+    offset: float = 0.0  # that llama.cpp has added
 
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return self.source.rows * self.source.shape[-1] * (4 if self.dtype == "F32" else 2)
+        return math.prod(self.shape) * AS_THEY_ARE[self.dtype]
 
 
 def convert(path: Path, folder: Path, progress: Progress) -> None:
     """Converts the GGUF file `path` into the existing, empty `folder`.
 
-    Supported: llama, qwen2, qwen3 in one file, with every quantisation that the `gguf` package can undo.
-    Errors: HubError for a damaged file and for all that has no exact counterpart (architecture, rope, tokenizer).
+    Supported: the architectures of `gguf_families` in one file, with every quantisation that the `gguf` package can
+    undo. Errors: HubError for a damaged file and for all that has no exact counterpart (architecture, rope, tokenizer).
     """
-    from aiollm.hub.gguf_config import make_config
     from aiollm.hub.gguf_file import GgufFile
     from aiollm.hub.gguf_tokenizer import end_tokens, write_tokenizer
 
@@ -67,11 +65,12 @@ def convert(path: Path, folder: Path, progress: Progress) -> None:
         if fields.get("split.count", 1) > 1:
             parts = fields["split.count"]
             raise HubError(f"{path.name} is one of {parts} parts: join them with llama-gguf-split --merge")
-        config = make_config(source)
+        numbers, family = _family(source)
+        config = make_config(numbers, family)
         tokens = len(fields.get("tokenizer.ggml.tokens", []))
-        if tokens > config["vocab_size"]:
-            raise HubError(f"{path.name} names {tokens} tokens, but only {config['vocab_size']} have an embedding")
-        weights = plan_weights(source, config)
+        if tokens > numbers.vocab:
+            raise HubError(f"{path.name} names {tokens} tokens, but only {numbers.vocab} have an embedding")
+        weights = plan_weights(numbers, family)
         config["dtype"] = _common_dtype(weights)
         ends = end_tokens(fields)
         starts = fields.get("tokenizer.ggml.bos_token_id")
@@ -82,68 +81,114 @@ def convert(path: Path, folder: Path, progress: Progress) -> None:
         generation = {"bos_token_id": starts, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
         _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", generation)
-        write_tokenizer(fields, folder, config["max_position_embeddings"])
+        write_tokenizer(fields, folder, numbers.context)
         _write_weights(folder / "model.safetensors", source, weights, progress)
 
 
-def plan_weights(source: "GgufFile", config: Mapping[str, Any]) -> list[Weight]:
-    """All tensors under their Hugging Face names, in file order.
+def make_config(numbers: Numbers, family: Family) -> dict[str, Any]:
+    """The config.json of a file, without dtype and token ids. Errors: HubError, as in `convert`."""
+    architecture = family.architecture if isinstance(family.architecture, str) else family.architecture(numbers)
+    own = family.config(numbers)
+    shared = common(numbers, "partial_rotary_factor" not in own) if family.common else {}
+    return {"architectures": [architecture], **shared, **own}
 
-    Errors: HubError when one is missing, has the wrong shape, or has no place in the architecture.
+
+def plan_weights(numbers: Numbers, family: Family) -> list[Weight]:
+    """All tensors under their Hugging Face names.
+
+    Errors: HubError when a layer has not what the first one has, or a tensor has the wrong shape or no place.
     """
-    family = config["model_type"]
-    layers = min(config["num_hidden_layers"], len(source.tensors))  # a damaged file may claim billions
-    names = _names(family, layers)
-    if config["tie_word_embeddings"]:
-        del names["output.weight"]
-    present = {name: tensor for name, tensor in source.tensors.items() if name != "rope_freqs.weight"}
-    for problem, odd in (("misses", names.keys() - present), ("has the unexpected", present.keys() - names.keys())):
+    source, name = numbers.source, numbers.source.path.name
+    layers = min(numbers.layers, len(source.tensors))  # a damaged file may claim billions
+    parts = [each.removeprefix("blk.0.") for each in source.tensors if each.startswith("blk.0.")]
+    top = [each for each in source.tensors if each.rpartition(".")[0] in family.top]
+    wanted = {*top, *(f"blk.{i}.{part}" for i in range(layers) for part in parts)}
+    wanted |= {"token_embd.weight", "output_norm.weight"}
+    present = source.tensors.keys() - IGNORED
+    unknown = {each for each in present if each.split(".")[-2] not in {**family.layer, **family.top}}
+    for problem, odd in (("misses", wanted - present), ("has the unexpected", (present - wanted) | unknown)):
         if odd:
-            raise HubError(f"{source.path.name} ({family}) {problem} tensor {min(odd)} (of {len(odd)} such)")
-    shapes = _shapes(config)
-    weights = []
-    for name, tensor in present.items():
-        part = name.split(".")[-2]
-        shape = shapes[part][:1] if name.endswith(".bias") else shapes[part]
-        if tensor.shape != shape:
-            raise HubError(f"{source.path.name}: tensor {name} has shape {list(tensor.shape)}, not {list(shape)}")
-        dtype = tensor.type.name if tensor.type.name in ("F32", "BF16") else "F16"
-        head = config["head_dim"] if family == "llama" and part in ("attn_q", "attn_k") else None
-        weights.append(Weight(names[name], tensor, dtype, head))
-    return weights
+            raise HubError(f"{name} ({numbers.architecture}) {problem} tensor {min(odd)} (of {len(odd)} such)")
+    shapes = _shapes(numbers, family)
+    for each in filter(present.__contains__, source.tensors):
+        tensor, kind = source.tensors[each], each.split(".")[-2]
+        expected = [shape[:1] for shape in shapes[kind]] if each.endswith(".bias") else shapes[kind]
+        if tensor.shape not in expected:
+            raise HubError(f"{name}: tensor {each} has shape {list(tensor.shape)}, not {list(expected[0])}")
+    found = [weight for i in range(layers) for weight in _layer(numbers, family, i, parts)]
+    for each in top:
+        part, _, kind = each.rpartition(".")
+        offset = family.norm_offset if part.endswith("norm") else 0.0
+        found.append(_weight(f"{family.top[part]}.{kind}", [_run(source.tensors[each])], offset))
+    return found
 
 
-def _names(family: str, layers: int) -> dict[str, str]:
-    """GGUF tensor name -> Hugging Face name, of every tensor that the family has."""
-    names = {f"{old}.weight": f"{new}.weight" for old, new in TOP.items()}
-    parts = LAYER | EXTRA.get(family, {})
-    for layer in range(layers):
-        for old, new in parts.items():
-            names[f"blk.{layer}.{old}.weight"] = f"model.layers.{layer}.{new}.weight"
-        for old in BIASED.get(family, ()):
-            names[f"blk.{layer}.{old}.bias"] = f"model.layers.{layer}.{LAYER[old]}.bias"
-    return names
+def _family(source: "GgufFile") -> tuple[Numbers, Family]:
+    architecture = source.fields.get("general.architecture")
+    if architecture not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise HubError(f"{source.path.name}: the GGUF architecture {architecture!r} is not supported, only {known}")
+    return Numbers(source, architecture), FAMILIES[architecture]
 
 
-def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """[out, in] of each matrix; the first entry is also the length of its bias or of a norm."""
-    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
-    return {
-        "token_embd": (config["vocab_size"], hidden),
-        "output": (config["vocab_size"], hidden),
-        "output_norm": (hidden,),
-        "attn_norm": (hidden,),
-        "ffn_norm": (hidden,),
-        "attn_q_norm": (head,),
-        "attn_k_norm": (head,),
-        "attn_q": (queries, hidden),
-        "attn_k": (keys, hidden),
-        "attn_v": (keys, hidden),
-        "attn_output": (hidden, queries),
-        "ffn_gate": (inner, hidden),
-        "ffn_up": (inner, hidden),
-        "ffn_down": (hidden, inner),
+def _layer(numbers: Numbers, family: Family, layer: int, parts: list[str]) -> Iterator[Weight]:
+    """The tensors of one layer."""
+    at = family.at.format(layer)
+    tensors = {part: numbers.source.tensors[f"blk.{layer}.{part}"] for part in parts}
+    for part, tensor in tensors.items():
+        name, _, kind = part.rpartition(".")
+        if name in ("attn_q", "attn_k", "attn_v") and family.joined:
+            if name == "attn_q":
+                three = [_run(tensors[f"attn_{x}.{kind}"], numbers, family, x) for x in "qkv"]
+                yield _weight(f"{at}{family.joined}.{kind}", three)
+        elif name in ("attn_q_norm", "attn_k_norm") and family.head_norms:
+            for head in range(tensor.shape[0]):
+                inner = family.head_norms.format(name.split("_")[1], head)
+                yield _weight(f"{at}{inner}.{kind}", [Run(tensor, head, 1)], shape=tensor.shape[1:])
+        elif name == "attn_qkv" and family.by_head:
+            whole, width = numbers.heads * numbers.head_dim, numbers.head_dim
+            heads = [Run(tensor, x * whole + i * width, width) for i in range(numbers.heads) for x in range(3)]
+            yield _weight(f"{at}{family.layer[name]}.{kind}", heads)
+        else:
+            offset = family.norm_offset if name.endswith("norm") else 0.0
+            run = _run(tensor, numbers, family, name.removeprefix("attn_"))
+            yield _weight(f"{at}{family.layer[name]}.{kind}", [run], offset)
+
+
+def _run(tensor: "GgufTensor", numbers: Numbers | None = None, family: Family | None = None, part: str = "") -> Run:
+    """All of a tensor."""
+    pairs = numbers is not None and family is not None and family.interleaved and part in ("q", "k")
+    return Run(tensor, 0, tensor.rows, numbers.head_dim if pairs and numbers else 0)
+
+
+def _weight(name: str, runs: list[Run], offset: float = 0.0, shape: tuple[int, ...] | None = None) -> Weight:
+    kind = runs[0].source.type.name
+    dtype = "F32" if offset else kind if kind in AS_THEY_ARE else "F16"
+    rows = sum(run.rows for run in runs)
+    return Weight(name, shape or (rows, *runs[0].source.shape[1:]), dtype, tuple(runs), offset)
+
+
+def _shapes(numbers: Numbers, family: Family) -> dict[str, list[tuple[int, ...]]]:
+    """The shapes that a part may have, [out, in] of each matrix; the first entry is also the length of its bias."""
+    hidden, inner, head = numbers.hidden, numbers.inner, numbers.head_dim
+    queries, keys = numbers.heads * head, numbers.kv_heads * head
+    norms: dict[str, list[tuple[int, ...]]] = {
+        part: [(hidden,)] for part in (*family.layer, *family.top) if part.endswith("norm")
+    }
+    return norms | {
+        "token_embd": [(numbers.vocab, hidden)],
+        "position_embd": [(numbers.context, hidden)],
+        "output": [(numbers.vocab, hidden)],
+        "attn_q_norm": [(head,), (queries,), (numbers.heads, head)],
+        "attn_k_norm": [(head,), (keys,), (numbers.kv_heads, head)],
+        "attn_q": [(queries, hidden)],
+        "attn_k": [(keys, hidden)],
+        "attn_v": [(keys, hidden)],
+        "attn_qkv": [(queries + 2 * keys, hidden)],
+        "attn_output": [(hidden, queries)],
+        "ffn_gate": [(inner, hidden)],
+        "ffn_up": [(inner * (1 + family.gate_in_up), hidden)],
+        "ffn_down": [(hidden, inner)],
     }
 
 
@@ -164,11 +209,8 @@ def _write_weights(path: Path, source: "GgufFile", weights: list[Weight], progre
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for weight in weights:
-        header[weight.name] = {
-            "dtype": weight.dtype,
-            "shape": weight.source.shape,
-            "data_offsets": [at, at + weight.size],
-        }
+        offsets = [at, at + weight.size]
+        header[weight.name] = {"dtype": weight.dtype, "shape": weight.shape, "data_offsets": offsets}
         at += weight.size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -182,29 +224,32 @@ def _write_weights(path: Path, source: "GgufFile", weights: list[Weight], progre
             done += weight.size
 
 
-def _blocks(source: "GgufFile", weight: Weight) -> Iterator["NDArray[np.generic]"]:
-    """The tensor's rows in their type on disk, some at a time."""
+def _blocks(source: "GgufFile", weight: Weight) -> Iterator["NDArray[Any]"]:
+    """The weight's rows in their type on disk, some at a time."""
     import numpy as np
     from gguf.quants import dequantize
 
-    tensor = weight.source
-    step = max(1, BLOCK_ELEMENTS // tensor.shape[-1])
-    if weight.head:
-        step = max(weight.head, step // weight.head * weight.head)
-    for first in range(0, tensor.rows, step):
-        block: NDArray[Any] = source.read_rows(tensor, first, min(step, tensor.rows - first))
-        if tensor.type.name not in ("F32", "F16", "BF16"):
-            try:
-                exact = dequantize(block, tensor.type)
-            except NotImplementedError:
-                raise HubError(f"{source.path.name}: no way back from {tensor.type.name} of {tensor.name}") from None
-            with np.errstate(over="ignore"):
-                block = exact.astype(np.float16)
-            if not np.isfinite(block).all():
-                raise HubError(f"{source.path.name}: tensor {tensor.name} holds values that float16 cannot")
-        if weight.head:
-            block = unpermute(block, weight.head)
-        yield np.ascontiguousarray(block)
+    for run in weight.runs:
+        tensor = run.source
+        step = max(1, BLOCK_ELEMENTS // math.prod(tensor.shape[1:]))
+        step = max(run.head, step // run.head * run.head) if run.head else step
+        for first in range(run.first, run.first + run.rows, step):
+            count = min(step, run.first + run.rows - first)
+            block: NDArray[Any] = source.read_rows(tensor, first, count)
+            if weight.offset:
+                block = dequantize(block, tensor.type) - np.float32(weight.offset)
+            elif tensor.type.name not in AS_THEY_ARE:
+                try:
+                    exact = dequantize(block, tensor.type)
+                except NotImplementedError:
+                    raise HubError(
+                        f"{source.path.name}: no way back from {tensor.type.name} of {tensor.name}"
+                    ) from None
+                with np.errstate(over="ignore"):
+                    block = exact.astype(np.float16)
+                if not np.isfinite(block).all():
+                    raise HubError(f"{source.path.name}: tensor {tensor.name} holds values that float16 cannot")
+            yield np.ascontiguousarray(unpermute(block, run.head) if run.head else block)
 
 
 def unpermute(rows: "NDArray[Any]", head: int) -> "NDArray[Any]":

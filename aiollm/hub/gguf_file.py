@@ -5,6 +5,7 @@ for every token of the vocabulary: 1.8 s and 160 MiB for a vocabulary of 49,152 
 "cannot reshape array" where the file was cut short. Block sizes and dequantisation do come from that package.
 """
 
+import math
 import mmap
 import os
 import struct
@@ -26,7 +27,10 @@ MAX_DIMENSIONS = 4
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor: `shape` in numpy order (rows first), `row_bytes` the bytes of one row of the last dimension."""
+    """One tensor: `shape` in numpy order (rows first), `row_bytes` the bytes of one row of the last dimension.
+
+    The rows of a vector are its elements.
+    """
 
     name: str
     type: GGMLQuantizationType
@@ -36,7 +40,7 @@ class GgufTensor:
 
     @property
     def rows(self) -> int:
-        return int(np.prod(self.shape[:-1], dtype=np.int64))
+        return math.prod(self.shape[:-1] if len(self.shape) > 1 else self.shape)
 
 
 class GgufFile:
@@ -154,6 +158,9 @@ def _place(path: Path, name: str, kind: int, shape: tuple[int, ...], offset: int
     except ValueError:
         raise HubError(f"{path}: tensor {name} has the unknown type {kind}") from None
     block, block_bytes = GGML_QUANT_SIZES[quantization]
+    if len(shape) == 1 and block > 1:
+        raise HubError(f"{path}: tensor {name} is a vector of type {quantization.name}; only matrices can be quantised")
     if shape[-1] % block:
         raise HubError(f"{path}: tensor {name} has rows of {shape[-1]}, no multiple of its block of {block}")
-    return GgufTensor(name, quantization, shape, shape[-1] // block * block_bytes, offset)
+    blocks = shape[-1] // block if len(shape) > 1 else 1
+    return GgufTensor(name, quantization, shape, blocks * block_bytes, offset)

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiollm.hub.errors import HubError
+from aiollm.text.ranks import GPT4, QWEN
+from aiollm.text.sentencepiece import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Model, Piece, build
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-SPACE = "\u2581"  # the lower one-eighth block that SentencePiece writes for a space
 
 
 @dataclass(frozen=True)
@@ -30,26 +29,35 @@ class Split:
     add_bos: bool = False  # where the file does not say
 
 
-_LLAMA3 = Split(
-    regex=r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    whole_words=True,
-    add_bos=True,
-)
-_QWEN2 = Split(
-    regex=r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    nfc=True,
-)
+_WORD = r"[^\r\n\p{L}\p{N}]?"
+_LOWER, _UPPER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]", r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_TEKKEN = rf"{_WORD}{_UPPER}*{_LOWER}+|{_WORD}{_UPPER}+{_LOWER}*|\p{{N}}{_REST}"
+_GPT4O = rf"{_WORD}{_UPPER}*{_LOWER}+{_SHORT}|{_WORD}{_UPPER}+{_LOWER}*{_SHORT}|\p{{N}}{{1,3}}{_REST}"
+_LLAMA3 = Split(regex=GPT4, whole_words=True, add_bos=True)
+_QWEN2 = Split(regex=QWEN, nfc=True)
+_DIGITS = Split(digits=True)
 SPLITS = {
     "default": Split(),
     "gpt-2": Split(),
-    "smollm": Split(digits=True),
+    "olmo": Split(),
+    "smollm": _DIGITS,
+    "starcoder": _DIGITS,
+    "refact": _DIGITS,
+    "command-r": Split(digits=True, nfc=True),
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
+    "dbrx": Split(regex=GPT4),
+    "chatglm-bpe": Split(regex=GPT4),
+    "glm4": Split(regex=GPT4),
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
+    "stablelm2": Split(regex=QWEN),
+    "tekken": Split(regex=_TEKKEN, whole_words=True),
+    "gpt-4o": Split(regex=_GPT4O),
+    "bloom": Split(regex=r" ?[^(\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"),
 }
 
 
@@ -62,11 +70,11 @@ def write_tokenizer(fields: Mapping[str, Any], folder: Path, context: int) -> No
     vocabulary = _vocabulary(fields)
     if kind == "gpt2":
         tokenizer, add_bos = _byte_level(fields, vocabulary)
+        _add_tokens(tokenizer, fields, vocabulary)
     elif kind == "llama":
         tokenizer, add_bos = _sentence_piece(fields, vocabulary)
     else:
         raise HubError(f"the GGUF tokenizer model {kind!r} is not supported, only 'gpt2' and 'llama'")
-    _add_tokens(tokenizer, fields, vocabulary)
     named = {name: _token(fields, name) for name in ("bos", "eos", "unknown", "padding")}
     before = [named["bos"]] if fields.get("tokenizer.ggml.add_bos_token", add_bos) and named["bos"] else []
     after = [named["eos"]] if fields.get("tokenizer.ggml.add_eos_token", False) and named["eos"] else []
@@ -145,36 +153,12 @@ def _byte_level(fields: Mapping[str, Any], vocabulary: dict[str, int]) -> tuple[
 
 def _sentence_piece(fields: Mapping[str, Any], vocabulary: dict[str, int]) -> tuple["Tokenizer", bool]:
     """SentencePiece BPE: the score of a piece is the rank of the merge that makes it, bytes stand in for the rest."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
-
     scores = fields.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) != len(vocabulary):
         raise HubError("the GGUF tokenizer 'llama' needs one score a token (tokenizer.ggml.scores)")
-    types = _token_types(fields, vocabulary)
-    pieces = {token: index for token, index in vocabulary.items() if types[index] in (NORMAL, USER_DEFINED, UNUSED)}
-    merges = []
-    for piece, index in pieces.items():
-        if types[index] == NORMAL:
-            pairs = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
-            found = [(left, right) for left, right in pairs if left in pieces and right in pieces]
-            found.sort(key=lambda pair: (pieces[pair[0]], pieces[pair[1]]))
-            merges += [(scores[index], pair) for pair in found]
-    merges.sort(key=lambda merge: merge[0], reverse=True)
-    unknown = _token(fields, "unknown")
-    model = models.BPE(
-        vocab=vocabulary,
-        merges=[pair for _, pair in merges],
-        unk_token=unknown,
-        fuse_unk=True,
-        byte_fallback=True,
-    )
-    tokenizer = Tokenizer(model)
+    pieces = [Piece(*piece) for piece in zip(vocabulary, scores, _token_types(fields, vocabulary), strict=True)]
     prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
-    replace: list[normalizers.Normalizer] = [normalizers.Replace(" ", SPACE)]
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), *replace] if prefix else replace)
-    back: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*back, decoders.Strip(" ", 1, 0)] if prefix else back)
-    return tokenizer, True
+    return build(Model(pieces, dummy_prefix=prefix)), True
 
 
 def _token_types(fields: Mapping[str, Any], vocabulary: dict[str, int]) -> list[int]:

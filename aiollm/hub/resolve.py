@@ -26,7 +26,7 @@ ACCEPTED = "give a folder with config.json and *.safetensors, a .gguf file, or a
 MAX_HEADER = 100_000_000  # bytes; the limit that safetensors itself sets
 PICKLED = (".bin", ".pt", ".pth")
 TRAINING = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")  # pickled too, but no weights
-HUB_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
+HUB_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model*", "*.spm", "*.tiktoken"]
 HUB_SKIPPED = ["consolidated*", "original/*", "onnx/*"]  # the same weights again, for other programs
 
 
@@ -79,7 +79,7 @@ def check_folder(folder: Path, need_weights: bool) -> None:
         if pickled:
             raise HubError(
                 f"{folder} holds only {pickled[0].name} and the like: pickled checkpoints are not loaded, because they "
-                f"can run code; convert with: {conversion_command(pickled[0])}"
+                f"can run code; convert with: {conversion_command(folder)}"
             )
         raise HubError(f"{folder} has no *.safetensors files; --load_format dummy runs without weights")
 
@@ -119,22 +119,9 @@ def check_safetensors(path: Path) -> None:
         raise HubError(f"{path} is damaged: {size} bytes, its header says {8 + length + end}; get the file again")
 
 
-def conversion_command(first: Path) -> str:
-    """A shell command that turns the pickled file `first`, with its siblings if it is model-1-of-n, into safetensors.
-
-    The command loads tensors and nothing else, so it runs no code of the file.
-    """
-    folder = first.absolute().parent
-    pattern = re.sub(r"-\d+-of-\d+$", "-*", first.stem) + first.suffix
-    code = (
-        "import pathlib, torch; from safetensors.torch import save_file; "
-        f"folder = pathlib.Path({str(folder)!r}); tensors = {{}}; "
-        "[tensors.update(torch.load(path, map_location='cpu', weights_only=True)) "
-        f"for path in sorted(folder.glob({pattern!r}))]; "
-        "save_file({name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items() "
-        "if torch.is_tensor(t)}, folder / 'model.safetensors', {'format': 'pt'})"
-    )
-    return shlex.join([sys.executable, "-c", code])
+def conversion_command(folder: Path) -> str:
+    """A shell command that turns the pickled files of a folder into safetensors."""
+    return shlex.join([sys.executable, "-m", "aiollm", "convert", str(folder.absolute())])
 
 
 def _converted(path: Path, progress: Progress) -> Path:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import jinja2
@@ -24,6 +25,7 @@ import msgspec
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from aiollm.text import mistral
 from aiollm.text.folder import TextError, read_json, special_tokens
 
 # 32 Mi characters is some 8 million tokens: beyond every context, and what a runaway template may cost at most.
@@ -54,18 +56,20 @@ class ChatTemplate:
         self._reserved = ARGUMENTS | SPECIAL_TOKEN_NAMES | variables.keys() | environment.globals.keys()
 
     @classmethod
-    def load(cls, folder: str) -> "ChatTemplate":
+    def load(cls, folder: str, file: str = "", named: Mapping[str, str] = MappingProxyType({})) -> "ChatTemplate":
         """The templates of a model folder: chat_template.jinja, else chat_template.json, else tokenizer_config.json.
 
-        A folder without any gives a ChatTemplate whose `render` says so. Raises TextError for a file that is corrupt.
+        The text in `file` stands in for all of them. `named` are special tokens that the folder's JSON files lack.
+        Without any template `render` says so. Raises TextError for a file that is corrupt.
         """
         config = read_json(folder, "tokenizer_config.json")
-        file = Path(folder, "chat_template.jinja")
-        if file.is_file():
-            found: Any = file.read_text(encoding="utf-8")
+        path = Path(file or Path(folder, "chat_template.jinja"))
+        if file or path.is_file():
+            found: Any = _text(path)
         else:
             found = read_json(folder, "chat_template.json").get("chat_template") or config.get("chat_template")
-        return cls(_sources(found), special_tokens(config, read_json(folder, "special_tokens_map.json")))
+        tokens = special_tokens(config, read_json(folder, "special_tokens_map.json"), named)
+        return cls(_sources(found or mistral.template(folder)), tokens)
 
     def render(
         self,
@@ -104,7 +108,10 @@ class ChatTemplate:
         for name in ("tool_use", "default") if with_tools else ("default",):
             if name in self._templates:
                 return self._templates[name]
-        raise TextError("this model has no chat template: use /v1/completions with the whole prompt as text")
+        raise TextError(
+            "this model has no chat template: use /v1/completions with the whole prompt as text, or "
+            "start the server with --chat_template FILE"
+        )
 
     def _checked(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         for name, value in kwargs.items():
@@ -229,6 +236,13 @@ def _raise_exception(message: str) -> NoReturn:
 
 def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TextError(f"the chat template {path} cannot be read: {error}") from error
 
 
 def _sources(found: Any) -> dict[str, str]:

@@ -1,13 +1,13 @@
-"""Text to token ids and back, over the tokenizer.json of a model folder."""
+"""Text to token ids and back, over the tokenizer of a model folder."""
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import tokenizers
 
+from aiollm.text.definition import definition
 from aiollm.text.folder import TextError, read_json, special_tokens
 from aiollm.text.pieces import piece_rule, token_pieces
 
@@ -51,7 +51,8 @@ class Tokenizer:
         tokens = {index: token for token, index in self._backend.get_vocab(with_added_tokens=True).items()}
         tokens |= {index: token.content for index, token in added.items()}
         self.vocab_size = max(tokens, default=-1) + 1
-        found = {name: self._backend.token_to_id(token) for name, token in (named or {}).items()}
+        self.named = dict(named or {})
+        found = {name: self._backend.token_to_id(token) for name, token in self.named.items()}
         ids = {name: index for name, index in found.items() if index is not None}
         self.bos_id: int | None = ids.get("bos_token", bos_id)
         self.eos_ids = frozenset(eos_ids) | ({ids["eos_token"]} if "eos_token" in ids else set())
@@ -62,16 +63,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str) -> "Tokenizer":
-        """The tokenizer of a model folder: tokenizer.json, and what its config files say of BOS and EOS.
+        """The tokenizer of a model folder, of whatever kind, and what its config files say of BOS and EOS.
 
-        Raises TextError if tokenizer.json is missing or one of the files cannot be read.
+        Raises TextError if there is none or one of the files cannot be read.
         """
-        path = Path(folder, "tokenizer.json")
-        if not path.is_file():
-            raise TextError(
-                f"{folder} has no tokenizer.json, which is needed; for a model that ships only tokenizer.model or "
-                "vocab.json, AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers writes one"
-            )
+        found = definition(folder)
         config = read_json(folder, "tokenizer_config.json")
         model = read_json(folder, "config.json")
         generation = read_json(folder, "generation_config.json")
@@ -79,11 +75,11 @@ class Tokenizer:
         models = [generation, model, nested if isinstance(nested, dict) else {}]
         bos_ids = _first_ids(models, "bos_token_id")
         return cls(
-            path.read_bytes(),
+            found.text,
             bos_id=bos_ids[0] if bos_ids else None,
             eos_ids=_first_ids(models, "eos_token_id"),
-            named=special_tokens(config, read_json(folder, "special_tokens_map.json")),
-            add_bos=config.get("add_bos_token") is True,
+            named=special_tokens(config, read_json(folder, "special_tokens_map.json"), found.named),
+            add_bos=config.get("add_bos_token", found.add_bos) is True,
         )
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:

@@ -13,7 +13,8 @@ import transformers
 from safetensors import safe_open
 
 from aiollm.hub.errors import HubError
-from aiollm.hub.gguf import LAYER, TOP, convert, unpermute
+from aiollm.hub.gguf import convert, unpermute
+from aiollm.hub.gguf_families import LLAMA, LLAMA_TOP
 
 NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 
@@ -31,7 +32,7 @@ def converted(tmp_path: Path, write_gguf: Any, family: str = "llama", **options:
     expected = {}
     for name, value in held.items():
         *block, part, kind = name.split(".")
-        new = f"model.layers.{block[1]}.{(LAYER | NORMS)[part]}" if block else TOP[part]
+        new = f"model.layers.{block[1]}.{(LLAMA | NORMS)[part]}" if block else LLAMA_TOP[part]
         expected[f"{new}.{kind}"] = torch.from_numpy(value)
     return folder, expected
 
@@ -131,15 +132,20 @@ def test_llama3_factors_become_a_rope_scaling_with_the_same_frequencies(tmp_path
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"family": "gemma3"}, "architecture 'gemma3' is not supported, only llama, qwen2, qwen3"),
+        (
+            {"family": "mamba"},
+            "architecture 'mamba' is not supported, only llama, internlm2, qwen, qwen2, qwen3, gemma",
+        ),
         ({"extra": {"rope_freqs.weight": np.linspace(1, 9, 8, dtype=np.float32)}}, "does not follow"),
         ({"fields": {"llama.rope.scaling.type": "longrope"}}, "rope scaling 'longrope'"),
         ({"fields": {"llama.rope.dimension_count": 8}}, "rope.dimension_count is 8, the head size 16"),
         ({"fields": {"llama.feed_forward_length": [96, 96]}}, "feed_forward_length must be one positive number"),
         ({"fields": {"llama.feed_forward_length": 64}}, r"ffn_gate.weight has shape \[96, 64\], not \[64, 64\]"),
-        ({"fields": {"llama.block_count": 3}}, r"misses tensor blk.2.attn_k.weight \(of 9 such\)"),
+        ({"fields": {"llama.block_count": 3}}, r"misses tensor blk\.2\.attn_k\.weight \(of 9 such\)"),
         ({"fields": {"llama.block_count": 4_000_000_000}}, "misses tensor blk.10.attn_k.weight"),
-        ({"extra": {"blk.0.attn_q.bias": np.zeros(64, np.float32)}}, "unexpected tensor blk.0.attn_q.bias"),
+        ({"extra": {"blk.0.attn_q.bias": np.zeros(64, np.float32)}}, r"misses tensor blk\.1\.attn_q\.bias"),
+        ({"extra": {"blk.0.ffn_gate_exps.weight": np.zeros(64, np.float32)}}, r"misses tensor blk\.1\.ffn_gate_exps"),
+        ({"extra": {"blk.7.attn_q.weight": np.zeros(64, np.float32)}}, "unexpected tensor blk.7.attn_q.weight"),
         ({"fields": {"split.count": 2}}, "one of 2 parts"),
         ({"fields": {"tokenizer.ggml.tokens": [str(i) for i in range(999)]}}, "names 999 tokens, but only 270"),
     ],
@@ -153,7 +159,7 @@ def test_what_has_no_exact_counterpart_is_refused(
 
 def test_memory_stays_far_below_the_size_of_the_model(tmp_path: Path) -> None:
     """One matrix of 64 MiB in a model of its own: the peak is set by the block, not by the tensor."""
-    from aiollm.hub.gguf import Weight, _write_weights
+    from aiollm.hub.gguf import Run, Weight, _write_weights
     from aiollm.hub.gguf_file import GgufFile
 
     matrix = gguf.quants.quantize(np.ones((32768, 1024), np.float32), gguf.GGMLQuantizationType.Q8_0)
@@ -164,7 +170,8 @@ def test_memory_stays_far_below_the_size_of_the_model(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with GgufFile(tmp_path / "big.gguf") as source:
-        weight = Weight("lm_head.weight", source.tensors["output.weight"], "F16", None)
+        run = Run(source.tensors["output.weight"], 0, 32768)
+        weight = Weight("lm_head.weight", (32768, 1024), "F16", (run,))
         tracemalloc.start()
         _write_weights(tmp_path / "model.safetensors", source, [weight], quiet)
         peak = tracemalloc.get_traced_memory()[1]

@@ -61,6 +61,10 @@ def test_smollm_equals_the_tokenizer_it_came_from(tmp_path: Path, write_gguf: An
     [
         ("gpt-2", ["1234", "Ġwo", "r", "l", "d"]),
         ("smollm", ["1", "2", "3", "4", "Ġwo", "r", "l", "d"]),
+        ("command-r", ["1", "2", "3", "4", "Ġwo", "r", "l", "d"]),
+        ("dbrx", ["123", "4", "Ġwo", "r", "l", "d"]),
+        ("tekken", ["1", "2", "3", "4", "Ġworld"]),
+        ("gpt-4o", ["123", "4", "Ġwo", "r", "l", "d"]),
         ("qwen2", ["1", "2", "3", "4", "Ġwo", "r", "l", "d"]),
         ("llama-bpe", ["123", "4", "Ġworld"]),
     ],
@@ -155,7 +159,7 @@ def test_sentence_piece_scores_become_merges_with_the_same_result(tmp_path: Path
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"pre": "tekken"}, "pre-tokenizer 'tekken' is not supported; known are default"),
+        ({"pre": "youtu"}, "pre-tokenizer 'youtu' is not supported; known are default"),
         ({"model": "bert"}, "tokenizer model 'bert' is not supported"),
         ({"merges": ["h e", "hello"]}, "an entry that is not two tokens"),
         ({"merges": ["h e", "zz zz"]}, "does not fit the vocabulary"),

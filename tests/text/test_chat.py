@@ -337,3 +337,12 @@ def test_malformed_chat_template_is_refused(tmp_path, found):
     write_json(tmp_path, "tokenizer_config.json", {"chat_template": found})
     with pytest.raises(TextError, match="chat_template must be a string or a list"):
         ChatTemplate.load(str(tmp_path))
+
+
+def test_a_file_takes_the_place_of_the_model_s_own_template(tmp_path):
+    write_byte_tokenizer(tmp_path)
+    (tmp_path / "mine.jinja").write_text("[{{ messages[0].content }}é{{ bos_token }}]", encoding="utf-8")
+    template = ChatTemplate.load(str(tmp_path), str(tmp_path / "mine.jinja"), {"bos_token": "<s>"})
+    assert template.render(user("a")) == "[aé<s>]"
+    with pytest.raises(TextError, match=r"chat template .*none\.jinja cannot be read: .*No such file"):
+        ChatTemplate.load(str(tmp_path), str(tmp_path / "none.jinja"))

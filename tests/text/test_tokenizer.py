@@ -139,7 +139,7 @@ def test_malformed_eos_is_refused_by_name(tmp_path):
 
 
 def test_folder_without_tokenizer_json_says_what_is_needed(tmp_path):
-    with pytest.raises(TextError, match=r"has no tokenizer\.json"):
+    with pytest.raises(TextError, match=r"has no tokenizer: none of tokenizer\.json, tekken"):
         Tokenizer.load(str(tmp_path))
 
 
