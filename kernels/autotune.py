@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from triton.errors import TritonError
 
-from aiollm.kernels import aot, device, measure, tuned, workload
+from aiollm.kernels import ahead, device, measure, tuned, workload
 from aiollm.kernels.tuned import Config, Entry
 from aiollm.kernels.workload import Case, Shape
 
@@ -99,14 +99,14 @@ def jobs(task: Task, facts: device.Device) -> list[Job]:
     found: dict[str, Job] = {}
     modules = workload.modules()
     for module, case in workload.located(task.shape, task.chosen):
-        with aot.launches(facts, compiling=False), tuned.trial({}) as asked:
-            case.run(case.make(aot.META))
+        with ahead.launches(facts, compiling=False), tuned.trial({}) as asked:
+            case.run(case.make(ahead.META))
             lookups = dict(asked)
         for (kernel, *parts), default in lookups.items():
             key = dict(parts)
             others = [config for config in workload.candidates(kernel) if config != default]
             with device.standing_in(facts):
-                known = any(entry.key == key for entry in tuned.stored(kernel, device.name(aot.META)))
+                known = any(entry.key == key for entry in tuned.stored(kernel, device.name(ahead.META)))
             if others and not (task.missing and known) and (kernel == module or kernel not in modules):
                 job = found.setdefault(f"{kernel} {_text(key)}", Job(kernel, key, [], [default, *others]))
                 job.cases.append(case)
@@ -159,8 +159,8 @@ def compile_share(task: Task, facts: device.Device, index: int, processes: int) 
             group += [(job.kernel, config, case) for case in job.cases]
     for group in list(cases.values())[index::processes]:
         for kernel, config, case in group:
-            with aot.launches(facts), tuned.trial({kernel: config}), contextlib.suppress(*REFUSALS):
-                case.run(case.make(aot.META))  # one that does not compile is reported where it is timed
+            with ahead.launches(facts), tuned.trial({kernel: config}), contextlib.suppress(*REFUSALS):
+                case.run(case.make(ahead.META))  # one that does not compile is reported where it is timed
 
 
 def _compile_in_parallel(task: Task, facts: device.Device, processes: int) -> None:
