@@ -75,7 +75,7 @@ async def serve(settings: config.Config, console: Any, notifier: Notifier) -> in
     from aiollm.api.keys import Keys
     from aiollm.engine.engine import Engine
     from aiollm.engine.engine import Settings as EngineSettings
-    from aiollm.engine.scheduler import aggressive, worst_case
+    from aiollm.engine.policy import Aggressive, Conservative
     from aiollm.wire.messages import Loading
 
     engine = Engine(
@@ -84,7 +84,7 @@ async def serve(settings: config.Config, console: Any, notifier: Notifier) -> in
             chunk_budget=settings.chunked_prefill_size,
             chunk_size=settings.chunked_prefill_size,
             prefix_cache=not settings.disable_dynamic_prompt_cache,
-            predict=aggressive if settings.schedule_policy == "aggressive" else worst_case,
+            policy=Aggressive() if settings.schedule_policy == "aggressive" else Conservative(),
             queue=settings.max_queue,
         )
     )

@@ -34,7 +34,7 @@ import uvloop
 from aiollm.api.app import make_app, serve
 from aiollm.api.parts import ModelInfo
 from aiollm.engine.engine import Engine, Settings
-from aiollm.engine.scheduler import worst_case
+from aiollm.engine.policy import Conservative
 from aiollm.hub.resolve import resolve
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.tokenizer import Tokenizer
@@ -153,7 +153,7 @@ async def measure(connections: int) -> dict[str, Any]:
     tokenizer = Tokenizer.load(folder)
     license_text = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
     text = np.array(tokenizer.encode(license_text, False))
-    engine = Engine(Settings(max(CONNECTIONS), 2048, 2048, True, worst_case, max(CONNECTIONS)))
+    engine = Engine(Settings(max(CONNECTIONS), 2048, 2048, True, Conservative(), max(CONNECTIONS)))
     app = make_app(engine, tokenizer, ChatTemplate.load(folder), ModelInfo(("demo",), 0, "demo"), {})
     worker = StandIn(max(CONNECTIONS), text, engine.on_message)
     ready = Ready(

@@ -27,7 +27,6 @@ from aiollm.api.native_schema import (
 )
 from aiollm.api.parts import PARTS, Parts
 from aiollm.api.schema import GenerationRequest
-from aiollm.engine.admission import Outlook
 from aiollm.text.folder import TextError
 
 encode = msgspec.json.encode
@@ -63,10 +62,7 @@ async def token_load(http: web.Request) -> web.Response:
     engine = http.app[PARTS].engine
     limits, core = engine.limits, engine.core
     assert core is not None, "there are limits"
-    outlook = Outlook(core.index, core.predict, limits.rows)
-    outlook.read(core.running.values())
-    used = (limits.slots - core.pool.free - core.index.evictable) / limits.slots
-    worst = outlook.worst() / limits.slots
+    used, worst = (limits.slots - core.available) / limits.slots, core.worst() / limits.slots
     load = {"current_load": used, "logical_max_load": worst, "dynamic_max_load": worst}
     return web.Response(body=encode(load), content_type="application/json")
 

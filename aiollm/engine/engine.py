@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from aiollm.engine.admission import Predict
 from aiollm.engine.integrity import check
+from aiollm.engine.policy import Policy
 from aiollm.engine.request import Finish, Request
 from aiollm.engine.scheduler import Limits, Scheduler
 from aiollm.wire.messages import Failed, FromWorker, Header, Loading, Ready, Result, Update
@@ -53,7 +53,7 @@ class Settings(NamedTuple):
     chunk_budget: int
     chunk_size: int
     prefix_cache: bool
-    predict: Predict
+    policy: Policy
     queue: int
     """Requests that may wait; one more is refused."""
 
@@ -139,7 +139,7 @@ class Engine:
                 settings.rows, ready.slots, ready.max_length, settings.chunk_budget, settings.chunk_size,
                 settings.prefix_cache,
             )  # fmt: skip
-            self.core = Scheduler(limits, settings.predict)
+            self.core = Scheduler(limits, settings.policy)
         if self.state == "loading":
             self.state, self.phase, self.progress = "ready", "ready", 1.0
         self._wake()

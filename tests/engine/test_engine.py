@@ -8,7 +8,7 @@ from plain_worker import PlainWorker, ask, reply, sink
 
 from aiollm.engine.engine import Engine, EngineBusy, Settings
 from aiollm.engine.request import Finish, State
-from aiollm.engine.scheduler import aggressive, worst_case
+from aiollm.engine.policy import Aggressive, Conservative, PastFuture
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Failed, Loading, Ready
 
@@ -69,8 +69,8 @@ async def turns():
         await asyncio.sleep(0)
 
 
-def make(queue=10, chunk_budget=16, rows=4, predict=worst_case):
-    return Engine(Settings(rows, chunk_budget, chunk_budget, True, predict, queue))
+def make(queue=10, chunk_budget=16, rows=4, policy=None):
+    return Engine(Settings(rows, chunk_budget, chunk_budget, True, policy or Conservative(), queue))
 
 
 def start(ready=READY, **settings):
@@ -321,7 +321,7 @@ async def test_no_request_waits_for_an_event_that_does_not_come(seed):
     ready = msgspec.structs.replace(READY, slots=rng.choice([30, 45, 70]), max_length=31)
     engine, group = start(
         ready, queue=100, chunk_budget=rng.choice([4, 9, 40]), rows=rng.choice([1, 2, 5]),
-        predict=rng.choice([worst_case, aggressive, lambda request: 1]),
+        policy=rng.choice([Conservative, Aggressive, PastFuture])(),
     )  # fmt: skip
     system, requests = [rng.randrange(50) for _ in range(10)], []
     for _ in range(25):
