@@ -118,12 +118,11 @@ class Foresight:
     `foresee` gives those of a newcomer, [draws].
 
     `reserve` is the share of the pool that is kept free for errors of prediction, in proportion to how much of what is
-    foreseen belongs to rows whose length is not certain.
+    foreseen belongs to rows whose length is not certain. A request that was paused comes back when so much is free
+    twice over: it would be the first to be paused again.
     """
 
-    def __init__(
-        self, view: View, totals: Column, reserve: float, foresee: Callable[[Newcomer], Column]
-    ) -> None:
+    def __init__(self, view: View, totals: Column, reserve: float, foresee: Callable[[Newcomer], Column]) -> None:
         steps = np.maximum(0, totals - view.done - 1)  # the last token needs no slot
         self._slots, self._shared, self._used = view.slots, view.shared, view.used
         self._peaks = Peaks(view.held - view.delay, steps + view.delay)
@@ -147,7 +146,8 @@ class Foresight:
             used += new.held + new.shared
             mass += new.known + float(steps.mean())
             guessed += 0 if new.certain else new.known + float(steps.mean())
-        limit = self._slots - self._slots * self._reserve * guessed / max(1.0, mass)
+        again = any(new.done for new in newcomers)
+        limit = self._slots * (1 - (1 + again) * self._reserve * guessed / max(1.0, mass))
         if max(used, shared + peaks.worst()) > limit:
             return False
         self._peaks, self._shared, self._used, self._mass, self._guessed = peaks, shared, used, mass, guessed

@@ -5,8 +5,9 @@ drawn from it on condition that it is longer than d, by the inverse of the distr
 from the last known length up to max_tokens as its tail. Beyond the paper:
 
 - Classes (model, size of max_tokens, tools or not) have windows of their own, and use the pooled one while young.
-- An empty history is no length at all: until 200 requests have ended, a uniform distribution up to max_tokens is mixed
-  in, as if some had ended so. Neither everybody's worst case nor nothing.
+- An empty history is no length at all: until 200 requests have ended, imagined ones are mixed in whose lengths lie
+  anywhere below max_tokens, long ones rather than short ones. Neither everybody's worst case nor nothing; and it errs on
+  the side that is corrected soon, since short outputs end first.
 - Where the latest lengths are no longer distributed as those before them (two samples of Kolmogorov and Smirnov), the
   older ones are forgotten.
 """
@@ -21,7 +22,7 @@ from aiollm.engine.rows import Column
 
 WINDOW = 1000  # finished requests that are remembered, as in the paper
 YOUNG = 64  # a class with fewer finished requests uses the pooled window
-PRIOR = 32  # imagined requests of uniform length in an empty window; none are left once GROWN have ended
+PRIOR = 32  # imagined requests in an empty window; none are left once GROWN have ended
 GROWN = 200
 RECENT = 100  # latest lengths that are compared with those before them, at every half of this number
 DRIFT = 1.95  # Kolmogorov-Smirnov at a chance of 0.1 % to see a drift where there is none
@@ -118,7 +119,7 @@ class History:
 
 def _inverse(known: Column, done: Column, cap: Column, chances: NDArray[np.float64]) -> NDArray[np.float64]:
     """Where the conditional distribution reaches `chances`."""
-    prior = PRIOR * max(0.0, 1 - len(known) / GROWN) * (1 - done / np.maximum(1, cap))
+    prior = PRIOR * max(0.0, 1 - len(known) / GROWN) * (1 - (done / np.maximum(1, cap)) ** 2)
     below = np.searchsorted(known, done, side="right")
     segments = len(known) - below + 1  # from `done` to each longer length, and from the last one to `cap`
     at = chances * (segments + prior)
@@ -129,8 +130,8 @@ def _inverse(known: Column, done: Column, cap: Column, chances: NDArray[np.float
     found: NDArray[np.float64] = left + (right - left) * (at - step)
     if not prior.any():
         return found
-    imagined = (at - segments) / np.maximum(prior, 1e-9)
-    return np.where(at < segments, found, done + (cap - done) * imagined)
+    imagined = np.sqrt(done**2 + (cap**2 - done**2) * np.clip((at - segments) / np.maximum(prior, 1e-9), 0, 1))
+    return np.where(at < segments, found, imagined)
 
 
 def _bounded(lengths: NDArray[np.float64], done: Column, cap: Column, floor: Column) -> Column:

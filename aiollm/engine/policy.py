@@ -69,7 +69,7 @@ class PastFuture:
     over [0, 1) in random order, so that a draw is not high or low as a whole.
     """
 
-    def __init__(self, reserve: float = 0.03, draws: int = 5, seed: int = 0) -> None:
+    def __init__(self, reserve: float = 0.035, draws: int = 5, seed: int = 0) -> None:
         self.history = History()
         self._reserve, self._draws = reserve, draws
         self._random = np.random.default_rng(seed)

@@ -93,6 +93,11 @@ class Queue:
         for lane in (self._returned, *self._lanes, self._late):
             yield from (entry.request for entry in sorted(lane.heap) if entry.request is not None)
 
+    @property
+    def returned(self) -> Iterator[Request]:
+        """Those that ran before."""
+        return (entry.request for entry in sorted(self._returned.heap) if entry.request is not None)
+
     def lane(self, request: Request) -> int:
         """The number under which a request's tokens are counted."""
         if self.order != "fair":

@@ -52,7 +52,8 @@ def test_draws_keep_to_max_tokens_and_min_tokens():
 
 def test_without_a_history_lengths_are_neither_the_worst_nor_nothing():
     lengths = drawn(History())
-    assert abs(lengths.mean() - CAP / 2) < 100 and lengths.std() > CAP / 5
+    assert abs(lengths.mean() - CAP * 2 / 3) < 100 and lengths.std() > CAP / 5
+    assert drawn(History(), done=2000).min() > 2000
 
 
 def test_what_is_imagined_fades_as_requests_end():
