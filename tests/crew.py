@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from aiollm.engine.engine import Engine, Settings
-from aiollm.engine.request import Finish, PromptToken, Request, Token
 from aiollm.engine.policy import Conservative
+from aiollm.engine.request import Finish, PromptToken, Request, Token
 from aiollm.fleet.fleet import Fleet
 from aiollm.wire.messages import WorkerSettings
 from aiollm.wire.sampling import SamplingParams

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 from aiollm.engine.integrity import check
-from aiollm.engine.request import Finish, PromptToken, Request, State, Token
 from aiollm.engine.pausing import PauseOrder
 from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture
 from aiollm.engine.queue import Order
+from aiollm.engine.request import Finish, PromptToken, Request, State, Token
 from aiollm.engine.scheduler import Limits, Loan, Scheduler, Service
 from aiollm.kernels.batch import Batch, Sampled, Sampling
 from aiollm.kernels.ops import Ops

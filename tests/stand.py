@@ -107,7 +107,9 @@ async def stand(
 ) -> AsyncIterator[Stand]:
     """Serve; at the end the stand must be idle."""
     engine = Engine(
-        EngineSettings(rows=ROWS, chunk_budget=128, chunk_size=64, prefix_cache=True, policy=Conservative(), queue=queue)
+        EngineSettings(
+            rows=ROWS, chunk_budget=128, chunk_size=64, prefix_cache=True, policy=Conservative(), queue=queue
+        )
     )
     tokenizer, template = Tokenizer.load(str(folder)), ChatTemplate.load(str(folder))
     generation_config = options.pop("generation_config", {"temperature": 0.0})

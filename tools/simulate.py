@@ -79,10 +79,10 @@ def artifact(workload: str, policy: str, requests: int = 3000, seed: int = 0) ->
 def serve(workload: str, policy: str, setup: dict[str, Any]) -> dict[str, Any]:
     """One run in the time of a real device: closed loops of clients unless the workload has times of its own."""
     costs = costing.load(setup["costs"])
-    limits = Limits(setup["rows"], setup["pool"], 20_000, setup["chunk"], setup["chunk"])
+    limits = Limits(setup["rows"], setup["pool"], 24_000, setup["chunk"], setup["chunk"])
     service = Service(order=setup["order"], pause_order=setup["pause_order"], gap_target=setup["gap_target"])
     core = Scheduler(limits, POLICIES[policy](), service)
-    agreement = Agreement()
+    agreement = Agreement(impatient=setup["impatient"])
     warm, until = setup["warm_up"], setup["warm_up"] + setup["window"]
     asks, clients = _asks(workload, setup), setup["clients"]
     if policy == "optimum":
@@ -93,6 +93,8 @@ def serve(workload: str, policy: str, setup: dict[str, Any]) -> dict[str, Any]:
     if workload == "chats":
         _follow_up(world, workloads.chats(setup["seed"], setup["cap"]))
     began = time.monotonic()
+    world.play(warm)
+    start = len(world.memory)
     world.play(until)
     inside = [client for client in world.ended if client.first >= 0 and warm <= client.last <= until]
     kept = [client for client in inside if agreement.kept(client)]
@@ -103,7 +105,8 @@ def serve(workload: str, policy: str, setup: dict[str, Any]) -> dict[str, Any]:
     ended = max(1, sum(client.finish is not None and client.first >= 0 for client in world.clients))
     return {
         "workload": workload, "policy": policy, "iterations": world.iterations,
-        "memory": 100 * float(np.mean(world.memory)) / limits.slots, "evicted": 100 * core.paused_total / ended,
+        "memory": 100 * float(np.mean(world.memory[start:] or [0])) / limits.slots,
+        "evicted": 100 * core.paused_total / ended,
         "goodput": sum(len(client.request.output) for client in kept) / span, "tokens_per_second": tokens / span,
         "answers": len(inside), "good": len(kept), "lost": sum(client.first < 0 for client in world.ended),
         "ttft_p50": _percentile(first, 50), "ttft_p99": _percentile(first, 99),
@@ -126,7 +129,8 @@ def _asks(workload: str, setup: dict[str, Any]) -> Iterator[Ask]:
     if workload == "chats":
         return iter(())
     made: dict[str, Callable[..., Iterator[Ask]]] = {
-        "reasoning": workloads.reasoning, "drift": workloads.drift, "bursts": workloads.bursts,
+        "reasoning": workloads.reasoning, "thinking": lambda seed, _: workloads.thinking(seed),
+        "drift": workloads.drift, "bursts": workloads.bursts,
     }  # fmt: skip
     return made[workload](seed, cap)
 
@@ -158,10 +162,9 @@ def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
     """Rows as text, a column as wide as it needs."""
     cells = [columns, *(tuple(_cell(row.get(name)) for name in columns) for row in rows)]
     widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
-    return "\n".join(
-        "  ".join(f"{text:<{width}}" if at < 2 else f"{text:>{width}}" for at, (text, width) in enumerate(zip(row, widths, strict=True)))
-        for row in cells
-    )  # fmt: skip
+    lines = [[f"{text:<{width}}" for text, width in zip(row, widths, strict=True)] for row in cells]
+    figures = [[f"{text:>{width}}" for text, width in zip(row, widths, strict=True)] for row in cells]
+    return "\n".join("  ".join([*left[:2], *right[2:]]) for left, right in zip(lines, figures, strict=True))
 
 
 def _cell(value: Any) -> str:
@@ -180,11 +183,16 @@ def plot(rows: list[dict[str, Any]], names: tuple[str, ...], path: Path) -> None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    loads, policies = list(dict.fromkeys(row["workload"] for row in rows)), list(dict.fromkeys(row["policy"] for row in rows))
+    loads, policies = (
+        list(dict.fromkeys(row["workload"] for row in rows)),
+        list(dict.fromkeys(row["policy"] for row in rows)),
+    )
     figure, panels = pyplot.subplots(1, len(names), figsize=(4.2 * len(names), 3.6), squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
         for at, policy in enumerate(policies):
-            values = [next((r[name] for r in rows if (r["workload"], r["policy"]) == (load, policy)), 0) for load in loads]
+            values = [
+                next((r[name] for r in rows if (r["workload"], r["policy"]) == (load, policy)), 0) for load in loads
+            ]
             places = np.arange(len(loads)) + (at - len(policies) / 2) * 0.8 / len(policies)
             panel.bar(places, values, 0.8 / len(policies), label=policy, align="edge")
         panel.set_xticks(range(len(loads)), loads, rotation=20, fontsize=8)
@@ -225,7 +233,7 @@ def main() -> None:
     counted.add_argument("--workloads", nargs="+", default=list(workloads.UNIFORM), choices=workloads.UNIFORM)
     counted.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     served = commands.add_parser("serve", help="in the time of a real device")
-    everything = [*workloads.UNIFORM, "reasoning", "sharegpt", "chats", "bursts", "drift"]
+    everything = [*workloads.UNIFORM, "reasoning", "thinking", "sharegpt", "chats", "bursts", "drift"]
     served.add_argument("--workloads", nargs="+", default=[*workloads.UNIFORM, "reasoning"], choices=everything)
     served.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     served.add_argument("--costs", default="qwen3-8b-h100", help="a file in tools/results/costs (%(default)s)")
@@ -240,6 +248,7 @@ def main() -> None:
     served.add_argument("--pause-order", default="fcfs", help="fcfs, sjf or hrrn (%(default)s)")
     served.add_argument("--gap-target", type=float, default=1.5, help="seconds (%(default)s)")
     served.add_argument("--lengths", help="JSON file of [prompt, output] lengths, for sharegpt")
+    served.add_argument("--impatient", action="store_true", help="clients go away when their stream stands still")
     served.add_argument("--seed", type=int, default=0)
     fitted = commands.add_parser("fit", help="the cost model to what --record kept, or to a result of bench static")
     fitted.add_argument("file", type=Path)
@@ -263,7 +272,7 @@ def main() -> None:
         panels = ("steps", "memory", "evicted")
     else:
         names = ("costs", "clients", "pool", "rows", "chunk", "cap", "warm_up", "window", "order", "pause_order",
-                 "gap_target", "lengths", "seed")  # fmt: skip
+                 "gap_target", "lengths", "seed", "impatient")  # fmt: skip
         setup = {name: getattr(args, name) for name in names}
         if "sharegpt" in args.workloads and not args.lengths:
             parser.error("sharegpt needs --lengths FILE")

@@ -116,8 +116,8 @@ class Device(Replica):
             self._core.epoch, self._iteration, self._iteration, self._applied, int(us), 0, pack(stalled)
         )  # fmt: skip
         return Result(
-            header=header, rows=pack(rows), generations=pack(self.generation[rows]), tokens=pack(np.where(last, EOS, ids)),
-            logprobs=pack_floats(np.zeros(len(rows))), hints=bytes(len(rows)),
+            header=header, rows=pack(rows), generations=pack(self.generation[rows]),
+            tokens=pack(np.where(last, EOS, ids)), logprobs=pack_floats(np.zeros(len(rows))), hints=bytes(len(rows)),
         )  # fmt: skip
 
 
@@ -164,12 +164,16 @@ class Client:
 
 
 class Agreement(NamedTuple):
-    """What counts as good, in seconds; clients give up where it is broken, as those of the paper's artifact do."""
+    """What counts as good, in seconds."""
 
     ttft: float = 10.0
     gap: float = 1.5
     patience: float = 8.0
     """A client that has waited for its first token for so long goes away and asks something else."""
+
+    impatient: bool = False
+    """A client whose stream stands still for longer than `gap` goes away too, as the servers of the paper's artifact
+    see to; else it stays, and its answer counts for nothing."""
 
     def kept(self, client: Client) -> bool:
         done = client.finish is not None and client.finish.reason in ("stop", "length")
@@ -239,7 +243,7 @@ class World:
         while self._told < len(self.ended):
             self.on_end(self.ended[self._told])
             self._told += 1
-        if self._agreement is not None:
+        if self._agreement is not None and self._agreement.impatient:
             for request in list(self.core.waiting.returned):
                 assert isinstance(request.sink, Client)
                 if self.now - request.sink.last > self._agreement.gap:

@@ -53,6 +53,15 @@ def reasoning(seed: int = 0, cap: int = CAP) -> Iterator[Ask]:
         yield Ask(prompt_of(random, prompt), output, cap)
 
 
+def thinking(seed: int = 0, cap: int = 16_000) -> Iterator[Ask]:
+    """Models that think before they answer: outputs of 8,000 tokens on average, log-normal."""
+    random = np.random.default_rng(seed)
+    while True:
+        prompt = int(np.clip(random.lognormal(np.log(600) - 0.5, 1.0), 8, 4000))
+        output = int(np.clip(random.lognormal(np.log(8000) - 0.125, 0.5), 16, cap))
+        yield Ask(prompt_of(random, prompt), output, cap)
+
+
 def sharegpt(path: Path, seed: int = 0, cap: int = CAP) -> Iterator[Ask]:
     """Pairs of lengths from a JSON file, [[prompt, output], ...], again and again in random order."""
     pairs = json.loads(path.read_bytes())

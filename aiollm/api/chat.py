@@ -8,6 +8,7 @@ from aiohttp import web
 
 from aiollm.api import body
 from aiollm.api.answer import DONE, Template, answer
+from aiollm.api.caller import caller
 from aiollm.api.choice import Choice, Delta, Entry, Output
 from aiollm.api.convert import output_limit, prompt_array, sampling_params
 from aiollm.api.errors import invalid
@@ -27,7 +28,7 @@ async def chat_completions(http: web.Request) -> web.StreamResponse:
     request = await body.decoded(http, data, decode_chat)
     parts.served_name(request.model)
     prompt = await chat_prompt(parts, request, len(data) > body.THREAD_BYTES)
-    generation = Generation(parts, request, "chatcmpl", [prompt])
+    generation = Generation(parts, request, "chatcmpl", [prompt], caller(http))
     return await answer(http, request, generation, ChatShape(parts, request, generation))
 
 

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from aiollm.api import body
 from aiollm.api.answer import answer
+from aiollm.api.caller import caller
 from aiollm.api.choice import Choice, Delta, Entry, Output
 from aiollm.api.convert import check_ids, output_limit, prompt_array, sampling_params
 from aiollm.api.errors import invalid
@@ -84,7 +85,7 @@ async def _answer(http: web.Request, request: NativeRequest, stream: bool) -> we
         raise invalid("best_of", "best_of: a stream has one choice")
     asked = common(parameters, stream)
     prompt = await _prompt(parts, request.inputs, parameters, asked)
-    generation = Generation(parts, asked, "gen", [prompt])
+    generation = Generation(parts, asked, "gen", [prompt], caller(http))
     return await answer(http, asked, generation, NativeShape(parts, parameters, generation))
 
 

@@ -102,7 +102,9 @@ class Peaks:
         for draw in range(draws):
             mine, alive, step = self._steps[draw], self._alive[draw], int(steps[draw])
             at = int(np.searchsorted(-mine, -step, side="right"))
-            above = int(alive[at - 1]) - at * int(mine[at - 1]) if at else self._extra  # what the rows before it hold now
+            above = (
+                int(alive[at - 1]) - at * int(mine[at - 1]) if at else self._extra
+            )  # what the rows before it hold now
             for column, old, new in (
                 (joined._steps, mine, step),
                 (joined._places, self._places[draw], count),

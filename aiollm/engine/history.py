@@ -5,15 +5,15 @@ drawn from it on condition that it is longer than d, by the inverse of the distr
 from the last known length up to max_tokens as its tail. Beyond the paper:
 
 - Classes (model, size of max_tokens, tools or not) have windows of their own, and use the pooled one while young.
-- An empty history is no length at all: until 200 requests have ended, imagined ones are mixed in whose lengths lie
-  anywhere below max_tokens, long ones rather than short ones. Neither everybody's worst case nor nothing; and it errs on
-  the side that is corrected soon, since short outputs end first.
+- An empty history is no length at all: until enough requests have ended, imagined ones are mixed in whose lengths lie
+  anywhere below max_tokens, long ones rather than short ones. Neither everybody's worst case nor nothing; and it errs
+  on the side that is corrected soon, since short outputs end first.
 - Where the latest lengths are no longer distributed as those before them (two samples of Kolmogorov and Smirnov), the
   older ones are forgotten.
 """
 
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,8 @@ from aiollm.engine.rows import Column
 
 WINDOW = 1000  # finished requests that are remembered, as in the paper
 YOUNG = 64  # a class with fewer finished requests uses the pooled window
-PRIOR = 32  # imagined requests in an empty window; none are left once GROWN have ended
-GROWN = 200
+PRIOR = 16  # imagined requests in an empty window; none are left once GROWN have ended
+GROWN = 64
 RECENT = 100  # latest lengths that are compared with those before them, at every half of this number
 DRIFT = 1.95  # Kolmogorov-Smirnov at a chance of 0.1 % to see a drift where there is none
 CLASSES = 256  # more are pooled
@@ -98,11 +98,10 @@ class History:
         if (number := self.number(name)) != POOLED:
             self._windows[number].add(length)
 
-    def draw(
-        self, kinds: Column, done: Column, cap: Column, floor: Column, chances: NDArray[np.float64]
-    ) -> Column:
-        """Total output lengths, [draws, n], of rows of class `kinds` that have put out `done` of at most `cap` tokens,
-        and end after `floor` at the earliest. `chances` in [0, 1) is [draws, n]: where in its distribution each lies."""
+    def draw(self, kinds: Column, done: Column, cap: Column, floor: Column, chances: NDArray[np.float64]) -> Column:
+        """Total output lengths, [draws, n], of rows of class `kinds` that have put out `done` of at most `cap` tokens
+        and end after `floor` at the earliest. `chances` [draws, n] in [0, 1) say where each lies in its
+        distribution."""
         lengths = np.empty(chances.shape, np.float64)
         groups: dict[int, list[int]] = {}
         for kind in np.unique(kinds).tolist():

@@ -25,8 +25,8 @@ class Outlook(NamedTuple):
 def look(table: Table, index: RadixIndex, slots: int, budget: int, coming: Iterable[Row]) -> Outlook:
     """`coming` are the rows that do not decode yet, in the order in which they will be computed.
 
-    A row that ends frees what it alone holds: its own slots, and the nodes that nobody else pins. Nodes of several rows,
-    or of a loan, are counted once and stay.
+    A row that ends frees what it alone holds: its own slots, and the nodes that nobody else pins. Nodes of several
+    rows, or of a loan, are counted once and stay.
     """
     rows = np.flatnonzero(table.active)
     known, granted, indexed = table.known[rows], table.granted[rows], table.indexed[rows]

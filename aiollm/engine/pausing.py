@@ -22,7 +22,7 @@ def victim(rows: Iterable[Row], order: PauseOrder, steps: dict[int, int], now: f
 
     `rows` come in order of admission: of equals the one that was admitted last is paused.
     """
-    first, *rest = sorted(rows, key=lambda row: seniority(row.request)) or [None]
+    rest = sorted(rows, key=lambda row: seniority(row.request))[1:]
     if not rest or order == "fcfs":
         return rest[-1] if rest else None
     lowest = max(row.request.priority for row in rest)

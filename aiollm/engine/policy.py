@@ -94,8 +94,8 @@ class PastFuture:
     def _newcomer(self, new: Newcomer, draws: int) -> Column:
         if new.certain:
             return np.full(draws, new.cap)
-        columns = (np.array([value]) for value in (new.kind, new.done, new.cap, new.floor))
-        return self.history.draw(*columns, self._random.random((draws, 1)))[:, 0]
+        kind, done, cap, floor = np.array([[new.kind], [new.done], [new.cap], [new.floor]])
+        return self.history.draw(kind, done, cap, floor, self._random.random((draws, 1)))[:, 0]
 
 
 class LightLLM:

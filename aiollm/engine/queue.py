@@ -99,9 +99,7 @@ class Queue:
         return (entry.request for entry in sorted(self._returned.heap) if entry.request is not None)
 
     def lane(self, request: Request) -> int:
-        """The number under which a request's tokens are counted."""
-        if self.order != "fair":
-            return 0
+        """The number under which a request's tokens are counted: that of its API key."""
         number = self._numbers.get(request.key)
         if number is None:
             number = self._numbers[request.key] = len(self._lanes)
@@ -111,7 +109,7 @@ class Queue:
         return number
 
     def waiting(self, key: str) -> int:
-        """Requests of an API key that wait, where lanes are by key."""
+        """Requests of an API key that wait."""
         return self._waiting[self._numbers[key]] if key in self._numbers else 0
 
     def push(self, request: Request) -> None:
@@ -119,15 +117,15 @@ class Queue:
         lane = self.lane(request)
         if request.serial < 0:
             request.serial = next(self._serial)
-        if not self._waiting[lane] and (active := [served for served, n in zip(self.served, self._waiting) if n]):
-            self.served[lane] = max(self.served[lane], min(active))  # who was away does not save up
+        if not self._waiting[lane] and any(self._waiting):  # who was away has saved nothing up
+            self.served[lane] = max(self.served[lane], self.served[np.array(self._waiting) > 0].min())
         self._waiting[lane] += 1
         self.tokens += request.known
         ran = request.admitted is not None
         if ran:
             self._enter(self._returned, seniority(request)[0], request)
         else:
-            self._enter(self._lanes[lane], self._key(request), request)
+            self._enter(self._lanes[lane if self.order == "fair" else 0], self._key(request), request)
 
     def remove(self, request: Request) -> None:
         """Take a request out, from wherever it stands; KeyError where it does not wait."""

@@ -2,16 +2,17 @@
 
 A node owns its slots. Rows pin the path they use, from admission to retire; unpinned leaves are evicted, least
 recently used first, from their end, so that a prefix shrinks before it disappears. A leaf that was matched since it
-came to the head of that queue goes to its end again, once for each time its count of matches can be halved: prompts that
-return outlive a flood of prompts that do not. A prompt's tokens enter when their
-chunk is *sent*: within an iteration every store precedes every read, and iterations run in the order of the updates,
-so whoever matches them later reads them later.
+came to the head of that queue goes to its end again, once for each time its count of matches can be halved: prompts
+that return outlive a flood of prompts that do not. A prompt's tokens enter when their chunk is *sent*: within an
+iteration every store precedes every read, and iterations run in the order of the updates, so whoever matches them later
+reads them later.
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
-from typing import Any
+from time import perf_counter
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -23,6 +24,24 @@ Keys = NDArray[np.int64]
 NO_KEYS: Keys = np.empty(0, np.int64)
 NO_SLOTS: Ints = np.empty(0, np.int32)
 CHANCES = 16  # leaves that one eviction may let off for their hits: no call walks the whole queue
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _timed(method: Callable[Concatenate["RadixIndex", P], T]) -> Callable[Concatenate["RadixIndex", P], T]:
+    """Add what a call takes to `seconds`."""
+
+    def timed(self: "RadixIndex", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        began = perf_counter()
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self.seconds += perf_counter() - began
+
+    timed.__doc__ = method.__doc__
+    return timed
 
 
 class Node:
@@ -53,7 +72,7 @@ class Node:
 
 class RadixIndex:
     """Counts: `total` tokens held, `pinned` of them on some holder's path, `alone[h]` of these on that of holder `h`
-    only; `nodes` in all, `evicted` tokens so far.
+    only; `nodes` in all, `evicted` tokens and `seconds` of work so far.
 
     Holders are numbers from 0 to `holders` - 1.
     """
@@ -65,6 +84,7 @@ class RadixIndex:
         self.pinned = 0
         self.nodes = 0
         self.evicted = 0
+        self.seconds = 0.0
         self.alone = np.zeros(holders, np.int64)
         self._clock = count(1)
         self._serial = count()
@@ -81,10 +101,12 @@ class RadixIndex:
             node = self.roots[namespace] = Node(None, NO_KEYS, NO_SLOTS, 0)
         return node
 
+    @_timed
     def peek(self, node: Node, keys: Keys) -> list[tuple[Node, int]]:
         """The nodes that continue `node` by `keys`, and how much of each does. Changes nothing."""
         return list(self._walk(node, keys))
 
+    @_timed
     def match(self, node: Node, keys: Keys) -> tuple[Node, Ints]:
         """The node where the longest cached continuation of `node` by `keys` ends, and its slots.
 
@@ -98,6 +120,7 @@ class RadixIndex:
             parts.append(node.slots)
         return node, np.concatenate(parts)
 
+    @_timed
     def extend(self, node: Node, keys: Keys, slots: Ints, number: int = 0) -> Node | None:
         """Give `keys` and their slots to the index as a child of `node`; None if a child begins alike already."""
         first = int(keys[0])
@@ -111,6 +134,7 @@ class RadixIndex:
         self._enqueue(child)
         return child
 
+    @_timed
     def pin(self, node: Node, holder: int = 0, above: Node | None = None) -> None:
         """Keep the path to `node` from eviction; the part that ends at `above` is pinned by this holder already."""
         step = node
@@ -125,6 +149,7 @@ class RadixIndex:
             step.pinned_by ^= holder
             step = step.parent
 
+    @_timed
     def unpin(self, node: Node, holder: int = 0) -> None:
         """Undo one `pin` of the whole path."""
         for step in path(node):
@@ -139,6 +164,7 @@ class RadixIndex:
             elif step.pins == 1:
                 self.alone[step.pinned_by] += length
 
+    @_timed
     def evict(self, wanted: int) -> Ints:
         """Free up to `wanted` slots of unpinned leaves, least recently used first, with a second chance for hits."""
         freed, chances = [NO_SLOTS], CHANCES

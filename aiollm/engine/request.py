@@ -63,8 +63,8 @@ class Request:
 
     __slots__ = (
         "id", "prompt", "sampling", "sink", "arrived", "namespace", "eos_ids", "output", "state", "row",
-        "deaths", "pauses", "cached_tokens", "prompt_seen", "admitted", "kind", "certain", "priority", "key", "patience",
-        "group", "serial",
+        "deaths", "pauses", "cached_tokens", "prompt_seen", "admitted", "kind", "certain", "priority", "key",
+        "patience", "group", "serial",
     )  # fmt: skip
 
     def __init__(
@@ -113,7 +113,7 @@ class Request:
         """Seconds from arrival within which it must begin; None where the client named none."""
         self.serial = -1
         """Place among those that arrived at the same time; the queue gives it."""
-        self.group: tuple["Request", ...] = ()
+        self.group: tuple[Request, ...] = ()
         """Choices of one prompt, which begin together."""
 
     @property

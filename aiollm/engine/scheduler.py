@@ -62,6 +62,9 @@ class Service(NamedTuple):
     """A request that waited for so long is given up; 0 is for ever."""
 
 
+DEFAULT = Service()
+
+
 class Loan(NamedTuple):
     """KV that somebody outside the stream reads."""
 
@@ -82,7 +85,7 @@ class Sent(NamedTuple):
 class Scheduler:
     """`check` in integrity.py says what must hold between any two calls."""
 
-    def __init__(self, limits: Limits, policy: Policy | None = None, service: Service = Service()) -> None:
+    def __init__(self, limits: Limits, policy: Policy | None = None, service: Service = DEFAULT) -> None:
         self.limits = limits
         self.policy = policy or PastFuture()
         self.service = service

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from plain_worker import VOCABULARY, PlainWorker, Sink, Stand, ask, reply, sink
 
-from aiollm.engine.request import Finish, State
 from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture
+from aiollm.engine.request import Finish, State
 from aiollm.engine.scheduler import CHUNKS_AHEAD, ROUND
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Failed, Header, Update
