@@ -85,7 +85,7 @@ async def serve(settings: config.Config, console: Any, notifier: Notifier) -> in
     from aiollm.api.keys import Keys
     from aiollm.engine.engine import Engine
     from aiollm.engine.engine import Settings as EngineSettings
-    from aiollm.engine.scheduler import aggressive, worst_case
+    from aiollm.engine.scheduler import Service
     from aiollm.wire.messages import Loading
 
     engine = Engine(
@@ -94,8 +94,17 @@ async def serve(settings: config.Config, console: Any, notifier: Notifier) -> in
             chunk_budget=settings.chunked_prefill_size,
             chunk_size=settings.chunked_prefill_size,
             prefix_cache=not settings.disable_dynamic_prompt_cache,
-            predict=aggressive if settings.schedule_policy == "aggressive" else worst_case,
+            policy=_policy(settings),
             queue=settings.max_queue,
+            queue_tokens=settings.max_queue_tokens,
+            key_share=settings.max_queue_share if len(settings.api_key) > 1 else 1.0,
+            service=Service(
+                settings.schedule_order,
+                settings.pause_order,
+                settings.ttft_target,
+                settings.gap_target,
+                settings.queue_timeout,
+            ),
         )
     )
 
@@ -298,6 +307,16 @@ def _url(sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _policy(settings: config.Config) -> Any:
+    """The admission policy that was asked for."""
+    from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture
+
+    if settings.schedule_policy == "lightllm":
+        return LightLLM(settings.router_token_ratio, settings.router_max_new_token_len)
+    made = {"past-future": PastFuture, "conservative": Conservative, "aggressive": Aggressive}
+    return made[settings.schedule_policy]()
 
 
 def _device(name: str) -> str:

@@ -183,14 +183,66 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             aliases=["max-num-batched-tokens"],
         ),
     ] = 2048
+    max_queue_tokens: Annotated[
+        int, Meta(ge=0), Setting(SCHEDULING, "TOKENS", "that may wait; 0 is four times the KV cache")
+    ] = 0
+    max_queue_share: Annotated[
+        float,
+        Meta(gt=0, le=1),
+        Setting(SCHEDULING, "SHARE", "of max_queue that the requests of one API key may take, where there are several"),
+    ] = 0.5
+    queue_timeout: Annotated[
+        float,
+        Meta(ge=0),
+        Setting(SCHEDULING, "SECONDS", "a request that has waited so long and did not begin is given up; 0 is never"),
+    ] = 600.0
     schedule_policy: Annotated[
-        Literal["conservative", "aggressive"],
+        Literal["past-future", "conservative", "aggressive", "lightllm"],
         Setting(
             SCHEDULING,
             "POLICY",
-            "admit a request when its longest output fits (conservative), or at once and pause some later (aggressive)",
+            "admit a request when it fits by what outputs were like so far (past-future), when its longest output fits "
+            "(conservative), at once, to pause some later (aggressive), or as LightLLM 1.1 does",
         ),
-    ] = "conservative"
+    ] = "past-future"
+    router_token_ratio: Annotated[
+        float,
+        Meta(ge=0, le=1),
+        Setting(SCHEDULING, "SHARE", "lightllm: of the KV cache in use from which on the longest outputs are expected"),
+    ] = 0.0
+    router_max_new_token_len: Annotated[
+        int, Meta(ge=1), Setting(SCHEDULING, "TOKENS", "lightllm: what an output is expected to have, below that share")
+    ] = 1024
+    schedule_order: Annotated[
+        Literal["fcfs", "fair", "deadline", "sla"],
+        Setting(
+            SCHEDULING,
+            "ORDER",
+            "who begins first: who came first (fcfs), the API key that had least (fair), by the client's "
+            "X-Request-Timeout (deadline), or who can still begin within ttft_target (sla)",
+        ),
+    ] = "fair"
+    pause_order: Annotated[
+        Literal["fcfs", "sjf", "hrrn"],
+        Setting(
+            SCHEDULING,
+            "ORDER",
+            "who makes room: who came last (fcfs), who has the longest way to go (sjf), or who has waited least for "
+            "its size (hrrn)",
+        ),
+    ] = "fcfs"
+    ttft_target: Annotated[
+        float, Meta(gt=0), Setting(SCHEDULING, "SECONDS", "to the first token, that the orders deadline and sla aim at")
+    ] = 10.0
+    gap_target: Annotated[
+        float,
+        Meta(ge=0),
+        Setting(
+            SCHEDULING,
+            "SECONDS",
+            "between two tokens of a stream: prompts are computed in smaller chunks to keep it; 0 keeps the chunks",
+        ),
+    ] = 1.5
     disable_dynamic_prompt_cache: Annotated[
         bool, Setting(SCHEDULING, "", "compute every prompt from its first token", ["no-enable-prefix-caching"])
     ] = False

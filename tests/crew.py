@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from aiollm.engine.engine import Engine, Settings
+from aiollm.engine.policy import Conservative
 from aiollm.engine.request import Finish, PromptToken, Request, Token
-from aiollm.engine.scheduler import worst_case
 from aiollm.fleet.fleet import Fleet
 from aiollm.wire.messages import WorkerSettings
 from aiollm.wire.sampling import SamplingParams
@@ -50,7 +50,7 @@ class Answer:
 
 class Crew:
     def __init__(self, folder: Path, *, ranks: int = 1, max_restarts: int = 9, record: Path | None = None) -> None:
-        self.engine = Engine(Settings(8, 2048, 2048, True, worst_case, 100))
+        self.engine = Engine(Settings(8, 2048, 2048, True, Conservative(), 100))
         self.stopped: list[str] = []
         self.fleet = Fleet(
             self.engine,

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from aiollm.engine.admission import Predict
 from aiollm.engine.integrity import check
+from aiollm.engine.policy import Conservative, Policy
 from aiollm.engine.request import Finish, PromptToken, Request, Token
-from aiollm.engine.scheduler import Limits, Scheduler, worst_case
+from aiollm.engine.scheduler import DEFAULT, Limits, Scheduler, Service
 from aiollm.wire.columns import Runs, ints, pack, pack_floats
 from aiollm.wire.messages import Failed, Header, PromptLogprobs, Result, Update
 from aiollm.wire.sampling import SamplingParams
@@ -169,10 +169,10 @@ class Stand:
 
     def __init__(
         self, rows: int = 4, slots: int = 100, max_length: int = 64, chunk_budget: int = 16, chunk_size: int = 16,
-        prefix_cache: bool = True, predict: Predict = worst_case,
+        prefix_cache: bool = True, policy: Policy | None = None, service: Service = DEFAULT,
     ) -> None:  # fmt: skip
         limits = Limits(rows, slots, max_length, chunk_budget, chunk_size, prefix_cache)
-        self.core = Scheduler(limits, predict)
+        self.core = Scheduler(limits, policy or Conservative(), service)
         self.worker = PlainWorker(self.core)
 
     def submit(self, *requests: Request) -> None:

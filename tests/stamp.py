@@ -17,15 +17,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
 import torch
 
 from aiollm.engine.integrity import check
+from aiollm.engine.pausing import PauseOrder
+from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture
+from aiollm.engine.queue import Order
 from aiollm.engine.request import Finish, PromptToken, Request, State, Token
-from aiollm.engine.scheduler import Limits, Loan, Scheduler, aggressive, worst_case
+from aiollm.engine.scheduler import Limits, Loan, Scheduler, Service
 from aiollm.kernels.batch import Batch, Sampled, Sampling
 from aiollm.kernels.ops import Ops
 from aiollm.kernels.ref.inputs import inputs
@@ -320,6 +323,17 @@ class Client:
             raise StampError(f"ended by {finish.reason} with {self.got} of {self.expected}")
 
 
+POLICIES = (Conservative, Aggressive, Aggressive, PastFuture, LightLLM)
+
+
+def service(r: random.Random) -> Service:
+    """Any order, any targets."""
+    return Service(
+        order=r.choice(get_args(Order)), pause_order=r.choice(get_args(PauseOrder)), ttft_target=r.random(),
+        gap_target=r.choice([0.0, 0.02]),
+    )  # fmt: skip
+
+
 class Stage:
     """One seed's world. `step` lets one randomly chosen actor act; `settle` lets everything finish."""
 
@@ -335,7 +349,7 @@ class Stage:
         )
         self.faults = r.choice([0.0, 0.0, 0.01, 0.05])
         self.deaths = r.choice([0.0, 0.0005])
-        self.core = Scheduler(self.limits, r.choice([worst_case, aggressive, aggressive]))
+        self.core = Scheduler(self.limits, POLICIES[r.randrange(len(POLICIES))](), service(r))
         self.core.credit.step_seconds = r.choice([0.001, 0.02, 0.1])
         self.alphabet = r.choice([2, 3, VOCABULARY])
         self.systems = [[r.randrange(self.alphabet) for _ in range(r.randint(1, 12))] for _ in range(3)]
@@ -409,8 +423,14 @@ class Stage:
             prompt_logprobs=0 if r.random() < 0.1 else -1,
         )
         request = Request("r", np.array(prompt, np.int64), sampling, Client(prompt, sampling), self.random.random())
-        self.clients.append(request)
-        self.core.submit(request)
+        request.priority, request.key = r.randrange(-2, 3), r.choice("ab")
+        requests = [request]
+        if r.random() < 0.1:  # choices of one prompt
+            for seed in (3, 4):
+                another = msgspec.structs.replace(sampling, seed=seed)
+                requests.append(Request("r", request.prompt, another, Client(prompt, another), request.arrived))
+        self.clients += requests
+        self.core.submit(*requests)
 
     def abort(self) -> None:
         if self.clients and self.random.random() < 0.5:

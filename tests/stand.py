@@ -15,7 +15,7 @@ from aiollm.api.keys import Keys
 from aiollm.api.parts import PARTS, ModelInfo, Parts, Settings
 from aiollm.engine.engine import Engine
 from aiollm.engine.engine import Settings as EngineSettings
-from aiollm.engine.scheduler import worst_case
+from aiollm.engine.policy import Conservative
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.tokenizer import Tokenizer
 from aiollm.wire.messages import Ready
@@ -107,7 +107,9 @@ async def stand(
 ) -> AsyncIterator[Stand]:
     """Serve; at the end the stand must be idle."""
     engine = Engine(
-        EngineSettings(rows=ROWS, chunk_budget=128, chunk_size=64, prefix_cache=True, predict=worst_case, queue=queue)
+        EngineSettings(
+            rows=ROWS, chunk_budget=128, chunk_size=64, prefix_cache=True, policy=Conservative(), queue=queue
+        )
     )
     tokenizer, template = Tokenizer.load(str(folder)), ChatTemplate.load(str(folder))
     generation_config = options.pop("generation_config", {"temperature": 0.0})

@@ -38,7 +38,7 @@ import uvloop
 from aiollm.api.app import make_app, serve
 from aiollm.api.parts import ModelInfo
 from aiollm.engine.engine import Engine, Settings
-from aiollm.engine.scheduler import worst_case
+from aiollm.engine.policy import Conservative
 from aiollm.hub.resolve import resolve
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.tokenizer import Tokenizer
@@ -188,7 +188,7 @@ async def measure(connections: int) -> dict[str, Any]:
     tokenizer = Tokenizer.load(folder)
     license_text = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
     text = np.array(tokenizer.encode(license_text, False))
-    engine = Engine(Settings(rows, 2048, 2048, True, worst_case, rows))
+    engine = Engine(Settings(rows, 2048, 2048, True, Conservative(), rows))
     app = make_app(engine, tokenizer, ChatTemplate.load(folder), ModelInfo(("demo",), 0, "demo"), {})
     worker = StandIn(rows, step, text, lambda body: engine.on_message(from_worker_decoder.decode(body)))
     ready = Ready(

@@ -75,7 +75,7 @@ def make_app(
     except msgspec.ValidationError as error:
         raise ValueError(f"generation_config.json: {error}") from error
     metrics = Metrics(engine)
-    engine.on_header = metrics.on_header
+    engine.on_header, engine.on_cost = metrics.on_header, metrics.on_cost
     app = _application(engine, metrics, keys)
     app[PARTS] = Parts(engine, tokenizer, template, model, defaults, settings, metrics)
     app[OUTBOX] = Outbox()

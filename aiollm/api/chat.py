@@ -8,6 +8,7 @@ from aiohttp import web
 
 from aiollm.api import body
 from aiollm.api.answer import answer
+from aiollm.api.caller import caller
 from aiollm.api.choice import Choice, Delta, Entry, Output
 from aiollm.api.convert import output_limit, prompt_array, sampling_params
 from aiollm.api.errors import invalid
@@ -29,7 +30,7 @@ async def chat_completions(http: web.Request) -> web.StreamResponse:
     request = await body.decoded(http, data, decode_chat)
     parts.served_name(request.model)
     prompt = await chat_prompt(parts, request)
-    generation = Generation(parts, request, "chatcmpl", [prompt])
+    generation = Generation(parts, request, "chatcmpl", [prompt], caller(http))
     return await answer(http, request, generation, ChatShape(parts, request, generation))
 
 

@@ -8,7 +8,7 @@ Positions are counted in characters of the choice's text, the echoed prompt incl
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -87,10 +87,19 @@ class Choice:
         on_text: Callable[[], None],
         on_end: Callable[[], None],
         inter_token: Callable[[float], None],
+        kind: Hashable = None,
+        priority: int = 0,
+        key: str = "",
+        patience: float | None = None,
     ) -> None:
-        """`on_text` and `on_end` wake whoever takes the output; `inter_token` is told seconds between tokens."""
+        """`on_text` and `on_end` wake whoever takes the output; `inter_token` is told seconds between tokens. The last
+        four are those of the request."""
         self.index = index
-        self.request = Request(request_id, prompt, sampling, self, arrived, namespace, tokenizer.eos_ids)
+        certain = not (sampling.stop_ids or output.stops or output.stop_groups)
+        self.request = Request(
+            request_id, prompt, sampling, self, arrived, namespace, tokenizer.eos_ids, kind=kind, certain=certain,
+            priority=priority, key=key, patience=patience,
+        )  # fmt: skip
         self.generated = 0
         self.finish: Finish | None = None
         self.first: float | None = None

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from aiollm.api import body
 from aiollm.api.answer import answer
+from aiollm.api.caller import caller
 from aiollm.api.choice import Choice, Delta, Entry, Output
 from aiollm.api.convert import output_limit, prompt_array, sampling_params
 from aiollm.api.errors import invalid
@@ -34,7 +35,7 @@ async def completions(http: web.Request) -> web.StreamResponse:
         raise invalid("suffix", "suffix: this server does not insert text before a suffix", "unsupported_field")
     listed = await body.in_thread_if(len(data) > body.THREAD_BYTES, lambda: request.prompts)
     prompts = [await _prompt(parts, request, prompt) for prompt in listed]
-    generation = Generation(parts, request, "cmpl", prompts)
+    generation = Generation(parts, request, "cmpl", prompts, caller(http))
     return await answer(http, request, generation, CompletionShape(parts, request, generation))
 
 

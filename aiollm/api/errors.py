@@ -9,7 +9,7 @@ from aiohttp import web
 
 from aiollm.engine.engine import EngineBusy
 
-RETRY_AFTER = {"loading": "5", "queue_full": "1"}  # seconds; draining and stopped servers come back later, or never
+RETRY_AFTER = {"loading": "5"}  # seconds; draining and stopped servers come back later, or never
 UNREAD_BODY = (408, 413)  # answers to a body that was not read to its end: the connection cannot go on
 
 
@@ -34,6 +34,7 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = "rate_limit_error" if self.status == 429 else kind
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> web.Response:
@@ -61,14 +62,20 @@ def engine_error(message: str, available: bool) -> ApiError:
     return ApiError(503, message, code="engine_unavailable", headers={"Retry-After": "30"})
 
 
+def too_late(message: str, retry_after: int) -> ApiError:
+    """A request that waited until its time was over."""
+    return ApiError(503, message, code="queue_timeout", headers={"Retry-After": str(retry_after)})
+
+
 def described(error: ApiError | EngineBusy | web.HTTPException, path: str) -> ApiError:
     """What a handler or the router raised on purpose, in our shape."""
     path = path[:200]
     if isinstance(error, ApiError):
         return error
     if isinstance(error, EngineBusy):
-        retry = {"Retry-After": RETRY_AFTER.get(error.reason, "30")}
-        return ApiError(503, str(error), code=error.reason, headers=retry)
+        retry = RETRY_AFTER.get(error.reason, "30") if error.retry_after is None else str(error.retry_after)
+        status = 429 if error.reason == "rate_limit_exceeded" else 503
+        return ApiError(status, str(error), code=error.reason, headers={"Retry-After": retry})
     if isinstance(error, web.HTTPMethodNotAllowed):
         message = f"{path} does not take {error.method}, only {allowed(error)}"
         return ApiError(405, message, code="method_not_allowed", headers={"Allow": allowed(error)})

@@ -11,9 +11,10 @@ import numpy as np
 from aiohttp import web
 from numpy.typing import NDArray
 
+from aiollm.api.caller import NOBODY, Caller
 from aiollm.api.choice import Choice, Output
 from aiollm.api.convert import seed_of
-from aiollm.api.errors import ApiError, engine_error, invalid
+from aiollm.api.errors import ApiError, engine_error, invalid, too_late
 from aiollm.api.parts import Parts
 from aiollm.api.schema import GenerationRequest
 from aiollm.wire.sampling import SamplingParams
@@ -39,7 +40,14 @@ class Usage(msgspec.Struct, frozen=True):
 class Generation:
     """`choices` are ordered prompt by prompt. `changed` is set when there is something to take from one of them."""
 
-    def __init__(self, parts: Parts, request: GenerationRequest, kind: str, prompts: Sequence[Prompt]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        request: GenerationRequest,
+        kind: str,
+        prompts: Sequence[Prompt],
+        caller: Caller = NOBODY,
+    ) -> None:
         """`kind` is the prefix of the response's id. Raises ApiError where too many choices are asked for."""
         settings, n = parts.settings, request.n or 1
         if (ready := parts.engine.ready) is not None and ready.scores != (kind == SCORE):
@@ -69,6 +77,10 @@ class Generation:
                 on_text=self.changed.set if request.streams else _nothing,
                 on_end=self.changed.set,
                 inter_token=parts.metrics.inter_token.observe,
+                kind=(self.model, prompt.sampling.max_tokens.bit_length(), getattr(request, "tools", None) is not None),
+                priority=request.priority or 0,
+                key=caller.key,
+                patience=caller.patience,
             )
             for at, prompt in enumerate(prompts)
             for i in range(n)
@@ -89,6 +101,8 @@ class Generation:
     def failure(self) -> ApiError | None:
         """Why the engine gave up one of the choices, if it did."""
         for choice in self.choices:
+            if choice.finish is not None and choice.finish.reason == "timeout":
+                return too_late(choice.finish.error, self._parts.engine.retry_after)
             if choice.finish is not None and choice.finish.reason not in ("stop", "length"):
                 available = self._parts.engine.status.state not in ("draining", "stopped")
                 return engine_error(choice.finish.error or "the request was cancelled", available)

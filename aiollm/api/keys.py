@@ -23,18 +23,21 @@ class Keys:
     """The keys of a server, as digests; without any, everybody is let in."""
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
-        self._digests = [sha256(key.encode()).digest() for key in keys]
+        self._digests = list(dict.fromkeys(sha256(key.encode()).digest() for key in keys))
 
     def __len__(self) -> int:
         return len(self._digests)
 
-    def accepts(self, key: bytes) -> bool:
-        """Whether it is one of them. The time it takes says nothing about them: digests, all of them, to their ends."""
+    def number(self, key: bytes) -> int:
+        """Which one of them it is, from 1 on; 0 is none. The time it takes says nothing about them: digests, all of
+        them, to their ends."""
         digest = sha256(key).digest()
-        return sum([hmac.compare_digest(own, digest) for own in self._digests]) > 0
+        return sum([at * hmac.compare_digest(own, digest) for at, own in enumerate(self._digests, 1)])
 
 
 KEYS = web.AppKey("keys", Keys)
+KEY = web.RequestKey("key", str)
+"""The number of the key that a request has shown."""
 OPEN: web.AppKey[frozenset[Handler]] = web.AppKey("open", frozenset)
 """Handlers that answer without a key."""
 
@@ -47,8 +50,10 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         shown = shown_keys(request)
         if not shown:
             raise _unauthorized("this server asks for an API key: send it as `Authorization: Bearer KEY`")
-        if len(shown) > 1 or not keys.accepts(shown.pop()):
+        number = keys.number(shown.pop()) if len(shown) == 1 else 0
+        if not number:
             raise _unauthorized("the API key is not one of this server's")
+        request[KEY] = str(number)
     return await handler(request)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -27,6 +28,7 @@ INTER_TOKEN_BUCKETS = [
 ]
 LONG_BUCKETS = [0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680]
 ITERATION_BUCKETS = [ms / 1000 for ms in (0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 200, 500, 1000, 5000)]
+THOUGHT_BUCKETS = [us / 1e6 for us in (10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 50_000)]
 LAG_BUCKETS = [ms / 1000 for ms in (0.1, 0.5, 1, 2, 5, 10, 20, 50, 100, 250, 1000, 5000)]
 
 
@@ -61,6 +63,8 @@ class Metrics:
         self.output_lengths = histogram("request_generation_tokens", "Tokens generated for a choice", TOKEN_BUCKETS)
         self.iteration = histogram("iteration_seconds", "Device time of one iteration", ITERATION_BUCKETS)
         self.iteration_tokens = histogram("iteration_tokens", "Tokens drawn by one iteration", TOKEN_BUCKETS)
+        self.thought = histogram("scheduler_seconds", "CPU time of scheduling, for each iteration", THOUGHT_BUCKETS)
+        self.indexed = histogram("prefix_index_seconds", "Of it, in the prefix cache", THOUGHT_BUCKETS)
         self.lag = histogram("event_loop_lag_seconds", "How late the event loop runs what is due", LAG_BUCKETS)
 
     def text(self) -> bytes:
@@ -88,6 +92,11 @@ class Metrics:
             self.hits.inc(request.cached_tokens)
         if choice.first is not None:
             self.first_token.observe(choice.first - request.arrived)
+
+    def on_cost(self, scheduler: float, index: float) -> None:
+        """The engine's hook: what scheduling cost since the last iteration, in seconds."""
+        self.thought.observe(scheduler)
+        self.indexed.observe(index)
 
     @contextlib.contextmanager
     def watching_lag(self) -> Iterator[None]:
@@ -145,12 +154,24 @@ class EngineGauges(Collector):
         core = self._engine.core
         running = len(core.running) if core else 0
         waiting = len(core.waiting) if core else 0
-        usage = 1 - (core.pool.free + core.index.evictable) / core.limits.slots if core else 0.0
+        usage = 1 - core.available / core.limits.slots if core else 0.0
         cached = (core.index.evictable + core.index.pinned) / core.limits.slots if core else 0.0
         yield GaugeMetricFamily("aiollm_num_requests_running", "Choices that have a row", running)
         yield GaugeMetricFamily("aiollm_num_requests_waiting", "Choices in the queue", waiting)
         yield GaugeMetricFamily("aiollm_kv_cache_usage_perc", "Share of KV slots that running rows hold, 0..1", usage)
         yield GaugeMetricFamily("aiollm_prefix_cache_usage_perc", "Share of KV slots that the index owns, 0..1", cached)
         yield GaugeMetricFamily("aiollm_ready", "1 while requests are served", self._engine.status.state == "ready")
+        tokens = core.waiting.tokens if core else 0
+        yield GaugeMetricFamily("aiollm_num_tokens_waiting", "Tokens of the choices in the queue", tokens)
+        rate = core.drain.rate(time.monotonic()) if core else 0.0
+        yield GaugeMetricFamily("aiollm_queue_drain_rate", "Choices that leave the queue to run, per second", rate)
+        nodes = core.index.nodes if core else 0
+        yield GaugeMetricFamily("aiollm_prefix_cache_nodes", "Nodes of the prefix cache", nodes)
+        chunk = core.chunks.tokens(len(core.running)) if core else 0
+        yield GaugeMetricFamily("aiollm_chunk_budget", "Prompt tokens that an iteration may take now", chunk)
+        evicted = core.evicted_total + core.index.evicted if core else 0
+        yield CounterMetricFamily("aiollm_prefix_cache_evicted_tokens", "Tokens evicted from the prefix cache", evicted)
+        drifts = core.policy.history.drifts if core else 0
+        yield CounterMetricFamily("aiollm_length_drifts", "Times the history of output lengths was begun anew", drifts)
         pauses = core.paused_total if core else 0
         yield CounterMetricFamily("aiollm_num_preemptions", "Rows paused for want of KV slots", pauses)

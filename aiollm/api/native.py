@@ -12,6 +12,7 @@ from aiohttp import web
 
 from aiollm.api import body
 from aiollm.api.answer import answer
+from aiollm.api.caller import caller
 from aiollm.api.choice import Choice, Delta, Entry, Output
 from aiollm.api.convert import check_ids, output_limit, prompt_array, sampling_params
 from aiollm.api.errors import invalid
@@ -27,7 +28,6 @@ from aiollm.api.native_schema import (
 )
 from aiollm.api.parts import PARTS, Parts
 from aiollm.api.schema import GenerationRequest
-from aiollm.engine.admission import Outlook
 from aiollm.text.folder import TextError
 
 encode = msgspec.json.encode
@@ -63,10 +63,7 @@ async def token_load(http: web.Request) -> web.Response:
     engine = http.app[PARTS].engine
     limits, core = engine.limits, engine.core
     assert core is not None, "there are limits"
-    outlook = Outlook(core.index, core.predict, limits.rows)
-    outlook.read(core.running.values())
-    used = (limits.slots - core.pool.free - core.index.evictable) / limits.slots
-    worst = outlook.worst() / limits.slots
+    used, worst = (limits.slots - core.available) / limits.slots, core.worst() / limits.slots
     load = {"current_load": used, "logical_max_load": worst, "dynamic_max_load": worst}
     return web.Response(body=encode(load), content_type="application/json")
 
@@ -88,7 +85,7 @@ async def _answer(http: web.Request, request: NativeRequest, stream: bool) -> we
         raise invalid("best_of", "best_of: a stream has one choice")
     asked = common(parameters, stream)
     prompt = await _prompt(parts, request.inputs, parameters, asked)
-    generation = Generation(parts, asked, "gen", [prompt])
+    generation = Generation(parts, asked, "gen", [prompt], caller(http))
     return await answer(http, asked, generation, NativeShape(parts, parameters, generation))
 
 

@@ -77,6 +77,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
     cache_salt: Salt | None = None
+    priority: Annotated[int, Meta(ge=-100, le=100)] | None = None
     response_format: ResponseFormat | None = None
     allowed_token_ids: Any = None
     bad_words: Any = None

@@ -28,6 +28,7 @@ from aiohttp import WSMsgType, web
 
 from aiollm.api import body
 from aiollm.api.access import request_id
+from aiollm.api.caller import Caller, caller
 from aiollm.api.errors import ApiError, described, internal, invalid
 from aiollm.api.keys import SUBPROTOCOL, subprotocols
 from aiollm.api.origin import check_origin
@@ -81,8 +82,9 @@ async def chat_socket(http: web.Request) -> web.StreamResponse:
     if http.method != "GET" or not ws.can_prepare(http):
         upgrade = {"Upgrade": "websocket"}
         raise ApiError(426, "this path speaks WebSocket only", code="upgrade_required", headers=upgrade)
+    who = caller(http)
     await ws.prepare(http)
-    socket = Socket(parts, ws, request_id(http))
+    socket = Socket(parts, ws, request_id(http), who)
     sockets = http.app[SOCKETS]
     sockets.add(socket)
     try:
@@ -106,8 +108,8 @@ async def shut_sockets(app: web.Application) -> None:
 class Socket:
     """One client's socket: a reader, a heart, and one task for each conversation."""
 
-    def __init__(self, parts: Parts, ws: web.WebSocketResponse, name: str) -> None:
-        self._parts = parts
+    def __init__(self, parts: Parts, ws: web.WebSocketResponse, name: str, caller: Caller) -> None:
+        self._parts, self._caller = parts, caller
         self._ws = ws
         self._name = name
         self._lock = asyncio.Lock()
@@ -182,7 +184,7 @@ class Socket:
         if len(self._conversations) >= MAX_CONVERSATIONS:
             message = f"{MAX_CONVERSATIONS} conversations run on this socket already"
             raise ApiError(429, message, code="too_many_conversations")
-        conversation = Conversation(self._parts, frame.id, time.monotonic())
+        conversation = Conversation(self._parts, frame.id, time.monotonic(), self._caller)
         task = self._tasks.create_task(self._converse(conversation, data))
         self._conversations[frame.id] = conversation, task
         task.add_done_callback(lambda _: self._conversations.pop(frame.id))

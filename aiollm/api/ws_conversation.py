@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 import msgspec
 
 from aiollm.api import body
+from aiollm.api.caller import NOBODY, Caller
 from aiollm.api.chat import chat_prompt
 from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation
@@ -18,8 +19,9 @@ ONLY_TEXT = ("logprobs", "return_token_ids")
 class Conversation:
     """`ended` is set by whoever sends its last frame."""
 
-    def __init__(self, parts: Parts, id: str, received: float) -> None:
+    def __init__(self, parts: Parts, id: str, received: float, caller: Caller = NOBODY) -> None:
         self.id = id
+        self._caller = caller
         self.ended = False
         self._parts = parts
         self._received = received
@@ -72,7 +74,7 @@ class Conversation:
         _check(request)
         parts.served_name(request.model)
         prompt = await chat_prompt(parts, request)
-        return Generation(parts, msgspec.structs.replace(request, stream=True), "chatcmpl", [prompt])
+        return Generation(parts, msgspec.structs.replace(request, stream=True), "chatcmpl", [prompt], self._caller)
 
 
 def _check(request: ChatRequest) -> None:

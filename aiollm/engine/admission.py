@@ -1,85 +1,161 @@
-"""How much KV memory a set of rows will need at its worst moment.
+"""Who may join: how much KV memory a set of rows will need at its worst moment.
 
-The peak formula of the Past-Future scheduler (Gong et al., ASPLOS 2025, arXiv 2507.10150): sort rows by the tokens
-they still have to generate; just before row i finishes, rows 1..i are alive and each has grown by b_i.
+The peak formula of the Past-Future scheduler (Gong et al., ASPLOS 2025, arXiv 2507.10150): sort rows by the steps they
+still take; just before row i finishes, rows 1..i are alive and each has grown by b_i. So
+
+    peak = max_i (i * b_i + sum_{j <= i} a_j),    a = slots held now, b = steps to come
+
+A row whose prompt is still being computed begins to grow `delay` steps later: a is smaller and b longer by that much.
+Slots that several rows hold are counted once, and as if they stayed.
 """
 
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from aiollm.engine.radix import Node, RadixIndex, path
-from aiollm.engine.request import Request
-from aiollm.engine.rows import Row
-
-Predict = Callable[[Request], int]
-"""The total length that a request is expected to reach."""
+from aiollm.engine.rows import Column
 
 
-def peak(held: NDArray[np.int64], remaining: NDArray[np.int64]) -> int:
-    """max_i (i * b_i + sum_{j <= i} a_j), rows sorted by b descending; a = tokens held, b = tokens to come."""
-    if not len(held):
-        return 0
-    order = np.argsort(-remaining, kind="stable")
-    alive = np.arange(1, len(held) + 1)
-    return int((alive * remaining[order] + np.cumsum(held[order])).max())
+class View(NamedTuple):
+    """The running rows in columns of one length; see rows.Table. Sizes are slots."""
+
+    held: Column
+    """What goes when the row ends, all its known tokens counted as computed, and credit left out."""
+    done: Column
+    """Output tokens so far."""
+    known: Column
+    cap: Column
+    floor: Column
+    kind: Column
+    certain: np.ndarray
+    delay: Column
+    """Steps until the row decodes."""
+    shared: int
+    """In use whoever ends."""
+    used: int
+    """In use now or as soon as all known tokens are computed; credit counts."""
+    slots: int
 
 
-class Outlook:
-    """What the running rows hold and will come to hold, read once for all requests that one plan considers.
+class Newcomer(NamedTuple):
+    """What a waiting request would bring; the same fields."""
 
-    A row that ends frees what it alone holds: its own slots, and the nodes that nobody else pins. Nodes of several
-    rows, or of a loan, are counted once and stay.
+    held: int
+    done: int
+    known: int
+    cap: int
+    floor: int
+    kind: int
+    certain: bool
+    delay: int
+    shared: int = 0
+    """Of several newcomers with one prompt, what stays until the last of them ends; the first one brings it."""
+    owners: tuple[tuple[int, int], ...] = ()
+    """(place in the view, slots) of what one running row holds alone so far, and this request would share."""
+
+
+class Sums:
+    """A gauge that adds up: `need` says how much of `limit` a newcomer takes, whatever the others do."""
+
+    def __init__(self, total: int, limit: float, need: Callable[[Newcomer], int]) -> None:
+        self._total, self._limit, self._need = total, limit, need
+
+    def join(self, newcomers: Sequence[Newcomer]) -> bool:
+        """Take requests in, all of them or none."""
+        total = self._total + sum(map(self._need, newcomers))
+        if total > self._limit:
+            return False
+        self._total = total
+        return True
+
+
+class Peaks:
+    """The peak formula over several draws of the steps to come: `held` [n], `steps` [draws, n].
+
+    Newcomers are sorted in one by one, which is linear in n.
     """
 
-    def __init__(self, index: RadixIndex, predict: Predict, rows: int) -> None:
-        self._index = index
-        self._predict = predict
-        self._held = np.empty(rows, np.int64)
-        self._remaining = np.empty(rows, np.int64)
-        self._count = 0
-        self._owner: dict[Node, int] = {}  # of the nodes that one row pins, by its place in the columns
-        self._owned = 0  # tokens of those nodes
+    def __init__(self, held: Column, steps: Column) -> None:
+        order = np.argsort(-steps, axis=1, kind="stable")
+        self._steps = np.take_along_axis(steps, order, axis=1)
+        self._alive = np.arange(1, held.shape[0] + 1) * self._steps + np.cumsum(held[order], axis=1)
+        self._places = order
+        self._extra = 0
 
-    def read(self, running: Iterable[Row]) -> None:
-        """Take in the rows that were admitted since the last call."""
-        for row in islice(running, self._count, None):
-            alone = 0
-            for node in path(row.node):
-                if node.pins > 1:
-                    break  # and so are all above it
-                self._owner[node] = self._count
-                alone += len(node.keys)
-            known = max(row.granted, len(row.tokens))
-            self._held[self._count] = known - row.indexed + alone
-            self._remaining[self._count] = max(0, self._predict(row.request) - 1 - row.request.known)
-            self._owned += alone
-            self._count += 1
+    def worst(self) -> int:
+        """Slots in use at the worst moment of any draw, without those that are shared."""
+        return int(self._alive.max(initial=0))
 
-    def peak(self, request: Request, found: list[tuple[Node, int]]) -> int:
-        """Slots in use at the worst moment if `request` joins; `found` is what the index has of its tokens."""
-        cached = sum(length for _, length in found)
-        shared = self._index.pinned - self._owned + sum(length for node, length in found if not node.pins)
-        held = np.append(self._held[: self._count], request.known - cached)
-        for node, length in found:
-            if (owner := self._owner.get(node)) is not None:
-                held[owner] -= length
-                shared += length
-        grows = max(0, self._predict(request) - 1 - request.known)
-        return shared + peak(held, np.append(self._remaining[: self._count], grows))
+    def share(self, place: int, slots: int) -> None:
+        """Row `place` no longer frees these: until it ends they are counted with the shared ones from now on."""
+        before = np.cumsum(self._places == place, axis=1) == 0
+        self._alive += np.where(before, slots, 0)  # while the row is there, it and the shared ones make no difference
+        self._extra += slots
+
+    def with_one(self, held: int, steps: Column) -> "Peaks":
+        """The same with one row more; `steps` [draws]."""
+        draws, count = self._steps.shape
+        joined = Peaks.__new__(Peaks)
+        joined._extra = self._extra
+        joined._steps, joined._alive, joined._places = (np.empty((draws, count + 1), np.int64) for _ in range(3))
+        for draw in range(draws):
+            mine, alive, step = self._steps[draw], self._alive[draw], int(steps[draw])
+            at = int(np.searchsorted(-mine, -step, side="right"))
+            above = (
+                int(alive[at - 1]) - at * int(mine[at - 1]) if at else self._extra
+            )  # what the rows before it hold now
+            for column, old, new in (
+                (joined._steps, mine, step),
+                (joined._places, self._places[draw], count),
+                (joined._alive, alive, (at + 1) * step + above + held),
+            ):
+                column[draw, :at], column[draw, at], column[draw, at + 1 :] = old[:at], new, old[at:]
+            joined._alive[draw, at + 1 :] += mine[at:] + held
+        return joined
+
+
+class Foresight:
+    """A gauge by the peak formula: `totals` [draws, n] are the output lengths foreseen of the running rows, and
+    `foresee` gives those of a newcomer, [draws].
+
+    `reserve` is the share of the pool that is kept free for errors of prediction, in proportion to how much of what is
+    foreseen belongs to rows whose length is not certain. A request that was paused comes back when so much is free
+    twice over: it would be the first to be paused again.
+    """
+
+    def __init__(self, view: View, totals: Column, reserve: float, foresee: Callable[[Newcomer], Column]) -> None:
+        steps = np.maximum(0, totals - view.done - 1)  # the last token needs no slot
+        self._slots, self._shared, self._used = view.slots, view.shared, view.used
+        self._peaks = Peaks(view.held - view.delay, steps + view.delay)
+        self._reserve, self._foresee = reserve, foresee
+        mass = view.known + steps.mean(axis=0)
+        self._mass, self._guessed = float(mass.sum()), float(mass[~view.certain].sum())
 
     def worst(self) -> int:
         """Slots in use at the worst moment if nobody joins."""
-        held, remaining = self._held[: self._count], self._remaining[: self._count]
-        return self._index.pinned - self._owned + peak(held, remaining)
+        return max(self._used, self._shared + self._peaks.worst())
 
-    def share(self, found: list[tuple[Node, int]]) -> None:
-        """The request that found these nodes has pinned them: whoever had them alone shares them from now on."""
-        for node, length in found:
-            if (owner := self._owner.get(node)) is not None:
-                self._held[owner] -= length
-                self._owned -= length
-                if node.pins > 1:  # else `match` split it, and its lower part is still the owner's
-                    del self._owner[node]
+    def join(self, newcomers: Sequence[Newcomer]) -> bool:
+        """Take requests in, all of them or none."""
+        peaks, used, mass, guessed = self._peaks, self._used, self._mass, self._guessed
+        shared = self._shared + sum(new.shared for new in newcomers)
+        for new in newcomers:
+            steps = np.maximum(0, self._foresee(new) - new.done - 1)
+            peaks = peaks.with_one(new.held - new.delay, steps + new.delay)
+            for place, slots in new.owners:
+                peaks.share(place, slots)
+            used += new.held + new.shared
+            mass += new.known + float(steps.mean())
+            guessed += 0 if new.certain else new.known + float(steps.mean())
+        again = any(new.done for new in newcomers)
+        limit = self._slots * (1 - (1 + again) * self._reserve * guessed / max(1.0, mass))
+        if max(used, shared + peaks.worst()) > limit:
+            return False
+        self._peaks, self._shared, self._used, self._mass, self._guessed = peaks, shared, used, mass, guessed
+        return True
+
+
+def peak(held: Column, steps: Column) -> int:
+    """The peak of one draw."""
+    return Peaks(held, steps[None]).worst()

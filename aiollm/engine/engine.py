@@ -7,24 +7,30 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from aiollm.engine.admission import Predict
 from aiollm.engine.integrity import check
+from aiollm.engine.policy import Policy
 from aiollm.engine.request import Finish, Request
-from aiollm.engine.scheduler import Limits, Scheduler
+from aiollm.engine.scheduler import DEFAULT, Limits, Scheduler, Service
 from aiollm.wire.messages import Failed, FromWorker, Header, Loading, Ready, Result, Update
 
 log = logging.getLogger(__name__)
 
 
 class EngineBusy(Exception):
-    """The request cannot be taken now; `reason` is loading, draining, stopped or queue_full."""
+    """The request cannot be taken now; `reason` is loading, draining, stopped, queue_full, or rate_limit_exceeded where
+    it is only this API key's requests that are too many."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, retry_after: int | None = None) -> None:
+        """`retry_after` is in seconds, None where nobody knows."""
         super().__init__(message)
         self.reason = reason
+        self.retry_after = retry_after
+
+
+QUEUED_POOLS = 4  # tokens that may wait, in sizes of the KV cache
 
 
 class Status(NamedTuple):
@@ -53,9 +59,14 @@ class Settings(NamedTuple):
     chunk_budget: int
     chunk_size: int
     prefix_cache: bool
-    predict: Predict
+    policy: Policy
     queue: int
     """Requests that may wait; one more is refused."""
+    queue_tokens: int = 0
+    """Their tokens; 0 is QUEUED_POOLS times the KV cache."""
+    key_share: float = 1.0
+    """Share of both that the requests of one API key may take up."""
+    service: Service = DEFAULT
 
 
 class Engine:
@@ -73,6 +84,10 @@ class Engine:
         self.published = 0
         """Iterations that workers told of; a watchdog looks whether it grows."""
         self.on_header: Callable[[Header, int], None] = lambda header, tokens: None
+        self.on_cost: Callable[[float, float], None] = lambda scheduler, index: None
+        """Told of the seconds of thinking for each published iteration, and of those of them spent in the index."""
+        self._thought = self._indexed = 0.0
+        self._expiry: tuple[float, asyncio.TimerHandle] | None = None
         self._planned = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -95,12 +110,37 @@ class Engine:
         core = self.core
         if self.state in ("draining", "stopped") or core is None:
             raise EngineBusy(self.state, self.error or f"the server is {self.state}")
-        if len(core.waiting) + len(requests) > max(self.settings.queue, len(requests)):
-            waiting = len(core.waiting)
-            raise EngineBusy("queue_full", f"{waiting} requests are waiting, --max_queue is {self.settings.queue}")
+        if core.waiting:  # who finds nobody waiting is taken, whatever it asks for
+            self._check_queue(core, requests)
         core.submit(*requests)
         self._idle.clear()
         self._wake()
+
+    def _check_queue(self, core: Scheduler, requests: Sequence[Request]) -> None:
+        """Raises EngineBusy where so many more may not wait."""
+        settings, waiting = self.settings, core.waiting
+        most = settings.queue_tokens or QUEUED_POOLS * core.limits.slots
+        tokens = sum(request.known for request in requests)
+        full = None
+        if len(waiting) + len(requests) > settings.queue:
+            full = f"{len(waiting)} requests are waiting, --max_queue is {settings.queue}"
+        elif waiting.tokens + tokens > most:
+            full = f"requests of {waiting.tokens} tokens are waiting, --max_queue_tokens is {most}"
+        now = time.monotonic()
+        if full is not None:
+            excess = max(len(requests), len(waiting) // 10)  # room for others too: they all come back at that time
+            raise EngineBusy("queue_full", full, core.drain.retry_after(now, excess))
+        key = requests[0].key
+        mine, share = waiting.waiting(key), max(1, int(settings.queue * settings.key_share))
+        if key and mine and mine + len(requests) > share:
+            text = f"{mine} requests of this API key are waiting, and {share} may (--max_queue_share)"
+            raise EngineBusy("rate_limit_exceeded", text, core.drain.retry_after(now, max(len(requests), mine // 10)))
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which somebody who was turned away may find room."""
+        core = self.core
+        return core.drain.retry_after(time.monotonic(), max(1, len(core.waiting) // 10)) if core is not None else 5
 
     def abort(self, request: Request) -> None:
         """The client is gone, or wants no more: the row is retired at the next boundary."""
@@ -139,7 +179,7 @@ class Engine:
                 settings.rows, ready.slots, ready.max_length, settings.chunk_budget, settings.chunk_size,
                 settings.prefix_cache,
             )  # fmt: skip
-            self.core = Scheduler(limits, settings.predict)
+            self.core = Scheduler(limits, settings.policy, settings.service)
         if self.state == "loading":
             self.state, self.phase, self.progress = "ready", "ready", 1.0
         self._wake()
@@ -169,12 +209,14 @@ class Engine:
             return
         self.published += 1
         self._wake()  # before anything that the sinks of tokens ask for: the device comes first
-        tokens = 0
+        self._tell_cost(core)
+        tokens, began = 0, time.perf_counter()
         if isinstance(message, Result):
             tokens = core.on_result(message)
         else:
             log.error("an iteration failed: %s", message.error)
             core.on_failed(message)
+        self._thought += time.perf_counter() - began
         if self.workers is not None and message.header.epoch == core.epoch:
             self.workers.applied(message.header.applied)
             self.on_header(message.header, tokens)
@@ -188,13 +230,38 @@ class Engine:
     def _plan(self) -> None:
         self._planned = False
         if self.core is not None and self.workers is not None:
+            began = time.perf_counter()
             update = self.core.plan(time.monotonic())
+            self._thought += time.perf_counter() - began
             if update is not None:
                 self.workers.send(update)
                 if update.chunk_rows:
                     self._wake()  # the device wants the chunks after these before they are done
         self._settle()
 
+    def _tell_cost(self, core: Scheduler) -> None:
+        """What results and plans have cost since the last iteration."""
+        self.on_cost(self._thought, core.index.seconds - self._indexed)
+        self._thought, self._indexed = 0.0, core.index.seconds
+
+    def _watch_queue(self) -> None:
+        """Give up what has waited for too long, now and at the time when the next request will have."""
+        if self.core is None:
+            return
+        self.core.expire(time.monotonic())
+        due = self.core.next_expiry
+        if self._expiry is not None and self._expiry[0] != due:
+            self._expiry[1].cancel()
+            self._expiry = None
+        if due is not None and self._expiry is None:
+            delay = max(0.0, due - time.monotonic()) + 0.001
+            self._expiry = due, asyncio.get_running_loop().call_later(delay, self._expired)
+
+    def _expired(self) -> None:
+        self._expiry = None
+        self._wake()
+
     def _settle(self) -> None:
+        self._watch_queue()
         if self.core is None or self.core.idle:
             self._idle.set()

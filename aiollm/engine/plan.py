@@ -1,6 +1,9 @@
-"""The update being drafted: lists while the scheduler thinks, packed columns when it is sent."""
+"""The update being drafted: arrays while the scheduler thinks, packed columns when it is sent."""
+
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aiollm.wire.columns import Ints, Runs, pack
 from aiollm.wire.messages import Admit, Update
@@ -10,27 +13,47 @@ class RunList:
     """Runs of values to be laid into a (row, position) table."""
 
     def __init__(self) -> None:
-        self.rows: list[int] = []
-        self.starts: list[int] = []
-        self.values: list[np.ndarray] = []
+        self._rows: list[Sequence[int] | NDArray[np.int64]] = []
+        self._starts: list[Sequence[int] | NDArray[np.int64]] = []
+        self._counts: list[Sequence[int] | NDArray[np.int64]] = []
+        self._values: list[np.ndarray] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._rows)
 
     def add(self, row: int, start: int, values: np.ndarray) -> None:
+        """One run."""
         if len(values):
-            self.rows.append(row)
-            self.starts.append(start)
-            self.values.append(values)
+            self.extend([row], [start], [len(values)], values)
+
+    def extend(
+        self,
+        rows: Sequence[int] | NDArray[np.int64],
+        starts: Sequence[int] | NDArray[np.int64],
+        counts: Sequence[int] | NDArray[np.int64],
+        values: np.ndarray,
+    ) -> None:
+        """Several runs, `counts[i]` of the values each."""
+        self._rows.append(rows)
+        self._starts.append(starts)
+        self._counts.append(counts)
+        self._values.append(values)
 
     def forget(self, row: int) -> None:
         """Drop the runs of a row that is paused before the draft is sent."""
-        kept = [i for i, r in enumerate(self.rows) if r != row]
-        for name in ("rows", "starts", "values"):
-            setattr(self, name, [getattr(self, name)[i] for i in kept])
+        if not self._rows:
+            return
+        rows, starts, counts = (np.concatenate(column) for column in (self._rows, self._starts, self._counts))
+        kept, values = rows != row, np.concatenate(self._values)
+        self._rows, self._starts, self._counts, self._values = [], [], [], []
+        if kept.any():
+            self.extend(rows[kept], starts[kept], counts[kept], values[np.repeat(kept, counts)])
 
     def packed(self) -> Runs:
-        if not self.rows:
+        if not self._rows:
             return Runs()
-        counts = [len(values) for values in self.values]
-        return Runs(pack(self.rows), pack(self.starts), pack(counts), pack(np.concatenate(self.values)))
+        columns = (self._rows, self._starts, self._counts, self._values)
+        return Runs(*(pack(np.concatenate(column)) for column in columns))
 
 
 class Draft:
@@ -46,7 +69,7 @@ class Draft:
         self.chunk_counts: list[int] = []
 
     def __bool__(self) -> bool:
-        return bool(self.retire or self.admit or self.slots.rows or self.tokens.rows or self.chunk_rows)
+        return bool(self.retire or self.admit or self.slots or self.tokens or self.chunk_rows)
 
     def chunk(self, row: int, start: int, slots: Ints) -> None:
         """Compute `len(slots)` tokens of a row from position `start`, into these slots."""

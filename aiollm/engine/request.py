@@ -1,6 +1,7 @@
 """A request as the core sees it, and the sink through which its tokens leave."""
 
 import enum
+from collections.abc import Hashable
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -32,7 +33,7 @@ class PromptToken(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """Why a request ended: reason is stop, length, abort or error.
+    """Why a request ended: reason is stop, length, abort, timeout (it never began) or error.
 
     `stop` is the stop string or the id of the stop token that ended it (None for the end of sequence).
     """
@@ -66,7 +67,8 @@ class Request:
 
     __slots__ = (
         "id", "prompt", "sampling", "sink", "arrived", "namespace", "eos_ids", "output", "state", "row",
-        "deaths", "pauses", "cached_tokens", "prompt_seen", "admitted",
+        "deaths", "pauses", "cached_tokens", "prompt_seen", "admitted", "kind", "certain", "priority", "key",
+        "patience", "group", "serial",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +80,12 @@ class Request:
         arrived: float = 0.0,
         namespace: str = "",
         eos_ids: frozenset[int] = frozenset(),
+        *,
+        kind: Hashable = None,
+        certain: bool = False,
+        priority: int = 0,
+        key: str = "",
+        patience: float | None = None,
     ) -> None:
         self.id = id
         self.prompt = prompt
@@ -97,6 +105,20 @@ class Request:
         self.prompt_seen = 1
         """Prompt positions whose logprobs were delivered; position 0 has none."""
         self.admitted: float | None = None
+        self.kind = kind
+        """Requests of one kind have outputs of similar lengths."""
+        self.certain = certain
+        """Nothing but max_tokens ends the output."""
+        self.priority = priority
+        """Smaller is sooner."""
+        self.key = key
+        """Whose request it is: what one key asks for must not hold up the others."""
+        self.patience = patience
+        """Seconds from arrival within which it must begin; None where the client named none."""
+        self.serial = -1
+        """Place among those that arrived at the same time; the queue gives it."""
+        self.group: tuple[Request, ...] = ()
+        """Choices of one prompt, which begin together."""
 
     @property
     def known(self) -> int:

@@ -7,17 +7,23 @@ launched earlier on the same stream.
 
 import logging
 from collections import deque
+from heapq import heappop, heappush
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
 
-from aiollm.engine.admission import Outlook, Predict
 from aiollm.engine.credit import CreditPolicy
 from aiollm.engine.judge import Judge
+from aiollm.engine.outlook import Outlook, look, newcomers
+from aiollm.engine.pace import ChunkBudget, Drain
+from aiollm.engine.pausing import PauseOrder, victim
 from aiollm.engine.plan import Draft
+from aiollm.engine.policy import Gauge, PastFuture, Policy
+from aiollm.engine.queue import OUTPUT_WEIGHT, Order, Queue, seniority
 from aiollm.engine.radix import Keys, Node, RadixIndex, path
 from aiollm.engine.request import Finish, Request, State
-from aiollm.engine.rows import Row
+from aiollm.engine.rows import Column, Row, Table
 from aiollm.engine.slots import SlotPool
 from aiollm.wire.columns import Ints, ints
 from aiollm.wire.messages import Admit, Failed, Header, Result, Update
@@ -25,6 +31,7 @@ from aiollm.wire.messages import Admit, Failed, Header, Result, Update
 log = logging.getLogger(__name__)
 
 CHUNKS_AHEAD = 2  # updates with chunks that may be sent and not yet published (rule E)
+ROUND = 10  # iterations after which a request that did not fit is looked at again, as nobody ended meanwhile
 
 
 class Limits(NamedTuple):
@@ -36,10 +43,26 @@ class Limits(NamedTuple):
     max_length: int
     """Prompt and output together."""
     chunk_budget: int = 2048
-    """Prompt tokens of one update."""
+    """Prompt tokens of one update, at most."""
     chunk_size: int = 2048
     """Prompt tokens of one row in one update."""
     prefix_cache: bool = True
+
+
+class Service(NamedTuple):
+    """Who is served first, and what is aimed at. Times are seconds."""
+
+    order: Order = "fair"
+    pause_order: PauseOrder = "fcfs"
+    ttft_target: float = 10.0
+    """From arrival to the first token, for the orders that know a deadline."""
+    gap_target: float = 0.0
+    """Between two tokens of a stream; prompts are computed in smaller chunks to keep it. 0 is no target."""
+    queue_timeout: float = 0.0
+    """A request that waited for so long is given up; 0 is for ever."""
+
+
+DEFAULT = Service()
 
 
 class Loan(NamedTuple):
@@ -50,47 +73,52 @@ class Loan(NamedTuple):
     slots: Ints
 
 
-Sent = dict[tuple[int, int, int], tuple[Node, Keys]]
-"""The chunks of one update that went into the index: (row, generation, start) -> root and tokens up to its end."""
+class Sent(NamedTuple):
+    """An update with chunks that is not published yet. `indexed` are those that went into the index:
+    (row, generation, start) -> root and tokens up to the chunk's end."""
 
-
-def worst_case(request: Request) -> int:
-    """Conservative admission: every request uses its max_tokens."""
-    return request.limit
-
-
-def aggressive(request: Request) -> int:
-    """Admit whatever fits now; rows that do not fit later are paused, and come back when their worst case fits."""
-    return request.limit if request.pauses else request.known + 1
+    number: int
+    tokens: int
+    indexed: dict[tuple[int, int, int], tuple[Node, Keys]]
 
 
 class Scheduler:
     """`check` in integrity.py says what must hold between any two calls."""
 
-    def __init__(self, limits: Limits, predict: Predict = worst_case) -> None:
+    def __init__(self, limits: Limits, policy: Policy | None = None, service: Service = DEFAULT) -> None:
         self.limits = limits
-        self.predict = predict
-        self.waiting: deque[Request] = deque()
+        self.policy = policy or PastFuture()
+        self.service = service
+        self.waiting = Queue(service.order, service.ttft_target)
         self.credit = CreditPolicy()
+        self.chunks = ChunkBudget(limits.chunk_budget, service.gap_target)
+        self.drain = Drain()
         self.paused_total = 0
+        self.evicted_total = self.found_total = self.asked_total = 0
         self.epoch = 0
+        self._expiries: list[tuple[float, int, Request]] = []
+        self._serial = count()
+        self._now = 0.0
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
         """Empty pool, index and rows, numbers from 1: a fresh worker."""
         limits = self.limits
         self.pool = SlotPool(limits.slots)
-        self.index = RadixIndex()
+        self.index = RadixIndex(limits.rows + 1)
+        self.table = Table(limits.rows, limits.max_length)
         self.rows: list[Row | None] = [None] * limits.rows
         self.running: dict[int, Row] = {}  # by row index, in order of admission
+        self._coming: dict[int, Row] = {}  # of them, those that do not decode yet
         self._free_rows = list(range(limits.rows - 1, -1, -1))
         self._generations = [0] * limits.rows
         self.number = 0
         self.applied = 0
         self.loans = 0
-        self._refused: tuple[Request, int, int] | None = None  # who did not fit, beside how many rows and pinned tokens
+        self._iterations = self._retired = 0
+        self._refused: tuple[Request, int, int] | None = None  # who did not fit, after how many retired and iterations
         self._draft = Draft()
-        self._chunks: deque[tuple[int, Sent]] = deque()
+        self._sent: deque[Sent] = deque()
         self.epoch += 1
 
     # What the outside asks for
@@ -100,12 +128,45 @@ class Scheduler:
         return prompt + max_tokens <= self.limits.max_length and prompt + max_tokens - 1 <= self.limits.slots
 
     def submit(self, *requests: Request) -> None:
-        """Queue requests, first come, first served; none of them, and ValueError, where one does not fit."""
+        """Queue requests; none of them, and ValueError, where one can never run. Neighbours with the same prompt begin
+        together."""
         for request in requests:
             prompt, max_tokens = len(request.prompt), request.sampling.max_tokens
             if not prompt or max_tokens < 1 or not self.fits(prompt, max_tokens):
                 raise ValueError(f"{prompt} + {max_tokens} tokens can never run")
-        self.waiting.extend(requests)
+        at = 0
+        while at < len(requests):
+            end = at + 1
+            while end < len(requests) and requests[end].prompt is requests[at].prompt:
+                end += 1
+            for request in requests[at:end]:
+                request.group = requests[at:end]
+            at = end
+        for request in requests:
+            self.waiting.push(request)
+            if (expires := self._expiry(request)) is not None:
+                heappush(self._expiries, (expires, next(self._serial), request))
+
+    def _expiry(self, request: Request) -> float | None:
+        limits = [limit for limit in (request.patience, self.service.queue_timeout or None) if limit is not None]
+        return request.arrived + min(limits) if limits else None
+
+    @property
+    def next_expiry(self) -> float | None:
+        """When `expire` has something to do at the earliest."""
+        while self._expiries and not self._expires(self._expiries[0][2]):
+            heappop(self._expiries)
+        return self._expiries[0][0] if self._expiries else None
+
+    def _expires(self, request: Request) -> bool:
+        return request.state is State.WAITING and request.admitted is None
+
+    def expire(self, now: float) -> None:
+        """Give up requests that waited too long and never began."""
+        while (expires := self.next_expiry) is not None and expires <= now:
+            request = heappop(self._expiries)[2]
+            error = f"the request waited for {now - request.arrived:.0f} s and did not begin"
+            self.abort(request, Finish("timeout", error=error))
 
     def abort(self, request: Request, finish: Finish = Finish("abort")) -> None:
         """End a request at any stage; its row is retired by the next update."""
@@ -128,6 +189,7 @@ class Scheduler:
     def lose_worker(self) -> list[Request]:
         """Rule M: a new epoch. Running requests wait again, once; those that lost a worker before are returned."""
         running = [row.request for row in self.running.values()]
+        self.evicted_total += self.index.evicted
         self.begin_epoch()
         for request in running:
             request.deaths += 1
@@ -162,21 +224,25 @@ class Scheduler:
 
     @property
     def outstanding_chunks(self) -> int:
-        return len(self._chunks)
+        return len(self._sent)
+
+    @property
+    def available(self) -> int:
+        """Slots that are free, or cached for nobody who runs."""
+        return self.pool.free + self.index.evictable
+
+    def worst(self) -> int:
+        """Slots that the running rows are foreseen to use at their worst moment."""
+        return self.policy.worst(self._look().view)
 
     # The next update
 
     def plan(self, now: float) -> Update | None:
         """Everything there is to tell the workers now, or None."""
+        self._now = now
         self._grant_credit()
-        if len(self._chunks) < CHUNKS_AHEAD:
-            sent: Sent = {}
-            self._outlook = Outlook(self.index, self.predict, self.limits.rows)
-            budget = self._send_chunks(self.limits.chunk_budget, sent)
-            while budget > 0 and (row := self._admit(now)):
-                budget = self._send_chunk(row, budget, sent)
-            if self._draft.chunk_rows:
-                self._chunks.append((self.number + 1, sent))
+        if len(self._sent) < CHUNKS_AHEAD:
+            self._send_chunks(now)
         if not self._draft:
             return None
         self.number += 1
@@ -184,66 +250,106 @@ class Scheduler:
         self._draft = Draft()
         return update
 
-    def _available(self) -> int:
-        return self.pool.free + self.index.evictable
-
-    def _take(self, count: int) -> Ints:
-        """Up to `count` slots, evicting where the pool is dry."""
-        if count > self.pool.free:
-            self.pool.give(self.index.evict(count - self.pool.free))
-        return self.pool.take(min(count, self.pool.free))
+    def _take(self, wanted: int) -> Ints:
+        """Up to `wanted` slots, evicting where the pool is dry."""
+        if wanted > self.pool.free:
+            self.pool.give(self.index.evict(wanted - self.pool.free))
+        return self.pool.take(min(wanted, self.pool.free))
 
     def _grant_credit(self) -> None:
-        decoding = [row for row in self.running.values() if row.decodes]
-        ahead = self.credit.ahead(len(decoding), self.limits.slots, self._available())
-        for row in decoding:
-            if self.rows[row.index] is not row:
-                continue  # paused for an earlier row's sake
-            fed = row.request.known - 1  # position of the token that is fed next
-            if row.granted >= min(row.room, fed + (ahead + 1) // 2):
-                continue
-            target = min(row.room, fed + ahead)
-            while target > row.granted:
-                slots = self._take(target - row.granted)
-                if len(slots):
-                    self._draft.slots.add(row.index, row.put(slots), slots)
-                if row.granted > fed or not self._make_room(row):
-                    break
+        """Slots for the next steps of every row that has little credit left, all at once."""
+        table = self.table
+        rows = np.flatnonzero(table.decodes & table.active)
+        ahead = self.credit.ahead(len(rows), self.limits.slots, self.available)
+        fed = table.known[rows] - 1  # position of the token that is fed next
+        room, granted = table.room[rows], table.granted[rows]
+        short = granted < np.minimum(room, fed + (ahead + 1) // 2)
+        if not short.any():
+            return
+        rows, counts = rows[short], (np.minimum(room, fed + ahead) - granted)[short]
+        if counts.sum() > self.available:  # it is tight: who can take a step waits, and the next step comes first
+            needs = (np.minimum(room, fed + 1) - granted)[short]
+            rows, counts = self._make_room(rows[needs > 0], needs[needs > 0])
+        slots = self._take(int(counts.sum()))
+        self._draft.slots.extend(rows, table.put(rows, counts, slots), counts, slots)
 
-    def _make_room(self, row: Row) -> bool:
-        """Pause the row that was admitted last, so that `row` can take its next step; False if that is `row`."""
-        victim = next(reversed(self.running.values()))
-        self.pause(victim.request)
-        return victim is not row
+    def _make_room(self, rows: Column, counts: Column) -> tuple[Column, Column]:
+        """Pause others, or some of `rows` themselves, until what is left of them can have its slots."""
+        while counts.sum() > self.available:
+            row = self._victim()
+            if row is None:  # what it lacks is on loan
+                row = self.rows[int(rows[-1])]
+                assert row is not None
+            kept = rows != row.index
+            rows, counts = rows[kept], counts[kept]
+            self.pause(row.request)
+        return rows, counts
 
-    def _send_chunks(self, budget: int, sent: Sent) -> int:
-        for row in [row for row in self.running.values() if not row.decodes]:
-            if budget <= 0:
+    def _victim(self) -> Row | None:
+        """Who makes room for the others."""
+        steps: dict[int, int] = {}
+        if self.service.pause_order != "fcfs":
+            outlook = self._look()
+            view, middle = outlook.view, np.full((1, len(outlook.rows)), 0.5)
+            total = self.policy.history.draw(view.kind, view.done, view.cap, view.floor, middle)[0]
+            left = np.where(view.certain, view.cap, total) - view.done
+            steps = dict(zip(outlook.rows.tolist(), left.tolist(), strict=True))
+        return victim(self.running.values(), self.service.pause_order, steps, self._now)
+
+    def _send_chunks(self, now: float) -> None:
+        """Draft chunks of rows whose prompt is not computed yet, then of requests that may join them."""
+        streams = len(self.running) - len(self._coming)
+        budget = whole = self.chunks.tokens(streams)
+        indexed: dict[tuple[int, int, int], tuple[Node, Keys]] = {}
+        for row in self._next_prompts():
+            if budget > 0:
+                budget = self._send_chunk(row, budget, indexed)
+        gauge: tuple[Outlook, Gauge] | None = None
+        while budget > 0 and (head := self._next(now)) is not None:
+            if gauge is None and self.running:
+                outlook = self._look()
+                gauge = outlook, self.policy.open(outlook.view)
+            joined = self._joining(head, gauge)
+            if not joined:
+                self._refused = head, self._retired, self._iterations
                 break
-            if self.rows[row.index] is not row:
-                continue  # paused for the first row's sake
-            while not self._available() and row is next(iter(self.running.values())) and len(self.running) > 1:
-                self._make_room(row)
-            budget = self._send_chunk(row, budget, sent)
-        return budget
+            for request in joined:
+                row = self._begin(request, now)
+                budget = self._send_chunk(row, budget, indexed) if budget > 0 else budget
+        if self._draft.chunk_rows:
+            self._sent.append(Sent(self.number + 1, whole - budget, indexed))
 
-    def _send_chunk(self, row: Row, budget: int, sent: Sent) -> int:
+    def _next_prompts(self) -> list[Row]:
+        """The rows whose prompt is not computed yet, first come, first served. Where the pool is dry the most senior
+        one comes first, and juniors make room for it before the first chunk is drafted."""
+        if self.available or not self._coming:
+            return list(self._coming.values())
+        senior = min(self._coming.values(), key=lambda row: seniority(row.request))
+        while not self.available and (other := self._victim()) is not None and other is not senior:
+            self.pause(other.request)
+        return [senior, *(row for row in self._coming.values() if row is not senior)]
+
+    def _send_chunk(self, row: Row, budget: int, indexed: dict[tuple[int, int, int], tuple[Node, Keys]]) -> int:
         """Draft the next chunk of a row, after taking over what others have sent by now; the budget that is left."""
         if self._may_match(row.request) and row.sent == row.indexed:
             self._match(row)
         slots = self._take(min(len(row.tokens) - row.sent, budget, self.limits.chunk_size))
         if not len(slots):
-            return 0
+            return budget
         start, end = row.put(slots), row.sent + len(slots)
         self._draft.chunk(row.index, start, slots)
         if self.limits.prefix_cache and row.indexed == start:
             node = self.index.extend(row.node, row.tokens[start:end], slots, self.number + 1)
             if node is not None:
                 self._move_pin(row, node)
-                sent[row.index, row.generation, start] = (self.index.root(row.request.namespace), row.tokens[:end])
+                indexed[row.index, row.generation, start] = (
+                    self.index.root(row.request.namespace), row.tokens[:end],
+                )  # fmt: skip
         row.sent = end
-        if row.decodes and end < row.room:  # the last chunk brings the first credit
-            slots = self._take(min(2, row.room - end))
+        self.waiting.serve(row.request, end - start)
+        if row.decodes:
+            del self._coming[row.index]
+            slots = self._take(min(2, max(0, row.room - end)))  # the last chunk brings the first credit
             self._draft.slots.add(row.index, row.put(slots), slots)
         return budget - (end - start)
 
@@ -259,41 +365,64 @@ class Scheduler:
             row.sent += len(slots)
 
     def _move_pin(self, row: Row, node: Node) -> None:
-        self.index.pin(node)
-        self.index.unpin(row.node)
+        """Pin down to `node`, which lies below what the row has pinned."""
+        self.index.pin(node, row.holder, above=row.node)
         row.node, row.indexed = node, node.end
 
-    def _admit(self, now: float) -> Row | None:
-        """Give the oldest waiting request a row, if the predicted peak of KV use fits (rule I: only now it pins)."""
+    def _look(self) -> Outlook:
+        budget = self.chunks.tokens(len(self.running))
+        return look(self.table, self.index, self.limits.slots, budget, self._coming.values())
+
+    def _next(self, now: float) -> Request | None:
+        """The request to be looked at now: the head of the queue, unless it did not fit a moment ago."""
         if not self.waiting or not self._free_rows:
             return None
-        request = self.waiting[0]
-        asked = request, len(self.running), self.index.pinned
-        if asked == self._refused:
-            return None  # rows only grow: nothing fits now that did not fit then
-        root = self.index.root(request.namespace)
-        found = self.index.peek(root, request.tokens()[:-1]) if self._may_match(request) else []
-        if self.running:
-            self._outlook.read(self.running.values())
-            if self._outlook.peak(request, found) > self.limits.slots:
-                self._refused = asked
-                return None
-        self.waiting.popleft()
+        head = self.waiting.head(now)
+        if head is None or self._refused is None or self._refused[0] is not head:
+            return head
+        _, retired, iterations = self._refused
+        return head if retired != self._retired or self._iterations - iterations >= ROUND else None
+
+    def _joining(self, head: Request, gauge: tuple[Outlook, Gauge] | None) -> tuple[Request, ...]:
+        """The head of the queue and the rest of its group, if they fit; else nobody.
+
+        Whoever is alone always fits: `submit` saw to it.
+        """
+        if gauge is None:
+            return (head,)
+        group: tuple[Request, ...] = (head,)
+        if head.admitted is None:
+            waiting = (other for other in head.group if other.admitted is None and other.state is State.WAITING)
+            group = tuple(waiting)[: self.limits.rows]
+        found = self.index.peek(self.index.root(head.namespace), head.tokens()[:-1]) if self._may_match(head) else []
+        kind = self.policy.history.number(head.kind)
+        if len(group) > len(self._free_rows) or not gauge[1].join(newcomers(gauge[0], found, group, kind)):
+            return ()
+        return group
+
+    def _begin(self, request: Request, now: float) -> Row:
+        """Give a waiting request a row; only now it pins what is cached of it (rule I)."""
+        self.waiting.remove(request)
+        self.drain.left(now)
         index = self._free_rows.pop()
         self._generations[index] += 1
-        row = Row(index, self._generations[index], request, root)
-        self.rows[index] = self.running[index] = row
+        root = self.index.root(request.namespace)
+        row = Row(self.table, index, self._generations[index], request, root)
+        self.table.kind[index] = self.policy.history.number(request.kind)
+        self.table.lane[index] = self.waiting.lane(request)
+        self.rows[index] = self.running[index] = self._coming[index] = row
         request.state, request.row = State.RUNNING, index
         self._draft.admit.append(
             Admit(index, row.generation, len(request.prompt), len(row.tokens), row.limit, request.sampling)
         )
         self._draft.tokens.add(index, 0, row.tokens)
-        if found:
+        if self._may_match(request):
             self._match(row)
-            self._outlook.share(found)
         if request.admitted is None:
             request.admitted = now
             request.cached_tokens = row.sent
+            self.asked_total += len(request.prompt)
+            self.found_total += row.sent
         return row
 
     # What the workers report
@@ -302,6 +431,9 @@ class Scheduler:
         """Take a result header; False for one of an epoch that is over."""
         if header.epoch != self.epoch:
             return False
+        self._iterations += 1
+        chunks = self._sent[0] if self._sent and self._sent[0].number == header.applied > self.applied else None
+        self.chunks.observe(header.device_us * 1e-6, chunks.tokens if chunks else 0)
         self.applied = max(self.applied, header.applied)
         self.credit.observe(header.device_us, bool(header.stalled))
         return True
@@ -324,7 +456,15 @@ class Scheduler:
                 if (finish := judge.token(row.request, at)) is not None:
                     self._retire(row)
                     self._finish(row.request, finish)
+        self._count(ints(result.rows), ints(result.generations))
         return taken
+
+    def _count(self, rows: Ints, generations: Ints) -> None:
+        """Keep the columns up with what was drawn for rows that are still there."""
+        table = self.table
+        np.add.at(self.waiting.served, table.lane[rows], OUTPUT_WEIGHT)
+        alive = rows[table.active[rows] & (table.generation[rows] == generations)]
+        np.add.at(table.known, alive, 1)
 
     def on_failed(self, failed: Failed) -> None:
         """Rule E: fail the rows of a broken iteration, poison what its chunks should have stored."""
@@ -335,15 +475,17 @@ class Scheduler:
             if (row := self._alive(index, generation)) is not None:
                 self._retire(row, keep=False)
                 self._finish(row.request, Finish("error", error=failed.error))
-        number, sent = self._chunks[0] if self._chunks else (0, {})
+        sent = self._sent[0] if self._sent else Sent(0, 0, {})
         for key in zip(rows, generations, ints(failed.starts).tolist(), strict=True):
-            if key in sent and (top := self.index.cut(*sent[key], key[2], number)) is not None:
-                self._poison(top)
+            if key in sent.indexed:
+                top = self.index.cut(*sent.indexed[key], key[2], sent.number)
+                if top is not None:
+                    self._poison(top)
         self._published(failed.header.applied)
 
     def _published(self, applied: int) -> None:
-        while self._chunks and self._chunks[0][0] <= applied:
-            self._chunks.popleft()
+        while self._sent and self._sent[0].number <= applied:
+            self._sent.popleft()
 
     def _poison(self, top: Node) -> None:
         """Take a subtree that holds garbage out of the index; rows that stand on it start again."""
@@ -375,21 +517,25 @@ class Scheduler:
             if len(slots) < len(keys):
                 self.index.extend(node, keys[len(slots) :], own[len(slots) : len(keys)])
             own = np.concatenate([own[: len(slots)], own[len(keys) :]])
-        self.index.unpin(row.node)
+        self.index.unpin(row.node, row.holder)
         self.pool.give(own)
         self.rows[row.index] = None
+        self.table.active[row.index] = False
         del self.running[row.index]
+        self._coming.pop(row.index, None)
         self._free_rows.append(row.index)
         self._draft.retire.append(row.index)
+        self._retired += 1
 
     def _requeue(self, requests: list[Request]) -> None:
-        """Back into the queue, before whatever arrived later."""
+        """Back into the queue, before whatever never ran."""
         for request in requests:
             request.state, request.row = State.WAITING, -1
-        if requests:
-            self.waiting = deque(sorted([*requests, *self.waiting], key=lambda request: request.arrived))
+            self.waiting.push(request)
 
     def _finish(self, request: Request, finish: Finish) -> None:
+        if finish.reason in ("stop", "length"):
+            self.policy.history.add(request.kind, len(request.output))
         request.state, request.row = State.FINISHED, -1
         try:
             request.sink.finished(finish)

@@ -12,7 +12,7 @@ from stand import MODEL, ROWS, Runner, stand
 from aiollm.api.app import make_app, make_door, serve
 from aiollm.engine.engine import Engine
 from aiollm.engine.engine import Settings as EngineSettings
-from aiollm.engine.scheduler import worst_case
+from aiollm.engine.policy import Conservative
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.tokenizer import Tokenizer
 from aiollm.wire.messages import Loading
@@ -168,7 +168,7 @@ def test_one_line_is_logged_for_each_request_and_none_for_probes(
 
 @pytest.mark.parametrize("config", [{"temperature": 3}, {"top_p": "x"}, {"top_k": -5}])
 def test_sampling_defaults_out_of_range_are_refused_at_the_start(folder: Path, config: dict[str, Any]) -> None:
-    engine = Engine(EngineSettings(ROWS, 128, 64, True, worst_case, 8))
+    engine = Engine(EngineSettings(ROWS, 128, 64, True, Conservative(), 8))
     with pytest.raises(ValueError, match=f"generation_config.json: .*{next(iter(config))}"):
         make_app(engine, Tokenizer.load(str(folder)), ChatTemplate.load(str(folder)), MODEL, config)
 
@@ -193,7 +193,7 @@ def test_a_bound_socket_may_be_served(folder: Path) -> None:
 
 def test_the_door_answers_probes_and_refuses_the_rest_until_the_model_is_found() -> None:
     async def check() -> None:
-        engine = Engine(EngineSettings(1, 16, 16, True, worst_case, 1))
+        engine = Engine(EngineSettings(1, 16, 16, True, Conservative(), 1))
         engine.on_loading(Loading("downloading the demo model", 0.25))
         runner = await serve(make_door(engine), "127.0.0.1", 0)
         try:

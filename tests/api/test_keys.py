@@ -204,9 +204,9 @@ def test_every_key_is_compared_whole_whichever_is_the_right_one(monkeypatch: pyt
     names = ["first", "second", "third"]
     keys = Keys(names)
     digests = [sha256(name.encode()).digest() for name in names]
-    for shown, found in (("first", True), ("third", True), ("none", False), ("", False), ("x" * 2_000_000, False)):
+    for shown, found in (("first", 1), ("third", 3), ("none", 0), ("", 0), ("x" * 2_000_000, 0)):
         compared.clear()
-        assert keys.accepts(shown.encode()) is found
+        assert keys.number(shown.encode()) == found
         assert compared == digests
 
 

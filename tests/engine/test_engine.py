@@ -1,14 +1,16 @@
 import asyncio
 import functools
 import random
+import time
 
 import msgspec
 import pytest
 from plain_worker import PlainWorker, ask, reply, sink
 
-from aiollm.engine.engine import Engine, EngineBusy, Settings
+from aiollm.engine.engine import QUEUED_POOLS, Engine, EngineBusy, Settings
+from aiollm.engine.policy import Aggressive, Conservative, PastFuture
 from aiollm.engine.request import Finish, State
-from aiollm.engine.scheduler import aggressive, worst_case
+from aiollm.engine.scheduler import DEFAULT, Service
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Failed, Loading, Ready
 
@@ -69,8 +71,11 @@ async def turns():
         await asyncio.sleep(0)
 
 
-def make(queue=10, chunk_budget=16, rows=4, predict=worst_case):
-    return Engine(Settings(rows, chunk_budget, chunk_budget, True, predict, queue))
+def make(queue=10, chunk_budget=16, rows=4, policy=None, queue_tokens=100_000, key_share=1.0, service=DEFAULT):
+    policy = policy or Conservative()
+    return Engine(
+        Settings(rows, chunk_budget, chunk_budget, True, policy, queue, queue_tokens, key_share, service)
+    )  # fmt: skip
 
 
 def start(ready=READY, **settings):
@@ -147,6 +152,92 @@ async def test_the_chunks_after_these_are_sent_before_these_are_done():
     await turns()
     assert [ints(update.chunk_starts).tolist() for update in group.updates] == [[0], [10], [20]]
     await group.serve()
+
+
+@in_a_loop
+async def test_too_many_tokens_in_the_queue_are_refused():
+    engine, group = start(queue_tokens=50, rows=1)
+    engine.submit(ask([1] * 20, 40))
+    await turns()
+    engine.submit(ask([2] * 60))  # nobody waits: it may be as long as it likes
+    with pytest.raises(EngineBusy, match="requests of 60 tokens are waiting, --max_queue_tokens is 50") as busy:
+        engine.submit(ask([3]))
+    assert busy.value.reason == "queue_full" and busy.value.retry_after >= 1
+    await group.serve()
+
+
+@in_a_loop
+async def test_the_tokens_that_may_wait_are_some_pools_unless_told():
+    engine, _ = start(queue_tokens=0, queue=1000, rows=1)
+    slots = READY.slots
+    engine.submit(ask([1] * 20, 40))
+    await turns()
+    engine.submit(*(ask([2] * 10) for _ in range(QUEUED_POOLS * slots // 10)))
+    with pytest.raises(EngineBusy, match=f"max_queue_tokens is {QUEUED_POOLS * slots}"):
+        engine.submit(ask([3]))
+    engine.on_stopped("over")
+
+
+@in_a_loop
+async def test_one_key_gets_its_share_of_the_queue_and_the_others_theirs():
+    engine, group = start(queue=6, key_share=0.5, rows=1)
+
+    def of(key):
+        request = ask([1], 30)
+        request.key = key
+        return request
+
+    engine.submit(of("a"))
+    await turns()
+    engine.submit(*(of("a") for _ in range(3)))
+    with pytest.raises(EngineBusy, match="3 requests of this API key are waiting, and 3 may") as busy:
+        engine.submit(of("a"))
+    assert busy.value.reason == "rate_limit_exceeded"
+    engine.submit(of("b"), of("b"), of("b"))
+    with pytest.raises(EngineBusy, match="6 requests are waiting") as busy:
+        engine.submit(of("c"))
+    assert busy.value.reason == "queue_full"
+    await group.serve()
+
+
+@in_a_loop
+async def test_a_request_that_waited_too_long_is_given_up_without_any_other_event():
+    engine, _ = start(rows=1, service=Service(queue_timeout=0.05))
+    running, waiting = (ask([at], 30, arrived=time.monotonic()) for at in range(2))
+    engine.submit(running, waiting)
+    await turns()
+    assert waiting.state is State.WAITING
+    async with asyncio.timeout(5):
+        while waiting.state is State.WAITING:
+            await asyncio.sleep(0.01)
+    assert sink(waiting).finish.reason == "timeout" and running.state is State.RUNNING
+    assert "did not begin" in sink(waiting).finish.error
+
+
+@in_a_loop
+async def test_a_client_may_wait_for_less_than_the_server_lets_it():
+    engine, group = start(rows=1, service=Service(queue_timeout=600.0))
+    running, waiting = (ask([at], 30, arrived=time.monotonic()) for at in range(2))
+    waiting.patience = 0.05
+    engine.submit(running, waiting)
+    async with asyncio.timeout(5):
+        while waiting.state is not State.FINISHED:
+            await asyncio.sleep(0.01)
+    assert sink(waiting).finish.reason == "timeout"
+    await group.serve()
+    assert answered(running)
+
+
+@in_a_loop
+async def test_the_cost_of_thinking_is_told_for_each_iteration():
+    engine, group = start()
+    told = []
+    engine.on_cost = lambda scheduler, index: told.append((scheduler, index))
+    engine.submit(ask([1, 2, 3], 5))
+    await group.serve()
+    assert len(told) == engine.published
+    assert all(0 < index < scheduler for scheduler, index in told[:1])
+    assert all(0 <= index <= scheduler for scheduler, index in told)
 
 
 @in_a_loop
@@ -321,7 +412,7 @@ async def test_no_request_waits_for_an_event_that_does_not_come(seed):
     ready = msgspec.structs.replace(READY, slots=rng.choice([30, 45, 70]), max_length=31)
     engine, group = start(
         ready, queue=100, chunk_budget=rng.choice([4, 9, 40]), rows=rng.choice([1, 2, 5]),
-        predict=rng.choice([worst_case, aggressive, lambda request: 1]),
+        policy=rng.choice([Conservative, Aggressive, PastFuture])(),
     )  # fmt: skip
     system, requests = [rng.randrange(50) for _ in range(10)], []
     for _ in range(25):

@@ -36,7 +36,7 @@ def lose_a_prefix(core):
 
 
 def forget_a_pin(core):
-    core.index.unpin(core.running[1].node)
+    core.index.unpin(core.running[1].node, core.running[1].holder)
 
 
 def keep_a_pin(core):
@@ -54,7 +54,7 @@ def lose_a_row(core):
 
 
 def run_while_waiting(core):
-    core.waiting[0].state = State.RUNNING
+    core.waiting.head(0.0).state = State.RUNNING
 
 
 BREAKS = [

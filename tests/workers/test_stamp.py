@@ -183,12 +183,12 @@ def unpoisoned_chunks(patch: pytest.MonkeyPatch) -> None:
 
 def matched_before_sent(patch: pytest.MonkeyPatch) -> None:
     """E: a prompt's tokens may be matched once their chunk is sent, not before."""
-    original = scheduler.Scheduler._admit
+    original = scheduler.Scheduler._begin
 
-    def admit(self: scheduler.Scheduler, now: float) -> rows.Row | None:
-        row = original(self, now)
-        if row is not None and self.limits.prefix_cache and row.sent == row.indexed < len(row.tokens):
-            count = min(len(row.tokens) - row.sent, self._available())
+    def begin(self: scheduler.Scheduler, request: request.Request, now: float) -> rows.Row:
+        row = original(self, request, now)
+        if self.limits.prefix_cache and row.sent == row.indexed < len(row.tokens):
+            count = min(len(row.tokens) - row.sent, self.available)
             slots = self._take(count)
             node = self.index.extend(row.node, row.tokens[row.sent : row.sent + count], slots) if count else None
             if node is None:
@@ -199,7 +199,7 @@ def matched_before_sent(patch: pytest.MonkeyPatch) -> None:
                 row.sent += max(0, count - 1)
         return row
 
-    patch.setattr(scheduler.Scheduler, "_admit", admit)
+    patch.setattr(scheduler.Scheduler, "_begin", begin)
 
 
 def loans_without_pins(patch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,7 @@ def retire_frees_too_little(patch: pytest.MonkeyPatch) -> None:
     original = scheduler.Scheduler._retire
 
     def retire(self: scheduler.Scheduler, row: rows.Row, keep: bool = True) -> None:
-        row.granted = max(row.indexed, row.stored, row.granted - 1)
+        self.table.granted[row.index] = max(row.indexed, row.stored, row.granted - 1)
         original(self, row, keep)
 
     patch.setattr(scheduler.Scheduler, "_retire", retire)
@@ -273,15 +273,16 @@ def unpinned_prefixes(patch: pytest.MonkeyPatch) -> None:
         row.node, row.indexed = node, node.end
 
     patch.setattr(scheduler.Scheduler, "_move_pin", move_pin)
-    patch.setattr(radix.RadixIndex, "unpin", lambda self, node: None)
+    patch.setattr(radix.RadixIndex, "unpin", lambda self, node, holder=0: None)
 
 
 def pins_while_waiting(patch: pytest.MonkeyPatch) -> None:
     """I: waiting requests only peek."""
     original = scheduler.Scheduler.submit
 
-    def submit(self: scheduler.Scheduler, waiting: request.Request) -> None:
-        original(self, waiting)
+    def submit(self: scheduler.Scheduler, *requests: request.Request) -> None:
+        original(self, *requests)
+        waiting = requests[0]
         node, _ = self.index.match(self.index.root(""), waiting.tokens()[:-1])
         self.index.pin(node)
 

@@ -1,0 +1,82 @@
+"""From rows and index to what admission needs to know of them."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from aiollm.engine.admission import Newcomer, View
+from aiollm.engine.radix import Node, RadixIndex
+from aiollm.engine.request import Request
+from aiollm.engine.rows import Column, Row, Table
+
+
+class Outlook(NamedTuple):
+    """The running rows as admission sees them. `rows` are their indices, in the order of the view's columns."""
+
+    view: View
+    rows: Column
+    pending: int
+    """Known tokens that are not computed yet."""
+    budget: int
+    """Of them, those of one step."""
+
+
+def look(table: Table, index: RadixIndex, slots: int, budget: int, coming: Iterable[Row]) -> Outlook:
+    """`coming` are the rows that do not decode yet, in the order in which they will be computed.
+
+    A row that ends frees what it alone holds: its own slots, and the nodes that nobody else pins. Nodes of several
+    rows, or of a loan, are counted once and stay.
+    """
+    rows = np.flatnonzero(table.active)
+    known, granted, indexed = table.known[rows], table.granted[rows], table.indexed[rows]
+    alone = index.alone[rows + 1]
+    shared = index.pinned - int(alone.sum())
+    steps = np.zeros(len(table.active), np.int64)
+    pending = 0
+    for row in coming:
+        pending += len(row.tokens) - row.sent
+        steps[row.index] = -(-pending // budget)
+    view = View(
+        held=known - indexed + alone,
+        done=known - table.prompt[rows],
+        known=known,
+        cap=table.cap[rows],
+        floor=table.floor[rows],
+        kind=table.kind[rows],
+        certain=table.certain[rows],
+        delay=steps[rows],
+        shared=shared,
+        used=shared + int((np.maximum(known, granted) - indexed + alone).sum()),
+        slots=slots,
+    )
+    return Outlook(view, rows, pending, budget)
+
+
+def newcomers(
+    outlook: Outlook, found: list[tuple[Node, int]], requests: tuple[Request, ...], kind: int
+) -> list[Newcomer]:
+    """What requests of one prompt would bring, of which the index has `found`: the first computes the rest of it."""
+    owners, cached = [], 0
+    for node, length in found:
+        if node.pins:
+            cached += length
+        if node.pins == 1 and node.pinned_by:
+            owners.append((int(np.searchsorted(outlook.rows, node.pinned_by - 1)), length))
+    first, alone = requests[0], len(requests) == 1
+    delay = -(-(outlook.pending + first.known - sum(length for _, length in found)) // outlook.budget)
+    return [
+        Newcomer(
+            held=request.known - cached if alone else 1,  # the last token is computed for each
+            shared=request.known - cached - 1 if request is first and not alone else 0,
+            done=len(request.output),
+            known=request.known,
+            cap=request.sampling.max_tokens,
+            floor=request.sampling.min_tokens,
+            kind=kind,
+            certain=request.certain,
+            delay=delay,
+            owners=tuple(owners) if request is first else (),
+        )
+        for request in requests
+    ]

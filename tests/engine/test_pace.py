@@ -1,0 +1,61 @@
+import pytest
+
+from aiollm.engine.pace import FIRST_RETRY, LEAST_CHUNK, LONGEST_RETRY, ChunkBudget, Drain
+
+
+def taught(target=0.1, decode=0.02, each=0.0001, most=2048):
+    budget = ChunkBudget(most, target)
+    for _ in range(50):
+        budget.observe(decode, 0)
+        budget.observe(decode + 500 * each, 500)
+    return budget
+
+
+def test_the_budget_fills_what_the_target_leaves():
+    assert taught().tokens(streams=3) == pytest.approx(800, rel=0.01)
+
+
+def test_without_a_target_without_streams_or_knowledge_it_is_the_whole():
+    assert taught(target=0.0).tokens(3) == 2048
+    assert taught().tokens(0) == 2048, "nobody waits"
+    assert ChunkBudget(2048, 0.1).tokens(3) == 2048
+
+
+def test_prompts_go_on_even_where_decoding_alone_is_too_slow():
+    assert taught(decode=0.5).tokens(3) == LEAST_CHUNK
+    assert taught(decode=0.5, most=10).tokens(3) == 10
+
+
+def test_what_takes_no_time_and_small_chunks_teach_nothing():
+    budget = taught()
+    before = budget.tokens(3)
+    budget.observe(0.0, 500)
+    budget.observe(9.0, 3)
+    assert budget.tokens(3) == before
+
+
+def test_the_budget_follows_a_machine_that_gets_slower():
+    budget = taught()
+    for _ in range(50):
+        budget.observe(0.02 + 500 * 0.0004, 500)
+    assert budget.tokens(3) == pytest.approx(200, rel=0.05)
+
+
+def test_the_rate_is_that_of_the_latest_requests():
+    drain = Drain()
+    assert drain.rate(1.0) == 0.0 and drain.retry_after(1.0, 10) == FIRST_RETRY
+    for at in range(200):
+        drain.left(at * 0.5)
+    assert drain.rate(99.5) == pytest.approx(2.0)
+    assert drain.retry_after(99.5, 10) == 5
+    assert drain.rate(199.5) < 1.0, "nobody left since"
+
+
+def test_retries_are_whole_seconds_between_one_and_what_clients_obey():
+    drain = Drain()
+    drain.left(0.0)
+    drain.left(100.0)
+    assert drain.retry_after(100.0, 1000) == LONGEST_RETRY
+    for _ in range(64):
+        drain.left(100.0)
+    assert drain.retry_after(100.0, 1) == 1

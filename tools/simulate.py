@@ -1,0 +1,290 @@
+"""The real scheduler, radix index and slot pool on a simulated device: policies side by side, no GPU.
+
+    python tools/simulate.py artifact            the paper's three workloads, as its published simulator counts them
+    python tools/simulate.py serve               the same and others in the time of a real GPU: goodput, TTFT, gaps
+    python tools/simulate.py fit FILE --save qwen3-8b-h100 --what "..."   the cost model, from --record or bench static
+
+In the artifact's accounting an iteration is one step whatever it computes, requests are looked at every ten steps, and
+prompts, those of paused requests too, are computed for nothing. In the other one an iteration takes the time that the
+cost model says, prompts are computed in chunks beside decoding rows, and whoever was paused pays for what left the
+cache meanwhile.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import costs as costing
+import numpy as np
+import workloads
+from simulator import Agreement, Ask, Client, World
+
+from aiollm.engine.admission import Foresight, View
+from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture, Policy
+from aiollm.engine.scheduler import Limits, Scheduler, Service
+
+RESULTS = Path(__file__).parent / "results"
+POOL = workloads.ARTIFACT_POOL
+# Steps, share of memory in use and share of evicted requests, in per cent, that the artifact's own simulator gives.
+PUBLISHED = {
+    "decode-heavy": {"optimum": (294_830, 94.5, 0.0), "past-future": (298_800, 93.3, 8.9),
+                     "conservative": (487_460, 57.8, 0.0), "aggressive": (281_660, 98.4, 94.6)},
+    "balanced": {"optimum": (647_840, 93.0, 0.0), "past-future": (652_930, 91.8, 6.7),
+                 "conservative": (839_930, 71.8, 0.0), "aggressive": (621_110, 97.9, 94.2)},
+    "prefill-heavy": {"optimum": (233_990, 96.7, 0.0), "past-future": (242_370, 94.6, 3.0),
+                      "conservative": (385_240, 59.9, 0.0), "aggressive": (230_570, 98.1, 34.5)},
+}  # fmt: skip
+
+
+class Optimum(Conservative):
+    """The peak formula where max_tokens is what nobody can know, the length that each output will have."""
+
+    def open(self, view: View) -> Foresight:  # type: ignore[override]
+        return Foresight(view, view.cap[None], 0.0, lambda new: np.array([new.cap]))
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "optimum": Optimum,
+    "past-future": PastFuture,
+    "conservative": Conservative,
+    "aggressive": Aggressive,
+    "lightllm": LightLLM,
+}
+
+
+def artifact(workload: str, policy: str, requests: int = 3000, seed: int = 0) -> dict[str, Any]:
+    """One run in the artifact's accounting: it ends when the last request has begun."""
+    asks: Iterator[Ask] = workloads.uniform(workload, seed, most=requests)
+    if policy == "optimum":
+        asks = (ask._replace(max_tokens=ask.output) for ask in asks)
+    core = Scheduler(Limits(512, POOL, 12_000, 32_768, 32_768), POLICIES[policy](), Service(order="fcfs"))
+    core.credit.step_seconds = 1.0
+    world = World(core, asks, backlog=1, overlap=1)
+    began = time.monotonic()
+    world.play(stop=lambda: world.exhausted and not core.waiting)
+    finished = sum(client.finish is not None for client in world.clients)
+    return {
+        "workload": workload, "policy": policy, "requests": requests, "steps": world.iterations,
+        "memory": 100 * float(np.mean(world.memory)) / POOL, "evicted": 100 * core.paused_total / max(1, finished),
+        "seconds": round(time.monotonic() - began, 1),
+    }  # fmt: skip
+
+
+def serve(workload: str, policy: str, setup: dict[str, Any]) -> dict[str, Any]:
+    """One run in the time of a real device: closed loops of clients unless the workload has times of its own."""
+    costs = costing.load(setup["costs"])
+    limits = Limits(setup["rows"], setup["pool"], 24_000, setup["chunk"], setup["chunk"])
+    service = Service(order=setup["order"], pause_order=setup["pause_order"], gap_target=setup["gap_target"])
+    core = Scheduler(limits, POLICIES[policy](), service)
+    agreement = Agreement(impatient=setup["impatient"])
+    warm, until = setup["warm_up"], setup["warm_up"] + setup["window"]
+    asks, clients = _asks(workload, setup), setup["clients"]
+    if policy == "optimum":
+        asks = (ask._replace(max_tokens=ask.output) for ask in asks)
+    if workload in ("bursts", "chats"):
+        clients = 0
+    world = World(core, asks, costs, clients=clients, agreement=agreement)
+    if workload == "chats":
+        _follow_up(world, workloads.chats(setup["seed"], setup["cap"]))
+    began = time.monotonic()
+    world.play(warm)
+    start = len(world.memory)
+    world.play(until)
+    inside = [client for client in world.ended if client.first >= 0 and warm <= client.last <= until]
+    kept = [client for client in inside if agreement.kept(client)]
+    tokens = sum(len(client.request.output) for client in inside)
+    span = min(world.now, until) - warm
+    first = [client.first - client.arrived for client in world.clients if client.first >= warm]
+    gaps = [client.gap for client in inside if len(client.request.output) > 1]
+    ended = max(1, sum(client.finish is not None and client.first >= 0 for client in world.clients))
+    return {
+        "workload": workload, "policy": policy, "iterations": world.iterations,
+        "memory": 100 * float(np.mean(world.memory[start:] or [0])) / limits.slots,
+        "evicted": 100 * core.paused_total / ended,
+        "goodput": sum(len(client.request.output) for client in kept) / span, "tokens_per_second": tokens / span,
+        "answers": len(inside), "good": len(kept), "lost": sum(client.first < 0 for client in world.ended),
+        "ttft_p50": _percentile(first, 50), "ttft_p99": _percentile(first, 99),
+        "gap_p50": _percentile(gaps, 50), "gap_p99": _percentile(gaps, 99),
+        "cached": 100 * core.found_total / max(1, core.asked_total), "computed": world.device.computed,
+        "drifts": core.policy.history.drifts, "seconds": round(time.monotonic() - began, 1),
+    }  # fmt: skip
+
+
+def _percentile(values: list[float], share: float) -> float:
+    return float(np.percentile(values, share)) if values else float("nan")
+
+
+def _asks(workload: str, setup: dict[str, Any]) -> Iterator[Ask]:
+    seed, cap = setup["seed"], setup["cap"]
+    if workload in workloads.UNIFORM:
+        return workloads.uniform(workload, seed, cap)
+    if workload == "sharegpt":
+        return workloads.sharegpt(Path(setup["lengths"]), seed, cap)
+    if workload == "chats":
+        return iter(())
+    made: dict[str, Callable[..., Iterator[Ask]]] = {
+        "reasoning": workloads.reasoning, "thinking": lambda seed, _: workloads.thinking(seed),
+        "drift": workloads.drift, "bursts": workloads.bursts,
+    }  # fmt: skip
+    return made[workload](seed, cap)
+
+
+def _follow_up(world: World, conversations: list[list[Ask]]) -> None:
+    """Ask the next turn a second after the answer, behind all that was said."""
+    for asks in conversations:
+        world.ask(asks[0])
+
+    def on_end(client: Client) -> None:
+        rest = conversations[client.ask.chat]
+        rest.pop(0)
+        if rest and client.finish is not None and client.finish.reason in ("stop", "length"):
+            prompt = np.concatenate([client.request.tokens()[:-1], rest[0].prompt])
+            rest[0] = rest[0]._replace(prompt=prompt, at=world.now + 1.0)
+            world.ask(rest[0])
+
+    world.on_end = on_end
+
+
+ARTIFACT_COLUMNS = ("workload", "policy", "steps", "memory", "evicted", "published")
+SERVE_COLUMNS = (
+    "workload", "policy", "goodput", "tokens_per_second", "memory", "evicted", "ttft_p50", "ttft_p99", "gap_p50",
+    "gap_p99", "cached", "lost",
+)  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
+    """Rows as text, a column as wide as it needs."""
+    cells = [columns, *(tuple(_cell(row.get(name)) for name in columns) for row in rows)]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
+    lines = [[f"{text:<{width}}" for text, width in zip(row, widths, strict=True)] for row in cells]
+    figures = [[f"{text:>{width}}" for text, width in zip(row, widths, strict=True)] for row in cells]
+    return "\n".join("  ".join([*left[:2], *right[2:]]) for left, right in zip(lines, figures, strict=True))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
+    return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)
+
+
+def plot(rows: list[dict[str, Any]], names: tuple[str, ...], path: Path) -> None:
+    """Bars by workload and policy, a panel for each of `names`. Needs matplotlib (the extra `plots`)."""
+    try:
+        import matplotlib
+    except ImportError:
+        print(f"{path.name} is not drawn: matplotlib is not installed (pip install matplotlib)")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    loads, policies = (
+        list(dict.fromkeys(row["workload"] for row in rows)),
+        list(dict.fromkeys(row["policy"] for row in rows)),
+    )
+    figure, panels = pyplot.subplots(1, len(names), figsize=(4.2 * len(names), 3.6), squeeze=False)
+    for panel, name in zip(panels[0], names, strict=True):
+        for at, policy in enumerate(policies):
+            values = [
+                next((r[name] for r in rows if (r["workload"], r["policy"]) == (load, policy)), 0) for load in loads
+            ]
+            places = np.arange(len(loads)) + (at - len(policies) / 2) * 0.8 / len(policies)
+            panel.bar(places, values, 0.8 / len(policies), label=policy, align="edge")
+        panel.set_xticks(range(len(loads)), loads, rotation=20, fontsize=8)
+        panel.set_title(LABELS[name], fontsize=9)
+    panels[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+LABELS = {
+    "steps": "decode steps", "memory": "share of the pool in use, %", "evicted": "pauses by 100 answers",
+    "goodput": "goodput, tokens/s", "ttft_p99": "first token, p99, s", "gap_p99": "longest gap, p99, s",
+}  # fmt: skip
+
+
+def save(name: str, rows: list[dict[str, Any]], setup: dict[str, Any], panels: tuple[str, ...]) -> None:
+    """The result as JSON and PNG in tools/results."""
+    about = {
+        "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "numpy": np.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores", **setup,
+    }  # fmt: skip
+    (RESULTS / f"{name}.json").write_text(json.dumps({"about": about, "runs": rows}, indent=1) + "\n")
+    plot(rows, panels, RESULTS / f"{name}.png")
+
+
+def _all(run: Callable[..., dict[str, Any]], jobs: list[tuple[Any, ...]], workers: int) -> Iterator[dict[str, Any]]:
+    with ProcessPoolExecutor(workers) as pool:
+        yield from (job.result() for job in [pool.submit(run, *job) for job in jobs])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once (%(default)s)")
+    parser.add_argument("--save", metavar="NAME", help="keep the result as tools/results/NAME.json and .png")
+    commands = parser.add_subparsers(dest="command", required=True)
+    counted = commands.add_parser("artifact", help="the paper's workloads as its artifact counts them")
+    counted.add_argument("--requests", type=int, default=3000, help="of each workload (%(default)s)")
+    counted.add_argument("--workloads", nargs="+", default=list(workloads.UNIFORM), choices=workloads.UNIFORM)
+    counted.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
+    served = commands.add_parser("serve", help="in the time of a real device")
+    everything = [*workloads.UNIFORM, "reasoning", "thinking", "sharegpt", "chats", "bursts", "drift"]
+    served.add_argument("--workloads", nargs="+", default=[*workloads.UNIFORM, "reasoning"], choices=everything)
+    served.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
+    served.add_argument("--costs", default="qwen3-8b-h100", help="a file in tools/results/costs (%(default)s)")
+    served.add_argument("--clients", type=int, default=100, help="that ask one thing at a time each (%(default)s)")
+    served.add_argument("--pool", type=int, default=POOL, help="KV slots (%(default)s)")
+    served.add_argument("--rows", type=int, default=512, help="requests that run at once (%(default)s)")
+    served.add_argument("--chunk", type=int, default=2048, help="prompt tokens of one iteration (%(default)s)")
+    served.add_argument("--cap", type=int, default=workloads.CAP, help="max_tokens of every request (%(default)s)")
+    served.add_argument("--warm-up", type=float, default=30, help="seconds before the window (%(default)s)")
+    served.add_argument("--window", type=float, default=90, help="seconds that count (%(default)s)")
+    served.add_argument("--order", default="fair", help="of the queue (%(default)s)")
+    served.add_argument("--pause-order", default="fcfs", help="fcfs, sjf or hrrn (%(default)s)")
+    served.add_argument("--gap-target", type=float, default=1.5, help="seconds (%(default)s)")
+    served.add_argument("--lengths", help="JSON file of [prompt, output] lengths, for sharegpt")
+    served.add_argument("--impatient", action="store_true", help="clients go away when their stream stands still")
+    served.add_argument("--seed", type=int, default=0)
+    fitted = commands.add_parser("fit", help="the cost model to what --record kept, or to a result of bench static")
+    fitted.add_argument("file", type=Path)
+    fitted.add_argument("--as", dest="name", required=True, help="name of the file in tools/results/costs")
+    fitted.add_argument("--what", required=True, help="model, GPU, date")
+    args = parser.parse_args()
+    if args.command == "fit":
+        found = costing.fit(args.file, args.what)
+        costing.save(found, costing.FOLDER / f"{args.name}.json")
+        print((costing.FOLDER / f"{args.name}.json").read_text(), end="")
+        return
+    rows: list[dict[str, Any]] = []
+    pairs = [(load, policy) for load in args.workloads for policy in args.policies]
+    if args.command == "artifact":
+        setup: dict[str, Any] = {"accounting": "artifact", "pool": POOL, "requests": args.requests}
+        for row in _all(artifact, [(*pair, args.requests) for pair in pairs], args.jobs):
+            told = PUBLISHED[row["workload"]].get(row["policy"])
+            rows.append(row | {"published": "{:,} / {} / {}".format(*told) if told and args.requests == 3000 else None})
+            print(table(rows[-1:], ARTIFACT_COLUMNS).split("\n")[1], flush=True)
+        print("\n" + table(rows, ARTIFACT_COLUMNS))
+        panels = ("steps", "memory", "evicted")
+    else:
+        names = ("costs", "clients", "pool", "rows", "chunk", "cap", "warm_up", "window", "order", "pause_order",
+                 "gap_target", "lengths", "seed", "impatient")  # fmt: skip
+        setup = {name: getattr(args, name) for name in names}
+        if "sharegpt" in args.workloads and not args.lengths:
+            parser.error("sharegpt needs --lengths FILE")
+        for row in _all(serve, [(*pair, setup) for pair in pairs], args.jobs):
+            rows.append(row)
+            print(table(rows[-1:], SERVE_COLUMNS).split("\n")[1], flush=True)
+        print("\n" + table(rows, SERVE_COLUMNS))
+        setup = {"accounting": "honest", **setup, "lengths": bool(args.lengths)}
+        panels = ("goodput", "memory", "evicted", "gap_p99")
+    if args.save:
+        save(args.save, rows, setup, panels)
+
+
+if __name__ == "__main__":
+    main()
