@@ -59,6 +59,7 @@ def main() -> int:
         from aiollm import doctor
 
         return doctor.main(settings)
+    settings = config.resolved(settings, _device(settings.device))
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
@@ -91,7 +92,7 @@ async def serve(settings: config.Config, console: Any, notifier: Notifier) -> in
     engine = Engine(
         EngineSettings(
             rows=settings.running_max_req_size,
-            chunk_budget=settings.chunked_prefill_size,
+            chunk_budget=settings.batch_max_tokens,
             chunk_size=settings.chunked_prefill_size,
             prefix_cache=not settings.disable_dynamic_prompt_cache,
             policy=_policy(settings),
@@ -168,7 +169,7 @@ async def _serve_model(
     names = settings.model_name or (files.name,)
     model = ModelInfo(names, int(time.time()), files.name)
     defaults = _generation_config(Path(files.folder))
-    limits = ApiSettings(allowed_origins=settings.allowed_origins)
+    limits = ApiSettings(allowed_origins=settings.allowed_origins, long_truncation_mode=settings.long_truncation_mode)
     app = make_app(engine, tokenizer, template, model, defaults, limits, keys)
     runner = await listen(app, settings.host, settings.port, sock)
 
@@ -194,13 +195,13 @@ async def _serve_model(
             folder=files.folder,
             load_format=settings.load_format,
             data_type=_data_type(settings),
-            device=_device(settings.device),
+            device=settings.device,
             ranks=settings.tp,
             rows=settings.running_max_req_size,
             slots=settings.max_total_token_num,
             mem_fraction=settings.mem_fraction,
             max_length=settings.max_req_total_len,
-            chunk_budget=settings.chunked_prefill_size,
+            chunk_budget=settings.batch_max_tokens,
             graphs=not settings.disable_cudagraph,
             threads=settings.threads,
         ),
@@ -328,7 +329,7 @@ def _device(name: str) -> str:
 
 def _data_type(settings: config.Config) -> str:
     """`auto` on a CPU may be int8 for the demo model alone: of no other it is known that it costs less than 1 %."""
-    if settings.data_type == "auto" and settings.model_dir and _device(settings.device) == "cpu":
+    if settings.data_type == "auto" and settings.model_dir and settings.device == "cpu":
         return "fp32"
     return settings.data_type
 

@@ -40,10 +40,20 @@ OTHER_VARIABLES = {
 
 # Flags of LightLLM and vLLM that ask for what is always so: accepted, and answered with the reason. The value is the
 # placeholder of the flag's argument, "" where it takes none.
+ROWS = {"cuda": 1024, "cpu": 64}
+CHUNK = 2048  # tokens
+
 NO_EFFECT = {
     "trust_remote_code": ("", "code from a checkpoint is never executed"),
     "tokenizer_mode": ("MODE", "one fast tokenizer reads every kind of vocabulary; there is no slow one"),
     "enable_chunked_prefill": ("", "prompts are always computed in chunks"),
+    "disable_chunked_prefill": ("", "prompts are always computed in chunks; --batch_max_tokens makes them larger"),
+    "block_size": ("TOKENS", "the KV cache is managed token by token"),
+    "swap_space": ("GIB", "what is paused is computed again, or found in the prefix cache"),
+    "graph_max_batch_size": ("ROWS", "there are graphs for every number of rows"),
+    "graph_split_batch_size": ("ROWS", "there are graphs for every number of rows"),
+    "graph_grow_step_size": ("ROWS", "there are graphs for every number of rows"),
+    "graph_max_len_in_batch": ("TOKENS", "a graph serves every length"),
     "enable_prefix_caching": ("", "it is on unless --disable_dynamic_prompt_cache is given"),
 }
 
@@ -145,10 +155,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Setting(
             DEVICE,
             "FRACTION",
-            "share of the device's memory for weights, KV cache and work space",
+            "share of the device's memory for weights, KV cache and work space, which is measured",
             aliases=["gpu-memory-utilization"],
         ),
-    ] = 0.9
+    ] = 0.95
     max_total_token_num: Annotated[
         int, Meta(ge=0), Setting(DEVICE, "TOKENS", "size of the KV cache; 0 measures what fits into mem_fraction")
     ] = 0
@@ -167,22 +177,39 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             aliases=["max-model-len"],
         ),
     ] = 0
+    long_truncation_mode: Annotated[
+        Literal["none", "head", "center"],
+        Setting(SCHEDULING, "MODE", "a prompt that is too long is refused, or loses its head or its center"),
+    ] = "none"
     running_max_req_size: Annotated[
-        int, Meta(ge=1), Setting(SCHEDULING, "REQUESTS", "requests that run at once", aliases=["max-num-seqs"])
-    ] = 64
+        int,
+        Meta(ge=0),
+        Setting(
+            SCHEDULING,
+            "REQUESTS",
+            f"requests that run at once; 0 is {ROWS['cuda']:,} on a GPU and {ROWS['cpu']} on a CPU",
+            aliases=["max-num-seqs"],
+        ),
+    ] = 0
     max_queue: Annotated[
         int, Meta(ge=0), Setting(SCHEDULING, "REQUESTS", "requests that may wait; one more is refused")
     ] = 1024
-    chunked_prefill_size: Annotated[
+    batch_max_tokens: Annotated[
         int,
-        Meta(ge=1),
+        Meta(ge=0),
         Setting(
             SCHEDULING,
             "TOKENS",
-            "prompt tokens computed in one iteration; more finishes prompts sooner, fewer keeps running streams smooth",
+            "prompt tokens computed in one iteration; more finishes prompts sooner, fewer keeps running streams smooth;"
+            f" 0 is chunked_prefill_size, or {CHUNK:,}",
             aliases=["max-num-batched-tokens"],
         ),
-    ] = 2048
+    ] = 0
+    chunked_prefill_size: Annotated[
+        int,
+        Meta(ge=0),
+        Setting(SCHEDULING, "TOKENS", "of one prompt computed in one iteration; 0 is batch_max_tokens"),
+    ] = 0
     max_queue_tokens: Annotated[
         int, Meta(ge=0), Setting(SCHEDULING, "TOKENS", "that may wait; 0 is four times the KV cache")
     ] = 0
@@ -265,6 +292,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Setting(OPERATION, "LEVEL", "the least grave of what is logged")
     ] = "info"
+
+
+def resolved(config: Config, device: str) -> Config:
+    """The settings with those filled in that were left open and depend on others; `device` is cpu or cuda."""
+    budget = config.batch_max_tokens or config.chunked_prefill_size or CHUNK
+    return msgspec.structs.replace(
+        config,
+        device=device,
+        running_max_req_size=config.running_max_req_size or ROWS[device],
+        batch_max_tokens=budget,
+        chunked_prefill_size=min(config.chunked_prefill_size or budget, budget),
+    )
 
 
 class Field(NamedTuple):

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from aiollm import __version__
-from aiollm.config import FIELDS, NO_EFFECT, Config, parse
+from aiollm.config import FIELDS, NO_EFFECT, Config, parse, resolved
 
 
 def refusal(capsys: pytest.CaptureFixture[str], argv: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
@@ -46,7 +46,7 @@ def test_no_argument_gives_every_default() -> None:
         (["--gpu-memory-utilization", "0.5"], {"mem_fraction": 0.5}),
         (["--tensor-parallel-size", "2"], {"tp": 2}),
         (["--max-num-seqs", "3"], {"running_max_req_size": 3}),
-        (["--max-num-batched-tokens", "100"], {"chunked_prefill_size": 100}),
+        (["--max-num-batched-tokens", "100"], {"batch_max_tokens": 100}),
         (["--no-enable-prefix-caching"], {"disable_dynamic_prompt_cache": True}),
         (["--disable_dynamic_prompt_cache"], {"disable_dynamic_prompt_cache": True}),
         (["--dtype", "bfloat16"], {"data_type": "bf16"}),
@@ -66,7 +66,7 @@ def test_flags_of_lightllm_and_vllm_set_the_same_settings(argv: Sequence[str], e
         (["--port", "many"], ["--port", "many", "an integer"]),
         (["--mem_fraction", "0"], ["--mem_fraction", "--gpu-memory-utilization", "above 0 and at most 1"]),
         (["--mem_fraction", "nan"], ["--mem_fraction", "nan"]),
-        (["--max-num-seqs", "0"], ["--running_max_req_size", "--max-num-seqs", "at least 1"]),
+        (["--max-num-seqs", "-1"], ["--running_max_req_size", "--max-num-seqs", "at least 0"]),
         (["--dtype", "int4"], ["--data_type", "int4", "auto, fp32, bf16, fp16 or int8"]),
         (["--eos_id", "5", "-1"], ["--eos_id", "5 -1", "at least 0"]),
         (["--port"], ["--port", "expected one argument"]),
@@ -292,3 +292,26 @@ def test_the_doctor_takes_the_flags_of_the_server() -> None:
 
 def test_a_misspelt_command_is_recognised(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean doctor?" in refusal(capsys, ["docter"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "budget", "chunk"),
+    [
+        ([], 2048, 2048),
+        (["--chunked_prefill_size", "512"], 512, 512),
+        (["--batch_max_tokens", "8192"], 8192, 8192),
+        (["--batch_max_tokens", "4096", "--chunked_prefill_size", "1024"], 4096, 1024),
+        (["--batch_max_tokens", "256", "--chunked_prefill_size", "1024"], 256, 256),
+    ],
+)
+def test_the_tokens_of_an_iteration_and_of_one_prompt_follow_each_other(
+    asked: Sequence[str], budget: int, chunk: int
+) -> None:
+    found = resolved(parse(asked, {}), "cpu")
+    assert (found.batch_max_tokens, found.chunked_prefill_size) == (budget, chunk)
+
+
+@pytest.mark.parametrize(("device", "rows"), [("cpu", 64), ("cuda", 1024)])
+def test_how_many_requests_run_at_once_depends_on_the_device_unless_it_is_set(device: str, rows: int) -> None:
+    assert resolved(parse([], {}), device).running_max_req_size == rows
+    assert resolved(parse(["--max-num-seqs", "7"], {}), device).running_max_req_size == 7

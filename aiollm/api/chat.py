@@ -10,7 +10,7 @@ from aiollm.api import body
 from aiollm.api.answer import answer
 from aiollm.api.caller import caller
 from aiollm.api.choice import Choice, Delta, Entry, Output
-from aiollm.api.convert import output_limit, prompt_array, sampling_params
+from aiollm.api.convert import output_limit, prompt_array, sampling_params, shortened
 from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation, Prompt, Usage
 from aiollm.api.logprobs import TokenNames, chat_logprobs
@@ -47,6 +47,7 @@ async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
     asked = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
     if asked == 0:
         raise invalid("max_tokens", "max_tokens: expected at least 1")
+    array = shortened(parts, array, asked, None)
     max_tokens = output_limit(parts, len(array), asked, None, "messages")
     top = (request.top_logprobs or 0) if request.logprobs else -1
     output = Output(

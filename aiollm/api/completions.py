@@ -10,7 +10,7 @@ from aiollm.api import body
 from aiollm.api.answer import answer
 from aiollm.api.caller import caller
 from aiollm.api.choice import Choice, Delta, Entry, Output
-from aiollm.api.convert import output_limit, prompt_array, sampling_params
+from aiollm.api.convert import output_limit, prompt_array, sampling_params, shortened
 from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation, Prompt, Usage
 from aiollm.api.logprobs import TokenNames, completion_logprobs
@@ -48,6 +48,7 @@ async def _prompt(parts: Parts, request: CompletionRequest, prompt: str | list[i
     else:
         ids = prompt
     array = await body.in_thread_if(len(ids) > body.THREAD_IDS, prompt_array, parts, ids, "prompt")
+    array = shortened(parts, array, request.max_tokens, DEFAULT_MAX_TOKENS)
     max_tokens = output_limit(parts, len(array), request.max_tokens, DEFAULT_MAX_TOKENS, "prompt")
     if max_tokens == 0 and not request.echo:
         raise invalid("max_tokens", "max_tokens: expected at least 1; 0 is only allowed with echo: true")
@@ -59,7 +60,7 @@ async def _prompt(parts: Parts, request: CompletionRequest, prompt: str | list[i
         spaces_between_special_tokens=request.spaces_between_special_tokens is not False,
         keep_entries=request.logprobs is not None,
         echo=request.echo is True,
-        echo_text=prompt if isinstance(prompt, str) else None,
+        echo_text=prompt if isinstance(prompt, str) and len(array) == len(ids) else None,
         discard=max_tokens == 0,
     )
     sampling = sampling_params(parts, request, max_tokens, top, top if request.echo else -1)

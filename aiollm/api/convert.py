@@ -25,6 +25,18 @@ def prompt_array(parts: Parts, ids: Sequence[int], param: str) -> NDArray[np.int
     return array
 
 
+def shortened(parts: Parts, prompt: NDArray[np.int64], asked: int | None, default: int | None) -> NDArray[np.int64]:
+    """A prompt that leaves room for its output, where --long_truncation_mode has it so: without its head, or its
+    centre. Where the output's length is left open, a quarter of the context is kept for it."""
+    context = parts.context
+    mode, output = parts.settings.long_truncation_mode, asked if asked is not None else default or context // 4
+    room = context - max(1, output)
+    if mode == "none" or len(prompt) <= room or room < 1:
+        return prompt
+    head = room // 2 if mode == "center" else 0
+    return np.concatenate([prompt[:head], prompt[len(prompt) - (room - head) :]])
+
+
 def output_limit(parts: Parts, prompt: int, asked: int | None, default: int | None, where: str) -> int:
     """How many tokens may be generated after a prompt of `prompt` tokens; None as default is all that fit.
 

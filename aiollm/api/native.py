@@ -14,7 +14,7 @@ from aiollm.api import body
 from aiollm.api.answer import answer
 from aiollm.api.caller import caller
 from aiollm.api.choice import Choice, Delta, Entry, Output
-from aiollm.api.convert import check_ids, output_limit, prompt_array, sampling_params
+from aiollm.api.convert import check_ids, output_limit, prompt_array, sampling_params, shortened
 from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation, Prompt, Usage
 from aiollm.api.logprobs import LOWEST
@@ -94,6 +94,7 @@ async def _prompt(parts: Parts, inputs: str | list[int], parameters: Parameters,
     array = await body.in_thread_if(len(ids) > body.THREAD_IDS, prompt_array, parts, ids, "inputs")
     for group in parameters.stop_groups:
         check_ids(parts, "stop_sequences", group)
+    array = shortened(parts, array, asked.max_tokens, None)
     max_tokens = output_limit(parts, len(array), asked.max_tokens, None, "inputs")
     tells = asked.streams or parameters.return_details is True
     output = Output(

@@ -41,6 +41,8 @@ class Settings(NamedTuple):
     """A client that reads nothing for so long is cut off."""
     render_timeout: float = 5
     """For a chat template, which is a program that came with the model."""
+    long_truncation_mode: str = "none"
+    """What becomes of prompts that are too long: "none" refuses them, "head" and "center" cut that part out."""
     allowed_origins: tuple[str, ...] = ()
     """Of pages that may open a chat socket beside this server's own."""
 

@@ -1,10 +1,12 @@
+import asyncio
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from stand import CREATED, Runner
+from stand import CONTEXT, CREATED, Runner, stand
 
 PATH = "/v1/completions"
 
@@ -223,3 +225,18 @@ def test_the_openai_client_completes(served: Runner) -> None:
             assert texts == {0: "Hello 🙂", 1: "Hello 🙂"}
 
     served.run(main())
+
+
+def test_a_server_may_cut_prompts_that_are_too_long(folder: Path) -> None:
+    async def main() -> None:
+        async with stand(folder, long_truncation_mode="head") as served:
+            for path, body in (
+                ("/v1/completions", {"prompt": "x" * 2000, "max_tokens": 5}),
+                ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 2000}], "max_tokens": 5}),
+            ):
+                status, answer = await served.post(path, body)
+                assert status == 200
+                assert answer["usage"]["prompt_tokens"] == CONTEXT - 5
+                assert answer["usage"]["completion_tokens"] == 5
+
+    asyncio.run(main())

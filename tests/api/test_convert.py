@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 from stand import CONTEXT, Runner
 
-from aiollm.api.convert import output_limit, prompt_array, sampling_params, seed_of
+from aiollm.api.convert import output_limit, prompt_array, sampling_params, seed_of, shortened
 from aiollm.api.errors import ApiError
 from aiollm.api.parts import Parts
 from aiollm.api.schema import CompletionRequest
@@ -82,3 +83,28 @@ def test_ids_up_to_the_vocabulary_make_a_prompt(served: Runner) -> None:
     assert prompt_array(served.stand.parts, [0, VOCABULARY - 1], "prompt").tolist() == [0, 258]
     with pytest.raises(ApiError, match="token id 259 is outside the vocabulary of 259 ids"):
         prompt_array(served.stand.parts, [VOCABULARY], "prompt")
+
+
+@pytest.mark.parametrize(
+    ("mode", "length", "asked", "default", "kept"),
+    [
+        ("none", CONTEXT + 90, 10, None, [(0, CONTEXT + 90)]),
+        ("head", CONTEXT - 10, 10, None, [(0, CONTEXT - 10)]),
+        ("head", CONTEXT, 12, None, [(12, CONTEXT)]),
+        ("head", 1000, None, 16, [(1000 - (CONTEXT - 16), 1000)]),
+        ("head", 1000, None, None, [(1000 - CONTEXT * 3 // 4, 1000)]),
+        ("head", 1000, 0, None, [(1000 - (CONTEXT - 1), 1000)]),
+        ("center", 1000, 12, None, [(0, 250), (750, 1000)]),
+        ("center", CONTEXT, 11, None, [(0, 250), (261, CONTEXT)]),
+        ("head", 1000, CONTEXT, None, [(0, 1000)]),
+    ],
+)
+def test_a_prompt_that_is_too_long_loses_what_its_server_was_told(
+    served: Runner, mode: str, length: int, asked: int | None, default: int | None, kept: list[tuple[int, int]]
+) -> None:
+    """What asks for more output than the context is left as it is, and refused."""
+    parts = served.stand.parts
+    parts = parts._replace(settings=parts.settings._replace(long_truncation_mode=mode))
+    prompt = np.arange(length)
+    expected = [token for begin, end in kept for token in range(begin, end)]
+    assert shortened(parts, prompt, asked, default).tolist() == expected
