@@ -1,4 +1,4 @@
-"""The whole server on a GPU: what it says there is what it says on a CPU, with graphs and without, alone and in a crowd.
+"""The whole server on a GPU says what it says on a CPU: with graphs and without, alone and in a crowd.
 
 A tiny model in fp32, so that tokens can be compared one by one.
 """

@@ -63,9 +63,15 @@ class Loaded(NamedTuple):
     ready: Ready
 
 
+def device_of(settings: WorkerSettings) -> torch.device:
+    """Each rank of a group has a GPU of its own."""
+    device = torch.device(settings.device)
+    return torch.device("cuda", settings.rank) if device.type == "cuda" and device.index is None else device
+
+
 def stream_of(settings: WorkerSettings) -> Stream:
     """Where the steps of a worker run. Raises ValueError where its device cannot be used."""
-    device = torch.device(settings.device)
+    device = device_of(settings)
     if device.type == "cpu":
         return HostStream(torch.inference_mode)
     gpu.check(device)
@@ -78,7 +84,7 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
     Raises ValueError or MemoryError with a sentence for the user where the model cannot be served as asked.
     """
     phases = Phases(tell)
-    device = torch.device(settings.device)
+    device = device_of(settings)
     torch.set_num_threads(settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.ranks))
     with phases.phase("meeting the other ranks" if settings.ranks > 1 else "reading the configuration"):
         tp = TensorParallel.join(settings.rank, settings.ranks, Path(settings.rendezvous), device)

@@ -9,7 +9,7 @@ from tiny_model import write_tiny_model
 
 from aiollm.kernels.cpu.quantize import exact
 from aiollm.wire.messages import Loading, WorkerSettings
-from aiollm.workers.load import load
+from aiollm.workers.load import device_of, load
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +149,9 @@ def test_a_missing_tensor_is_named(copy: Path) -> None:
 def test_warming_up_leaves_no_trace_in_the_rows(folder: Path) -> None:
     runner, _ = load(settings(folder), nobody)
     assert not runner.state.slot_table[:4].any() and not runner.state.tokens[:4].any()
+
+
+def test_each_rank_has_a_gpu_of_its_own(folder: Path) -> None:
+    assert [str(device_of(settings(folder, device="cuda", rank=rank))) for rank in range(2)] == ["cuda:0", "cuda:1"]
+    assert str(device_of(settings(folder, device="cuda:3", rank=1))) == "cuda:3"
+    assert str(device_of(settings(folder, device="cpu", rank=1))) == "cpu"
