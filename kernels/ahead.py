@@ -5,7 +5,7 @@ launch as it would on that GPU. What it compiles lies in its cache, where a proc
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -40,16 +40,19 @@ def launches(facts: device.Device, compiling: bool = True, jobs: int = 0) -> Ite
     """Within, a launch does not run; it compiles for the device, or does nothing at all.
 
     Tensors must be on "meta", and nobody else in this process may launch meanwhile. Yields a dict that fills with what
-    was compiled: hash -> (kernel, compiled kernel). With `jobs` so many threads compile, the dict stays empty, and the
-    end waits for them. Raises what a compilation raises.
+    was compiled: hash -> (kernel, compiled kernel). With `jobs` so many threads compile; the end waits for them, and
+    fills the dict then. Raises what a compilation raises.
     """
     compiled: dict[str, tuple[Any, Any]] = {}
+    coming: dict[int, tuple[Any, Any]] = {}
     run: Any = JITFunction.run
 
     def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         if compiling:
             result = run(self, *arguments, grid=grid, warmup=True, **options)
-            if not jobs:
+            if jobs:
+                coming[id(result)] = self, result
+            else:
                 compiled.setdefault(result.hash, (self, result))
 
     JITFunction.run = compile_only
@@ -59,10 +62,21 @@ def launches(facts: device.Device, compiling: bool = True, jobs: int = 0) -> Ite
     try:
         with device.standing_in(facts), _threads(jobs):
             yield compiled
+        for kernel, result in coming.values():
+            done = result.result() if hasattr(result, "result") else result  # a later launch finds it finished
+            compiled.setdefault(done.hash, (kernel, done))
     finally:
         JITFunction.run = run
         driver._active = before
         tuned.forget()
+
+
+def link(compiled: Iterable[Any], jobs: int) -> None:
+    """Build what launches compiled kernels on this process's GPU: Triton 3.6 does it in C and takes 0.4 s for each."""
+    launcher = triton.runtime.driver.active.launcher_cls
+    unlike = {str((kernel.src.signature, kernel.src.constants)): kernel for kernel in compiled}
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda kernel: launcher(kernel.src, kernel.metadata), unlike.values()))
 
 
 @contextlib.contextmanager

@@ -149,7 +149,7 @@ def _launch(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _decode(
     q, k_pool, v_pool, out, slot_table, slopes, sinks, workers, entries, arrived, pieces, sums,
     n, scale, window, softcap, q_token, q_head, table_row,

@@ -33,7 +33,8 @@ def inputs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """rows, positions [n] int64, contiguous; tokens, slot_table [max_rows, max_length] int32 -> (ids, slots)."""
     n = len(rows)
-    ids, slots = torch.empty((2, n), dtype=torch.int64, device=rows.device)
+    # An even width: where the second row begins, numbers are read 16 bytes at a time for any n.
+    ids, slots = torch.empty((2, n + n % 2), dtype=torch.int64, device=rows.device)[:, :n]
     if n:
         _inputs[(-(-n // BLOCK),)](
             rows, positions, tokens, slot_table, ids, slots, n, tokens.stride(0), slot_table.stride(0),

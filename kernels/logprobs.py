@@ -77,7 +77,7 @@ def _statistics(LOGITS, row_stride, stride, vocab, groups, PEAKS, SUMS, TILE: tl
         tl.store(SUMS + row * groups + group, total, mask=group < groups)
 
 
-@triton.jit(do_not_specialize=("top_n",), do_not_specialize_on_alignment=("TARGETS",))
+@triton.jit(do_not_specialize=["top_n"])
 def _report(
     LOGITS, row_stride, stride, vocab, groups, PEAKS, SUMS, TARGETS, LOGPROBS, TOP_IDS, TOP_LOGPROBS, top_n,
     N: tl.constexpr, PDL: tl.constexpr,

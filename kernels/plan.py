@@ -76,7 +76,7 @@ def plan_decode(batch: Batch, layout: Layout) -> Decode:
     return laid
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _plan_decode(
     rows, starts, lengths, workers, entries, arrived, n, count, window, head_blocks,
     BLOCK: tl.constexpr, N: tl.constexpr, W: tl.constexpr, PDL: tl.constexpr,

@@ -54,7 +54,7 @@ def plan_prefill(batch: Batch) -> Prefill:
     return Prefill(tiles, counters)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _plan(starts, lengths, rows, tiles, counters, n, TILE: tl.constexpr, BLOCK: tl.constexpr):
     """Each program places the tiles of one sequence; the first one counts all tiles."""
     s = tl.program_id(0)

@@ -33,8 +33,6 @@ CANDIDATES = [
     for tile, few, most in ((2048, 4, 96), (1024, 4, 64), (4096, 8, 96))
     for chunk, warps, registers in ((2048, 8, 128), (1024, 4, 168), (1024, 8, 128))
 ]
-# Columns of a step begin anywhere in its buffer. A variant for each alignment would be compiled while requests wait.
-UNALIGNED = ("ROWS", "LENGTHS", "BIAS_STARTS", "BIAS_IDS", "BIAS_VALUES", "MASKS", "MASK_LINES")
 
 
 @triton.jit
@@ -42,7 +40,7 @@ def _load(logits, stride, ids, vocab):
     return tl.load(logits + ids.to(tl.int64) * stride, mask=ids < vocab, other=float("-inf"))
 
 
-@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
+@triton.jit
 def _statistics(
     LOGITS, row_stride, stride, vocab, groups, ROWS, LENGTHS, PRESENCE, FREQUENCY, REPETITION, PROMPT_LENGTHS, TOKENS,
     token_stride, BIAS_STARTS, BIAS_IDS, BIAS_VALUES, MASKS, MASK_LINES, TEMPERATURE, STATISTICS, COUNTS, BIASES,
@@ -85,7 +83,7 @@ def _statistics(
         tl.store(out + 3 * groups + group, total, mask=group < groups)
 
 
-@triton.jit(do_not_specialize=("top_n",), do_not_specialize_on_alignment=UNALIGNED)
+@triton.jit(do_not_specialize=["top_n"])
 def _finish(
     LOGITS, row_stride, stride, vocab, groups, ROWS, LENGTHS, PRESENCE, FREQUENCY, REPETITION, PROMPT_LENGTHS, TOKENS,
     token_stride, BIAS_STARTS, BIAS_IDS, BIAS_VALUES, MASKS, MASK_LINES, TEMPERATURE, STATISTICS, COUNTS, BIASES,

@@ -7,8 +7,9 @@ import numpy as np
 
 from aiollm.wire.messages import FromWorker, ToWorker
 from aiollm.workers.decisions import Decisions
-from aiollm.workers.loop import Inbox, Loop, Outbox, Outcome, Runner, run
-from aiollm.workers.staging import Staging
+from aiollm.workers.loop import Inbox, Loop, Outbox, Outcome, Runner
+from aiollm.workers.overlap import run
+from aiollm.workers.staging import Staging, views
 from aiollm.workers.step import Room, Step
 from aiollm.workers.stream import HostStream
 
@@ -24,11 +25,13 @@ class PositionRunner:
     def room(self, needs: Room, mixed: bool, top_n: int) -> Room:
         return needs
 
-    def prepare(self) -> bool:
-        return False
+    prepares = False
+
+    def prepare(self) -> None:
+        pass
 
     def run(self, step: Step) -> Outcome:
-        columns = step.staged.views(step.staged.buffer)
+        columns = views(step.staged.buffer, step.staged.places)
         begins = columns["starts"][:-1].long()
         self.steps.append(list(zip(columns["rows"].tolist(), columns["positions"][begins].tolist(), strict=True)))
         nothing = np.empty((step.sampled, 0))
@@ -44,6 +47,9 @@ class ListInbox:
 
     def drain(self) -> Iterable[ToWorker]:
         return self.batches.pop(0) if self.batches else []
+
+    def quiet(self, seconds: float) -> bool:
+        return not self.batches or not self.batches[0]
 
     def wait(self) -> bool:
         return bool(self.batches)

@@ -47,7 +47,7 @@ from aiollm.workers.model.rotary import Rope
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.runner import ModelRunner
 from aiollm.workers.sizes import early, sizes
-from aiollm.workers.staging import Staging
+from aiollm.workers.staging import Staging, views
 from aiollm.workers.step import Room, Step
 from aiollm.workers.stream import Pending
 from aiollm.workers.tp import TensorParallel
@@ -188,6 +188,9 @@ class Wire:
         while self.arrived:
             yield messages.to_worker_decoder.decode(self.arrived.popleft())
 
+    def quiet(self, seconds: float) -> bool:
+        return not self.arrived
+
     def wait(self) -> bool:
         raise NothingToDo
 
@@ -211,13 +214,17 @@ class FaultyRunner:
     def room(self, needs: Room, mixed: bool, top_n: int) -> Room:
         return self.runner.room(needs, mixed, top_n)
 
-    def prepare(self) -> bool:
-        return self.runner.prepare()
+    @property
+    def prepares(self) -> bool:
+        return self.runner.prepares
+
+    def prepare(self) -> None:
+        self.runner.prepare()
 
     def run(self, step: Step) -> Outcome:
         if self.random.random() < self.chance:
             state = self.runner.state
-            columns = step.staged.views(step.staged.buffer)
+            columns = views(step.staged.buffer, step.staged.places)
             state.upload(len(step.updates), columns)
             slots = state.slot_table[columns["token_rows"], columns["positions"]].long()
             self.runner.kv[0][0][slots, 0, 0] = POISON

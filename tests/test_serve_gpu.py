@@ -17,7 +17,9 @@ from tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.gpu
 
-FLAGS = ("--data_type", "fp32", "--running_max_req_size", "24", "--batch_max_tokens", "96")
+FLAGS = (
+    "--data_type", "fp32", "--running_max_req_size", "24", "--batch_max_tokens", "96", "--max_total_token_num", "4096",
+)  # fmt: skip
 SECONDS = 120.0
 GENERATED = "aiollm_generation_tokens_total"
 PROMPTS = [[(7 * i + seed) % 97 for i in range(3 + 11 * (seed % 9))] for seed in range(40)]
@@ -91,7 +93,7 @@ def test_memory_is_told_part_by_part(server: Server) -> None:
 
 
 def test_a_cache_that_does_not_fit_says_which_flag_to_lower(folder: Path) -> None:
-    flags = ("--model_dir", str(folder), "--device", "cuda", *FLAGS, "--max_total_token_num", "2000000000")
+    flags = ("--model_dir", str(folder), "--device", "cuda", *FLAGS[:-1], "2000000000")
     with Server(*flags, ready=False) as running:
         assert running.process.wait(SECONDS) == 1
         assert "do not fit" in running.log() and "lower --max_total_token_num" in running.log()

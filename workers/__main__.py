@@ -12,7 +12,7 @@ from contextlib import suppress
 from aiollm.wire.arena import Arena
 from aiollm.wire.framing import FrameReader, FrameWriter
 from aiollm.wire.messages import Fatal, FromWorker, Setup
-from aiollm.workers import loop, replay
+from aiollm.workers import loop, overlap, replay
 from aiollm.workers.decisions import Decisions
 from aiollm.workers.load import load, stream_of
 from aiollm.workers.pipes import PipeInbox, PipeOutbox
@@ -61,7 +61,7 @@ def serve(inbox_fd: int, outbox_fd: int, arena_fd: int, decisions: Decisions) ->
         staging = Staging(pinned=settings.device != "cpu")
         state = loop.Loop(setup.epoch, settings.rows, inbox, outbox, stream, runner, staging, decisions)
         tell(ready)
-        loop.run(state)
+        overlap.run(state)
         stream.close()
         return 0
     except BrokenPipeError:

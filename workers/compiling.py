@@ -5,17 +5,18 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
-from aiollm.kernels.ahead import META, launches
+from aiollm.kernels.ahead import META, launches, link
 from aiollm.kernels.device import Device
-from aiollm.kernels.ops import triton_ops
+from aiollm.kernels.ops import Ops
 from aiollm.workers import kv, weights
 from aiollm.workers.model.decoder import Decoder
 from aiollm.workers.model.spec import DecoderSpec
-from aiollm.workers.runner import ModelRunner
-from aiollm.workers.sizes import sizes
+from aiollm.workers.runner import LOGIT_ROWS, ModelRunner
+from aiollm.workers.sizes import TOP, Forward, Size, sizes
 from aiollm.workers.state import State
 from aiollm.workers.tp import Shard, TensorParallel
 
@@ -35,20 +36,45 @@ class Alone(TensorParallel):
         return x
 
 
-def compile_ahead(
-    spec: DecoderSpec, dtype: torch.dtype, rank: int, ranks: int, rows: int, max_length: int, budget: int, facts: Device
-) -> None:
-    """Fill Triton's cache with what a server of these sizes launches on a GPU. Nobody may launch in this process
-    meanwhile. Raises what a compilation raises."""
-    tp, few = Alone(rank, ranks), _few_layers(spec)
-    ops = triton_ops()
-    with torch.inference_mode(), launches(facts, jobs=len(os.sched_getaffinity(0))):
-        state = State(rows, max_length, META)
-        pools = kv.allocate(1, few, Shard(few, rank, ranks), dtype, META)
-        runner = ModelRunner(Decoder(few, weights.outline(few, dtype, tp), ops, tp), pools, state, ops, tp, budget)
-        runner.graphs.begin(lambda work: work, [])
-        for size in sizes(rows, budget):
+class Server(NamedTuple):
+    """What tells which kernels one rank of a server launches."""
+
+    spec: DecoderSpec
+    dtype: torch.dtype
+    ops: Ops
+    rank: int
+    ranks: int
+    rows: int
+    max_length: int
+    budget: int  # prompt tokens of a step
+
+    @property
+    def sizes(self) -> list[Size]:
+        """Of its steps, the largest first."""
+        return sizes(self.rows, self.budget, min(TOP, self.spec.vocab))
+
+
+def compile_ahead(server: Server, facts: Device) -> None:
+    """Fill Triton's cache with what a server launches on a GPU. Nobody may launch in this process meanwhile.
+
+    Raises what a compilation raises.
+    """
+    tp, spec = Alone(server.rank, server.ranks), _outline(server.spec, server.max_length)
+    jobs = max(1, len(os.sched_getaffinity(0)) // server.ranks)
+    with torch.inference_mode(), launches(facts, jobs=jobs) as compiled:
+        state = State(server.rows, server.max_length, META)
+        pools = kv.allocate(1, spec, Shard(spec, tp.rank, tp.size), server.dtype, META)
+        decoder = Decoder(spec, weights.outline(spec, server.dtype, tp), server.ops, tp)
+        runner = ModelRunner(decoder, pools, state, server.ops, tp, server.budget)
+        largest, *rest = server.sizes
+        # Drawing takes the compiler longest: it begins as soon as there are hidden states to draw from.
+        for size in [largest, *sorted(rest, key=lambda size: isinstance(size, Forward))]:
             runner.graphs.capture(size)
+        if spec.reward is None:  # what prompts with logprobs launch besides
+            hidden = torch.empty((LOGIT_ROWS, spec.hidden), dtype=server.dtype, device=META)
+            server.ops.logprobs(decoder.logits(hidden), torch.empty(LOGIT_ROWS, dtype=torch.int64, device=META), 1)
+    if torch.cuda.is_available():
+        link([result for _, result in compiled.values()], jobs)
 
 
 def meanwhile(work: Callable[[], None]) -> Callable[[], None]:
@@ -66,7 +92,8 @@ def meanwhile(work: Callable[[], None]) -> Callable[[], None]:
     return thread.join
 
 
-def _few_layers(spec: DecoderSpec) -> DecoderSpec:
-    """As many of the first layers as it takes to see every kind of them."""
+def _outline(spec: DecoderSpec, max_length: int) -> DecoderSpec:
+    """As many of the first layers as it takes to see every kind of them, and as many positions as are served."""
     kinds = [spec.reach(layer) for layer in range(spec.layers)]
-    return dataclasses.replace(spec, layers=max(kinds.index(kind) for kind in set(kinds)) + 1)
+    layers = max(kinds.index(kind) for kind in set(kinds)) + 1
+    return dataclasses.replace(spec, layers=layers, max_position=max_length)

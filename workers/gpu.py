@@ -1,7 +1,8 @@
 """A GPU as the loop uses it: whether it can be used at all, its stream, and graphs of what is launched there."""
 
+import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -134,11 +135,18 @@ class Capture:
     def __call__(self, work: Callable[[], Any]) -> Callable[[], Any]:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        # Only this thread must not synchronise meanwhile: the other one may wait for its launch.
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        gc.disable()  # memory that is pinned and let go meanwhile would put an event into the graph
         try:
-            work()
-        finally:
+            # Only this thread must not synchronise meanwhile: the other one may wait for its launch.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                work()
+            except BaseException:
+                with suppress(RuntimeError):  # the error that matters is that of the work
+                    graph.capture_end()
+                raise
             graph.capture_end()
+        finally:
+            gc.enable()
         replay: Callable[[], Any] = graph.replay
         return replay

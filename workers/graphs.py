@@ -53,6 +53,7 @@ class Graphs:
         self._rows = rows
         self._max_length = max_length
         self._capture: Capture = lambda work: work
+        self._top = TOP
         self._replays: dict[Size, Work] = {}
         self._sorted: list[Size] = []
         self._places: Places | None = None
@@ -61,8 +62,10 @@ class Graphs:
         return len(self._replays)
 
     def begin(self, capture: Capture, every: list[Size]) -> None:
-        """From now on sizes may be captured, a forward of the most tokens first."""
+        """From now on sizes are captured by `capture`, a forward of the most tokens first. Without it `self.capture`
+        only computes them."""
         self._capture, self.pending = capture, list(every)
+        self._top = max((size.top_n for size in every if isinstance(size, Draw)), default=TOP)
 
     def capture(self, size: Size) -> None:
         """Compute a size once, which compiles and allocates what it needs, and capture it. Raises what that raises."""
@@ -72,17 +75,14 @@ class Graphs:
         self._replays[size] = self._capture(lambda: self._compute(size))
         bisect.insort(self._sorted, size, key=_order)
 
-    def capture_next(self) -> bool:
-        """Capture one that is pending; False where none is. A size that cannot be had only makes steps slower."""
-        if not self.pending:
-            return False
+    def capture_next(self) -> None:
+        """Capture one that is pending. A size that cannot be had only makes steps slower."""
         size = self.pending[0]
         try:
             self.capture(size)
         except Exception:
             log.exception("%s cannot be captured; it and what is pending will be launched kernel by kernel", size)
             self.pending = []
-        return True
 
     def room(self, needs: Room, mixed: bool, top_n: int) -> Room:
         """What a step's columns should hold: the sizes of its graphs, or what it needs where there is no graph."""
@@ -122,7 +122,7 @@ class Graphs:
 
     def _draw(self, sampled: int, top_n: int) -> Draw | None:
         found = self._next(Draw(0, sampled)) if top_n <= 0 else None
-        found = found or (self._next(Draw(TOP, sampled)) if top_n <= TOP else None)
+        found = found or (self._next(Draw(self._top, sampled)) if top_n <= self._top else None)
         return found if sampled and isinstance(found, Draw) else None
 
     def _compute(self, size: Size) -> None:

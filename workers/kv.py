@@ -13,6 +13,7 @@ CGROUPS = (  # versions 2 and 1: folder, limit, usage, and the part of it that i
     ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
+ROUNDING = 256 << 20  # bytes: each layer's pools end within a page of 2 MiB, and each thread's cuBLAS takes 32 MiB
 CPU_MOST = 4 << 30  # bytes of KV on a CPU unless --max_total_token_num says otherwise: a laptop has other work too
 
 
@@ -26,7 +27,7 @@ def fitting(per_slot: int, device: torch.device, fraction: float, reserved: int 
     bytes, which other things still need."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        room = free - int(total * (1 - fraction)) - reserved
+        room = free - int(total * (1 - fraction)) - reserved - ROUNDING
     else:
         room = min(CPU_MOST, int(available_memory() * fraction))
     slots = room // per_slot

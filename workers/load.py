@@ -17,7 +17,7 @@ from aiollm.kernels.device import facts
 from aiollm.kernels.ops import Ops, cpu_ops, triton_ops
 from aiollm.wire.messages import Loading, Ready, WorkerSettings
 from aiollm.workers import gpu, kv, memory, weights
-from aiollm.workers.compiling import compile_ahead, meanwhile
+from aiollm.workers.compiling import Server, compile_ahead, meanwhile
 from aiollm.workers.families.registry import describe
 from aiollm.workers.model.decoder import Decoder
 from aiollm.workers.model.reward import read_score
@@ -100,10 +100,8 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
         _tune(spec, shard, dtype, device, phases)
     longest = min(settings.max_length or spec.max_position, spec.max_position)
     longest = min(longest, settings.slots + 1) if settings.slots else longest
-    compiled = None
-    if device.type == "cuda":
-        sizes = settings.rows, longest, settings.chunk_budget
-        compiled = meanwhile(lambda: compile_ahead(spec, dtype, tp.rank, tp.size, *sizes, facts(device)))
+    server = Server(spec, dtype, ops, tp.rank, tp.size, settings.rows, longest, settings.chunk_budget)
+    compiled = meanwhile(lambda: compile_ahead(server, facts(device))) if device.type == "cuda" else None
     with phases.phase("loading weights") as progress:
         if settings.load_format == "dummy":
             parameters = weights.dummy(spec, dtype=dtype, device=device, tp=tp, quantize=quantize)
@@ -125,20 +123,22 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
             decoder, kv.allocate(slots, spec, shard, dtype, device), state, ops, tp, settings.chunk_budget
         )
 
-    per_slot = kv.bytes_per_slot(spec, shard, dtype)
+    every, per_slot = server.sizes, kv.bytes_per_slot(spec, shard, dtype)
     budget = [("weights", weights.stored_bytes(parameters)), ("row tables", state.nbytes)]
     if device.type == "cuda":
         with phases.phase("measuring memory"):
-            budget += memory.measured(lambda: runner_with(1), settings.graphs)
+            budget += memory.measured(lambda: runner_with(1), every, settings.graphs)
     with phases.phase("allocating the KV cache"):
         reserved = sum(amount for what, amount in budget if what in memory.RESERVED)
         slots = tp.smallest(settings.slots or kv.fitting(per_slot, device, settings.mem_fraction, reserved))
         runner = runner_with(slots)
     with phases.phase("warming up"), torch.inference_mode():
         runner.run(_warm_up(settings.rows))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # what goes wrong there shows only now
     if device.type == "cuda" and settings.graphs:
         with phases.phase("capturing graphs") as progress:
-            memory.capture(runner, progress)
+            memory.capture(runner, every, progress)
     return Loaded(runner, Ready(
         slots=slots,
         max_length=min(longest, slots + 1),

@@ -1,13 +1,12 @@
-"""The iteration loop and its two overlap threads.
+"""The iteration loop: what one turn of it does.
 
-Two identical threads take turns with a baton. A turn posts the thread's last iteration and launches its next one, in
-one critical section (rule A): post, drain, apply, choose, build, launch. Between its turns a thread waits for its
-launch and writes to the outbox; meanwhile the other one has its turn. So the post of iteration k precedes the launch
-of k + 2, and the device always has the next iteration queued.
+Two identical threads take turns with a baton (overlap.py). A turn posts the thread's last iteration and launches its
+next one, in one critical section (rule A): post, drain, apply, choose, build, launch. Between its turns a thread waits
+for its launch and writes to the outbox; meanwhile the other one has its turn. So the post of iteration k precedes the
+launch of k + 2, and the device always has the next iteration queued.
 """
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
@@ -26,6 +25,7 @@ from aiollm.workers.stream import Pending, StateLost, Stream, failed
 
 log = logging.getLogger(__name__)
 
+QUIET = 2.0  # seconds without messages before something is prepared: who comes then waits for it to end
 SMALL_UPDATES = 64  # without chunks, applied in one iteration at most; bounds the time under the baton
 
 
@@ -47,13 +47,20 @@ class Runner(Protocol):
 
     def run(self, step: Step) -> Outcome: ...
 
-    def prepare(self) -> bool:
-        """A little work that makes later steps faster, while nothing is to be done; False where none is left."""
+    @property
+    def prepares(self) -> bool:
+        """Whether there is work left that would make later steps faster."""
+
+    def prepare(self) -> None:
+        """Do a little of it; nothing else is under way."""
 
 
 class Inbox(Protocol):
     def drain(self) -> Iterable[ToWorker]:
         """Whatever has arrived."""
+
+    def quiet(self, seconds: float) -> bool:
+        """Wait for something to arrive; True if nothing did within that time."""
 
     def wait(self) -> bool:
         """Block until something arrives; False if nothing ever will."""
@@ -108,6 +115,7 @@ class Loop:
         self._updates: deque[Update] = deque()
         self._uploads: list[Update] = []
         self._last_end = 0.0
+        self._prepared = False
 
     def turn(self, flight: Flight | None) -> Flight | None:
         """Post the thread's last iteration, then launch its next; None if there is nothing to launch now."""
@@ -128,8 +136,17 @@ class Loop:
             if self._updates:
                 continue  # more than SMALL_UPDATES had arrived
             self.outbox.flush()  # nothing is in flight: the post of this turn must not wait for the next message
-            if not self.runner.prepare() and not self.inbox.wait():
+            if not self._wait():
                 self.stopping = True
+
+    def _wait(self) -> bool:
+        """Wait for messages, and prepare a little where none have come for a while; False if none ever will."""
+        if self.runner.prepares and self.inbox.quiet(0.0 if self._prepared else QUIET):
+            self.runner.prepare()
+            self._prepared = True
+            return True
+        self._prepared = False
+        return self.inbox.wait()
 
     def _follow(self) -> Flight | None:
         decision = self.decisions.read()
@@ -230,8 +247,8 @@ class Loop:
         """Take an iteration's outcome: who stopped, what is published. Rows that were retired meanwhile are silent."""
         self.in_flight -= 1
         pending = flight.pending
-        idle = max(0.0, pending.began - self._last_end) if self._last_end else 0.0
-        self._last_end = pending.ended
+        idle = max(0.0, pending.began - self._last_end) if self._last_end and pending.began else 0.0
+        self._last_end = pending.ended or self._last_end
         header = Header(
             self.epoch, flight.iteration, flight.turn, flight.applied,
             int((pending.ended - pending.began) * 1e6), int(idle * 1e6), pack(flight.stalled),
@@ -280,51 +297,3 @@ class Loop:
                 error=f"{type(error).__name__}: {error}",
             )
         )
-
-
-class Baton:
-    """Strict turns between two threads: posts come in the order of the launches."""
-
-    def __init__(self) -> None:
-        self._mine = (threading.Semaphore(1), threading.Semaphore(0))
-
-    def take(self, me: int) -> None:
-        self._mine[me].acquire()
-
-    def pass_on(self, me: int) -> None:
-        self._mine[1 - me].release()
-
-
-def run(loop: Loop) -> None:
-    """Serve until the server says stop or goes away; raises what a turn raised."""
-    baton = Baton()
-    faults: list[BaseException] = []
-
-    def overlap(me: int) -> None:
-        flight: Flight | None = None
-        try:
-            with loop.stream.context():
-                while True:
-                    if flight is not None:
-                        flight.pending.wait()
-                    baton.take(me)
-                    if faults:
-                        return
-                    flight = loop.turn(flight)
-                    if loop.stopping and flight is None:
-                        return
-                    baton.pass_on(me)
-                    loop.outbox.flush()
-        except BaseException as error:  # noqa: BLE001  raised again by `run`
-            faults.append(error)
-        finally:
-            baton.pass_on(me)  # whatever ended this thread, the other one must not wait for it
-
-    threads = [threading.Thread(target=overlap, args=(me,), name=f"overlap-{me}") for me in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    loop.outbox.flush()
-    if faults:
-        raise faults[0]

@@ -2,71 +2,78 @@
 
 import gc
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 from aiollm.workers.gpu import Capture
 from aiollm.workers.runner import ModelRunner
-from aiollm.workers.sizes import TOP, Draw, early, sizes
+from aiollm.workers.sizes import Draw, Forward, Size, early
 
 ACTIVATIONS, GRAPHS, OTHERS = "activations of the largest step", "graphs", "driver, kernels and other processes"
 RESERVED = (ACTIVATIONS, GRAPHS)  # not taken yet while the KV cache is being sized
-LEAST_GRAPH = 1 << 20  # bytes that a graph is taken to need at least
+TRIED = 4  # forwards that are captured to see what each takes
+DRAW_SHARE = 8  # a drawing has less than an eighth of a forward's nodes
 
 
-def measured(make: Callable[[], ModelRunner], graphs: bool) -> list[tuple[str, int]]:
-    """What a runner like the one that is made takes, (what, bytes); that one is given up, with its pools.
+def measured(make: Callable[[], ModelRunner], every: list[Size], graphs: bool) -> list[tuple[str, int]]:
+    """What a runner like the one that is made takes for steps of the sizes `every`, (what, bytes).
 
-    `graphs` tells whether steps will be captured: then all sizes share the memory of the largest, and each has nodes
-    of its own.
+    That one is given up, with its pools. `graphs` tells whether steps will be captured: then all sizes share the memory
+    of the largest; besides, the driver keeps something for each, which is measured on a few of them.
     """
     runner = make()
-    rows = runner.state.hold
-    every = sizes(rows, runner.budget)
-    forward, draw = every[0], Draw(TOP, rows)
+    forwards = [size for size in every if isinstance(size, Forward)]
+    draws = [size for size in every if isinstance(size, Draw)]
     torch.cuda.reset_peak_memory_stats()
     base = torch.cuda.memory_allocated()
-    runner.graphs.begin(lambda work: work, [])  # what is only called again is launched kernel by kernel
-    runner.graphs.capture(forward)
-    runner.graphs.capture(draw)
+    for chosen in (forwards[0], draws[0]):  # nothing is captured yet: they are only computed
+        runner.graphs.capture(chosen)
     activations = torch.cuda.max_memory_allocated() - base
     captured = 0
     if graphs:
-        runner.graphs.begin(Capture(), [])
-        before = _free()
-        runner.graphs.capture(forward)
-        runner.graphs.capture(draw)
-        shared = before - _free()
-        runner.graphs.capture(next(size for size in every if size != forward and not isinstance(size, Draw)))
-        own = max(LEAST_GRAPH, before - shared - _free())
-        captured = shared + own * len(every)
+        runner.graphs.begin(Capture(), every)
+        before = _held()
+        some: list[Size] = list(dict.fromkeys([*forwards[:: max(1, len(forwards) // TRIED)], forwards[-1]]))
+        for chosen in [*some, draws[0]]:
+            runner.graphs.capture(chosen)
+        after = _held()
+        own = max(0, after.by_driver - before.by_driver) // len(some)
+        captured = after.by_torch - before.by_torch + len(forwards) * own + len(draws) * own // DRAW_SHARE
     del runner
-    _free()
-    free, total = torch.cuda.mem_get_info()
-    others = total - free - torch.cuda.memory_reserved()
-    return [(ACTIVATIONS, activations), (GRAPHS, captured), (OTHERS, max(0, others))]
+    return [(ACTIVATIONS, activations), (GRAPHS, captured), (OTHERS, _held().by_driver)]
 
 
-def capture(runner: ModelRunner, progress: Callable[[float], None]) -> None:
+def capture(runner: ModelRunner, every: list[Size], progress: Callable[[float], None]) -> None:
     """Capture what every step finds a size among; the rest follows in idle times, but for several ranks, which would
     have to agree on it: they capture all of it now. Raises MemoryError where there is no room."""
-    every = sizes(runner.state.hold, runner.budget)
     now = every if runner.tp.size > 1 else early(every)
     runner.graphs.begin(Capture(), every)
     try:
         for done, size in enumerate(now):
             runner.graphs.capture(size)
             progress((done + 1) / len(now))
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+        if "out of memory" not in str(error):  # the driver lacks it where a graph is made ready
+            raise
         raise MemoryError(
             f"{len(runner.graphs)} of {len(now)} graphs fit: lower --mem_fraction or --max_total_token_num, or serve"
             " without graphs (--disable_cudagraph)"
         ) from error
 
 
-def _free() -> int:
-    """Bytes that are free once nothing is held that nobody uses."""
+class Held(NamedTuple):
+    """Bytes of a GPU that are taken."""
+
+    by_torch: int  # for tensors and the memory of graphs
+    by_driver: int  # for contexts, kernels and the nodes of graphs, and by other processes
+
+
+def _held() -> Held:
+    """Once nothing is held that nobody uses."""
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
-    return torch.cuda.mem_get_info()[0]
+    free, total = torch.cuda.mem_get_info()
+    by_torch = torch.cuda.memory_reserved()
+    return Held(by_torch, max(0, total - free - by_torch))

@@ -25,6 +25,9 @@ class PipeInbox:
         for body in self._reader.read():
             yield to_worker_decoder.decode(body)
 
+    def quiet(self, seconds: float) -> bool:
+        return not self._reader.closed and not self._reader.wait(seconds)
+
     def wait(self) -> bool:
         if self._reader.closed:
             return False

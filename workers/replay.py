@@ -6,6 +6,7 @@ of them: into the iteration that the worker did not survive. So a fault can be t
 from a GPU to a CPU.
 """
 
+import gc
 import os
 import struct
 import time
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
+import torch
 
 from aiollm.wire.columns import floats, ints
 from aiollm.wire.messages import (
@@ -28,10 +30,11 @@ from aiollm.wire.messages import (
     Setup,
     ToWorker,
     Update,
+    WorkerSettings,
     from_worker_decoder,
     to_worker_decoder,
 )
-from aiollm.workers import loop
+from aiollm.workers import loop, overlap
 from aiollm.workers.decisions import Decision, Decisions
 from aiollm.workers.load import load, stream_of
 from aiollm.workers.staging import Staging
@@ -96,6 +99,9 @@ class Comparison:
     def drain(self) -> Iterator[ToWorker]:
         updates, self._updates = self._updates, []
         yield from updates
+
+    def quiet(self, seconds: float) -> bool:
+        return False  # nobody waits for a replay to be faster
 
     def wait(self) -> bool:
         return False
@@ -175,24 +181,30 @@ def main(path: str, device: str | None, folder: str | None) -> int:
             slots=ready.slots,  # not those that fit here: the updates name slots of that pool
             max_length=ready.max_length,
         )
-        stream = stream_of(settings)
-        with stream.context():
-            runner, _ = load(settings, _tell)
-        comparison = Comparison(epoch.updates, epoch.results)
-        decisions = Recorded([message.header for message in epoch.results])
-        began = time.monotonic()
-        number, rows = epoch.setup.epoch, settings.rows
-        staging = Staging(pinned=settings.device != "cpu")
-        loop.run(loop.Loop(number, rows, comparison, comparison, stream, runner, staging, decisions))
-        stream.close()
-        seconds = time.monotonic() - began
-        print(
-            f"epoch {number}: {comparison.iterations} iterations in {seconds:.1f} s, {comparison.tokens} tokens,"
-            f" {comparison.differing} differ, logprobs within {comparison.logprob:.2g}"
-            + (f"; first: {comparison.first}" if comparison.first else "")
-        )
-        differing += comparison.differing
+        differing += _replay(epoch, settings)
+        gc.collect()
+        torch.cuda.empty_cache()  # a GPU has no room for the model of the next epoch beside this one
     return 1 if differing else 0
+
+
+def _replay(epoch: Epoch, settings: WorkerSettings) -> int:
+    """Run one epoch and tell how it went; how many tokens differ."""
+    stream = stream_of(settings)
+    with stream.context():
+        runner = load(settings, _tell).runner
+    comparison = Comparison(epoch.updates, epoch.results)
+    decisions = Recorded([message.header for message in epoch.results])
+    began = time.monotonic()
+    number, staging = epoch.setup.epoch, Staging(pinned=settings.device != "cpu")
+    overlap.run(loop.Loop(number, settings.rows, comparison, comparison, stream, runner, staging, decisions))
+    stream.close()
+    seconds = time.monotonic() - began
+    print(
+        f"epoch {number}: {comparison.iterations} iterations in {seconds:.1f} s, {comparison.tokens} tokens,"
+        f" {comparison.differing} differ, logprobs within {comparison.logprob:.2g}"
+        + (f"; first: {comparison.first}" if comparison.first else "")
+    )
+    return comparison.differing
 
 
 def _tell(loading: Loading) -> None:

@@ -49,10 +49,15 @@ class ModelRunner:
         """What a step's columns should hold; under the baton, right before its launch."""
         return self.graphs.room(needs, mixed, top_n)
 
-    def prepare(self) -> bool:
-        """A little work that was left for idle times; False where none is left. With several ranks there never is any:
-        they would have to agree on it."""
-        return self.graphs.capture_next()
+    @property
+    def prepares(self) -> bool:
+        """Whether sizes are left to be captured in idle times. With several ranks there are none: they would have to
+        agree on it."""
+        return bool(self.graphs.pending)
+
+    def prepare(self) -> None:
+        """Capture one of them."""
+        self.graphs.capture_next()
 
     def run(self, step: Step) -> Outcome:
         """Launch a step. On a GPU the arrays that it returns are filled when the launch is done, and not before."""

@@ -25,13 +25,13 @@ class Draw(NamedTuple):
 Size = Forward | Draw
 
 
-def sizes(rows: int, budget: int) -> list[Size]:
+def sizes(rows: int, budget: int, top: int = TOP) -> list[Size]:
     """Every size of a server of `rows` rows whose chunks have at most `budget` tokens. The largest comes first: in the
-    memory that it leaves behind there is room for the others'."""
+    memory that it leaves behind there is room for the others'. `top` is for vocabularies smaller than TOP."""
     decodes = decode_sizes(rows)
     forwards = [Forward(True, tokens, min(tokens, rows)) for tokens in mixed_sizes(rows + budget)]
     forwards += [Forward(False, tokens, tokens) for tokens in decodes]
-    draws = [Draw(top_n, sampled) for top_n in (TOP, 0) for sampled in decodes]
+    draws = [Draw(top_n, sampled) for top_n in (top, 0) for sampled in decodes]
     return sorted(forwards, reverse=True, key=lambda size: size.tokens) + draws[::-1]
 
 
@@ -48,13 +48,16 @@ def mixed_sizes(most: int) -> list[int]:
 
 
 def early(every: list[Size]) -> list[Size]:
-    """Those to capture before a server is ready: every step finds one, though not the nearest."""
+    """Those to capture before a server is ready: every step finds one, though not the nearest. Steps of a whole chunk
+    and few decoding rows are too common to be padded by more than others."""
+    budget = max(size.tokens - size.sequences for size in every if isinstance(size, Forward))
 
     def common(size: Size) -> bool:
         if isinstance(size, Draw):
             return size.top_n == 0 and (size.sampled <= 8 or size.sampled % 32 == 0)
         if size.mixed:
-            return size.tokens <= PROMPT or size.tokens % 512 == 0
+            full = budget < size.tokens <= budget + PROMPT
+            return size.tokens <= PROMPT or size.tokens % 512 == 0 or full
         return size.tokens <= 8 or size.tokens % 32 == 0
 
     largest = {_kind(size): size for size in reversed(every)}.values()

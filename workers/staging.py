@@ -32,13 +32,10 @@ class Place(NamedTuple):
 
 
 class Staged(NamedTuple):
-    """Columns side by side in one buffer; `views` cuts a copy of it, on any device, back into columns."""
+    """Columns side by side in one buffer; `views` cuts a copy of it, on any device, back into them."""
 
     buffer: torch.Tensor  # [words] int64
     places: dict[str, Place]
-
-    def views(self, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
-        return views(buffer, self.places)
 
 
 def views(buffer: torch.Tensor, places: Mapping[str, Place]) -> dict[str, torch.Tensor]:

@@ -17,7 +17,8 @@ class StateLost(Exception):
 
 
 class Pending:
-    """A launched piece of work: wait for it, then read `result` or `error`. Times are time.monotonic seconds."""
+    """A launched piece of work: wait for it, then read `result` or `error`. Times are seconds of the stream's clock, 0
+    where the work never ran."""
 
     def __init__(self) -> None:
         self._done = threading.Event()
@@ -45,13 +46,10 @@ class Pending:
 
 
 def failed(error: BaseException) -> Pending:
-    """A launch that never was: done, with its error."""
-
-    def fail() -> object:
-        raise error
-
+    """A launch that never was: done, with its error, at no time."""
     pending = Pending()
-    pending.run(fail)
+    pending.error = error
+    pending._done.set()
     return pending
 
 

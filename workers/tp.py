@@ -56,7 +56,7 @@ class TensorParallel:
             return logits
         r, v = logits.shape
         shards = logits.new_empty(self.size, r, v)
-        dist.all_gather(list(shards.unbind()), logits.contiguous())
+        dist.all_gather_into_tensor(shards.view(-1, v), logits.contiguous())
         return shards.transpose(0, 1).reshape(r, self.size * v)
 
     def broadcast(self, x: torch.Tensor, src: int = 0) -> torch.Tensor:

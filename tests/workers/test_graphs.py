@@ -143,7 +143,8 @@ def test_nothing_of_a_capture_reaches_a_row(folder: Path) -> None:
     with torch.inference_mode():
         runner.graphs.begin(again, sizes(ROWS, BUDGET))
         begun = [run(r, [2], [0], [4], [0], updates=[begin(1, 2, [9, 8, 7, 6], credit=4)]) for r in (runner, plain)]
-        while runner.prepare():
+        while runner.prepares:
+            runner.prepare()
             assert torch.equal(runner.state.tokens[:ROWS], plain.state.tokens[:ROWS])
     assert len(runner.graphs) == len(sizes(ROWS, BUDGET))
     assert begun[0].tokens == begun[1].tokens
@@ -159,7 +160,8 @@ def test_a_size_that_cannot_be_captured_leaves_steps_as_they_were(
     runner = loaded(folder)
     with torch.inference_mode():
         runner.graphs.begin(full, sizes(ROWS, BUDGET))
-        assert runner.prepare() and not runner.prepare()
+        runner.prepare()
+    assert not runner.prepares
     assert "cannot be captured" in caplog.text and not runner.graphs.pending
     assert len(run(runner, [2], [0], [4], [0], updates=[begin(1, 2, [9, 8, 7, 6])]).tokens) == 1
 

@@ -8,7 +8,7 @@ from updates import begin
 
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Failed, FromWorker, Result, Stop, Update
-from aiollm.workers.loop import SMALL_UPDATES, Outcome
+from aiollm.workers.loop import QUIET, SMALL_UPDATES, Outcome
 from aiollm.workers.step import Step
 from aiollm.workers.stream import StateLost
 
@@ -119,3 +119,28 @@ def test_a_step_whose_uploads_are_lost_ends_the_worker() -> None:
 
     with pytest.raises(StateLost):
         start(loop_of(ListInbox([begin(1, 0, [7], credit=9, outputs=9)]), ListOutbox(), Loses()))()
+
+
+def test_something_is_prepared_while_nobody_wants_anything_and_only_then() -> None:
+    class Prepares(PositionRunner):
+        left = 3
+        waited: list[float]
+
+        @property
+        def prepares(self) -> bool:  # type: ignore[override]
+            return self.left > 0
+
+        def prepare(self) -> None:
+            self.left -= 1
+
+    class Quiet(ListInbox):
+        def quiet(self, seconds: float) -> bool:
+            waits.append(seconds)
+            return super().quiet(seconds)
+
+    waits: list[float] = []
+    runner, outbox = Prepares(), ListOutbox()
+    busy = [[begin(1, 0, [7], credit=2, outputs=3)], [], [], [], [begin(2, 1, [8], first_slot=9, outputs=1)]]
+    start(loop_of(Quiet(*busy), outbox, runner))()
+    assert tokens(outbox.sent) == [1, 2, 3, 1] and runner.left == 0
+    assert waits == [QUIET, 0.0, 0.0], "the first waits until it is quiet, those behind it go on at once"
