@@ -62,7 +62,7 @@ def test_streams_are_all_read_before_the_first_is_written(served: Runner, monkey
     seen: list[str] = []
     take, write, flush = Stream.take, Stream.write, Outbox._flush
     monkeypatch.setattr(Stream, "take", lambda self: [seen.append("take"), take(self)][1])
-    monkeypatch.setattr(Stream, "write", lambda self, data: [seen.append("write"), write(self, data)][1])
+    monkeypatch.setattr(Stream, "write", lambda self, data, now: [seen.append("write"), write(self, data, now)][1])
     monkeypatch.setattr(Outbox, "_flush", lambda self: [seen.append("flush"), flush(self)][1])
 
     async def main(stand: Stand) -> None:
