@@ -5,6 +5,8 @@
 Starts `aiollm serve` with dummy weights and the flags of that file, FLAGS behind them, and runs `aiollm bench serve
 --workload NAME` for each row. A ratio above 1 is better than vLLM, whichever way the figure runs. A row that fails or
 takes too long is told, and the next one runs, on a new server where the old one died. FILE is written after each row.
+`gaps` is the time that the device waited over the time that it worked: by the server's figures, which count waiting for
+work too, or with --traces by each row's part of the trace, which does not.
 Measure on an H100, or the ratios mean nothing. Rows with `+real` have the ratio to the same row without real life.
 """
 
@@ -25,6 +27,8 @@ from typing import Any
 
 from serving import Server
 from shapes import SHAPES, write
+
+from aiollm import trace
 
 BASELINES = json.loads((Path(__file__).parent / "baselines.json").read_text(encoding="utf-8"))
 NO_CACHE = "--disable_dynamic_prompt_cache"  # vLLM's figures were taken without; real life is measured with
@@ -78,7 +82,7 @@ class Look:
             "loop_lag_p99_ms": lag(0.99),
             "iterations": grown("iteration_seconds_count"),
             "device_seconds": round(device, 3),
-            "device_idle_share": round(idle / (idle + device), 4) if device else None,
+            "device_gap_share": round(idle / device, 4) if device else None,
         }
 
 
@@ -143,7 +147,7 @@ def show(shape: str, workload: str, found: dict[str, Any], comparisons: list[dic
                 kept={True: "yes", False: "NO", None: "-"}[comparison.get("kept")],
                 server=_percent(found.get("server_cpu_share")),
                 lag="-" if found.get("loop_lag_p99_ms") is None else f"{found['loop_lag_p99_ms']:g}",
-                gaps=_percent(found.get("device_idle_share")),
+                gaps=_percent(found.get("device_gap_share")),
             ),
             flush=True,
         )
@@ -163,6 +167,9 @@ class Session:
         self._shape, self._flags, self._options, self._plain = shape, flags, options, plain
         self._real_life = plain is not None
         self._server: Server | None = None
+        self._starts = 0
+        self._trace: Path | None = None
+        self._traced = 0  # iterations of the rows before
         self.start: dict[str, Any] = {}
 
     def row(self, workload: str) -> dict[str, Any]:
@@ -172,6 +179,8 @@ class Session:
         try:
             server = self._living()
             figures = self.start if workload == "start" else run_row(server, workload, self._real_life, self._options)
+            if self._trace is not None:
+                figures |= self._gaps()
             if self._plain is None:
                 baselines = BASELINES["shapes"].get(self._shape, {}).get(workload, [])
                 comparisons = [compared(baseline, figures) for baseline in baselines]
@@ -180,7 +189,7 @@ class Session:
             if comparisons or workload != "start":
                 show(self._shape, name, figures, comparisons)
             return row | {"figures": figures, "compared": comparisons}
-        except (RowFailed, RuntimeError, OSError, KeyError, ValueError) as error:
+        except (RowFailed, trace.TraceError, RuntimeError, OSError, KeyError, ValueError) as error:
             said = str(error) or type(error).__name__
             if self._server is not None and self._server.process.poll() is not None:
                 said += f"; the server ended with {self._server.process.poll()}:\n{self._server.log()[-2000:]}"
@@ -192,12 +201,28 @@ class Session:
             self._server.__exit__()
             self._server = None
 
+    def _gaps(self) -> dict[str, Any]:
+        """What the trace says of the iterations since the last row."""
+        assert self._trace is not None
+        every = trace.read(self._trace)
+        own, self._traced = every[self._traced :], len(every)
+        if not own:
+            return {}
+        return {"device_gap_share": round(trace.share(own), 4), "trace": trace.summary(own).splitlines()}
+
     def _living(self) -> Server:
         if self._server is not None and self._server.process.poll() is not None:
             self.close()
         if self._server is None:
+            self._starts += 1
+            flags = list(self._flags)
+            if self._options.traces:
+                life = "-real" if self._real_life else ""
+                self._trace = self._options.traces / f"{self._shape}{life}-{self._starts}.json"
+                self._traced = 0
+                flags += ["--trace", str(self._trace)]
             began = time.monotonic()
-            server = Server(*self._flags)
+            server = Server(*flags)
             server.__enter__()
             self._server = server
             held = re.search(r"the KV cache holds ([\d,]+) tokens", server.log())
@@ -241,8 +266,11 @@ def main() -> int:
     parser.add_argument("--row-seconds", type=float, default=300, help="limit of one row (300)")
     parser.add_argument("--seconds", type=float, default=1e9, help="no row begins after so many seconds")
     parser.add_argument("--no-baseline-flags", action="store_true", help="start the server with FLAGS alone")
+    parser.add_argument("--traces", type=Path, metavar="FOLDER", help="keep the trace of each server, summed up by row")
     parser.add_argument("--save", type=Path, help="write everything as JSON")
     args = parser.parse_args(argv)
+    if args.traces:
+        args.traces.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + args.seconds
     flags = [*([] if args.no_baseline_flags else BASELINES["flags"]), *flags]
     found: dict[str, Any] = {"machine": machine(), "flags": flags, "rows": []}
