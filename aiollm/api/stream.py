@@ -122,7 +122,11 @@ class Stream:
         """Hand events to the transport, as aiohttp's writer would; `now` is the loop's time."""
         if self._transport.is_closing():
             return  # the handler is about to be cancelled
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        try:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        except Exception:  # the others of this turn are written all the same
+            log.exception("the stream of %s could not be written", self._generation.id)
+            self._transport.abort()
         if not self._paused:
             self._pulse.done(now)
 

@@ -49,6 +49,12 @@ def test_a_rate_spreads_requests_over_time(served: Runner) -> None:
     assert run["completed"] == 12 and run["duration"] > 0.08
 
 
+def test_a_rate_and_a_limit_hold_together(served: Runner) -> None:
+    load = ["--num-prompts", "8", "--request-rate", "200", "--max-concurrency", "1", "--procs", "1"]
+    (run,) = bench(served, *load)
+    assert run["completed"] == 8 and run["max_concurrent_requests"] == 1
+
+
 def test_several_loads_are_run_in_turn(served: Runner, tmp_path: Path) -> None:
     path = tmp_path / "out" / "runs.jsonl"
     loads = ["--max-concurrency", "1", "2", "--num-prompts", "4", "--result-dir", str(path.parent)]
@@ -123,6 +129,8 @@ def test_what_contradicts_itself_is_refused(argv: list[str], said: str) -> None:
         (["--token-ids", "9:3"], "LOW:HIGH"),
         (["--goodput", "speed:3"], "METRIC:MS"),
         (["--header", "x"], "KEY=VALUE"),
+        (["--extra-body", "[1]"], "JSON object"),
+        (["--extra-body", "{"], "JSON object"),
         (["--percentile-metrics", "ttft,x"], "only ttft"),
         (["--metric-percentiles", "101"], "from 0 to 100"),
         (["--workload", "none"], "decode-256"),
