@@ -55,6 +55,17 @@ def test_rows_that_fail_are_told_and_the_others_are_measured(
     assert printed.count("FAILED") == 2 and "median_tpot_ms" in printed
 
 
+def test_a_server_that_does_not_start_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["bench_gpu.py", "--model", str(tmp_path), "--workloads", "single", "smoke", "--no-baseline-flags"]
+    monkeypatch.setattr(sys, "argv", command)
+    assert bench_gpu.main() == 1
+    printed = capsys.readouterr().out
+    assert printed.count("FAILED") == 3 and printed.count("the server did not start") == 1
+    assert "config.json" in printed
+
+
 def test_a_row_ends_at_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent:
         url = "http://127.0.0.1:9"  # nobody listens there, and the client waits for a server

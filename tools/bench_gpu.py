@@ -168,6 +168,7 @@ class Session:
         self._real_life = plain is not None
         self._server: Server | None = None
         self._starts = 0
+        self._broken = ""
         self._trace: Path | None = None
         self._traced = 0  # iterations of the rows before
         self.start: dict[str, Any] = {}
@@ -211,6 +212,8 @@ class Session:
         return {"device_gap_share": round(trace.share(own), 4), "trace": trace.summary(own).splitlines()}
 
     def _living(self) -> Server:
+        if self._broken:
+            raise RowFailed("the server does not start, as is said above")
         if self._server is not None and self._server.process.poll() is not None:
             self.close()
         if self._server is None:
@@ -222,8 +225,13 @@ class Session:
                 self._traced = 0
                 flags += ["--trace", str(self._trace)]
             began = time.monotonic()
-            server = Server(*flags)
-            server.__enter__()
+            server = Server(*flags, patience=self._options.start_seconds)
+            try:
+                server.__enter__()
+            except RuntimeError as error:
+                server.__exit__()
+                self._broken = str(error)
+                raise
             self._server = server
             held = re.search(r"the KV cache holds ([\d,]+) tokens", server.log())
             self.start = {
@@ -264,6 +272,7 @@ def main() -> int:
     parser.add_argument("--procs", type=int, default=4, help="client processes (4)")
     parser.add_argument("--token-ids", default="300:40000", help="of prompts, LOW:HIGH (300:40000)")
     parser.add_argument("--row-seconds", type=float, default=300, help="limit of one row (300)")
+    parser.add_argument("--start-seconds", type=float, default=300, help="limit of a server's start (300)")
     parser.add_argument("--seconds", type=float, default=1e9, help="no row begins after so many seconds")
     parser.add_argument("--no-baseline-flags", action="store_true", help="start the server with FLAGS alone")
     parser.add_argument("--traces", type=Path, metavar="FOLDER", help="keep the trace of each server, summed up by row")
