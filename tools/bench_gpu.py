@@ -35,7 +35,7 @@ NO_CACHE = "--disable_dynamic_prompt_cache"  # vLLM's figures were taken without
 WARM_UP = "smoke"
 TICKS = os.sysconf("SC_CLK_TCK")
 LINE = (
-    "{shape:<11}{workload:<20}{metric:<19}{vllm:>9}{must:>9}{measured:>11}{ratio:>8}{kept:>6}"
+    "{shape:<12} {workload:<19} {metric:<18} {vllm:>9}{must:>9}{measured:>11}{ratio:>8}{kept:>6}"
     "{server:>8}{lag:>8}{gaps:>7}"
 )
 
@@ -194,7 +194,7 @@ class Session:
             said = str(error) or type(error).__name__
             if self._server is not None and self._server.process.poll() is not None:
                 said += f"; the server ended with {self._server.process.poll()}:\n{self._server.log()[-2000:]}"
-            print(f"{self._shape:<11}{name:<20}FAILED: {said}", flush=True)
+            print(f"{self._shape:<12} {name:<19} FAILED: {said}", flush=True)
             return row | {"error": said}
 
     def close(self) -> None:
@@ -301,7 +301,7 @@ def main() -> int:
                         for _ in range(1 if workload == "start" else args.repeat):
                             if time.monotonic() > deadline:
                                 row = {"shape": shape, "workload": workload, "error": "no time left (--seconds)"}
-                                print(f"{shape:<11}{workload:<20}FAILED: no time left (--seconds)", flush=True)
+                                print(f"{shape:<12} {workload:<19} FAILED: no time left (--seconds)", flush=True)
                             else:
                                 row = session.row(workload)
                             found["rows"].append(row)
