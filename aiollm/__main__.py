@@ -54,6 +54,9 @@ def main() -> int:
         return bench_serve.main(argv[2:])
     if argv[:2] == ["bench", "static"]:
         os.execv(sys.executable, [sys.executable, "-m", "aiollm.workers.bench_static", *argv[2:]])
+    if argv[:1] == ["bench"]:
+        print("usage: aiollm bench serve|static [flags]; each of the two has --help", file=sys.stderr)
+        return 2
     settings = config.parse(argv, os.environ)
     if argv[:1] == ["doctor"]:
         from aiollm import doctor

@@ -31,8 +31,11 @@ def test_rows_that_fail_are_told_and_the_others_are_measured(
     monkeypatch.setattr(bench_gpu, "run_row", with_an_accident)
     monkeypatch.setattr(
         sys, "argv",
-        ["bench_gpu.py", "--model", str(folder), "--workloads", *rows, "--no-baseline-flags", "--token-ids", "3:250",
-         "--procs", "1", "--save", str(saved), "--", "--threads", "1", "--max_total_token_num", "4000"],
+        [
+            "bench_gpu.py", "--model", str(folder), "--workloads", *rows, "--no-baseline-flags", "--token-ids", "3:250",
+            "--procs", "1", "--save", str(saved), "--traces", str(tmp_path / "traces"),
+            "--", "--threads", "1", "--max_total_token_num", "4000",
+        ],
     )  # fmt: skip
     assert bench_gpu.main() == 1, "rows have failed"
     found = {row["workload"]: row for row in json.loads(saved.read_text())["rows"]}
@@ -44,10 +47,23 @@ def test_rows_that_fail_are_told_and_the_others_are_measured(
     assert compared["ratio"] == pytest.approx(1.85 / figures["median_tpot_ms"], rel=0.01)
     assert compared["kept"] == (figures["median_tpot_ms"] <= 1.35)
     assert figures["iterations"] >= 4 * 256 and 0 < figures["server_cpu_share"] < 1.5
-    assert figures["loop_lag_p99_ms"] > 0 and 0 <= figures["device_idle_share"] < 1
+    assert figures["loop_lag_p99_ms"] > 0 and figures["device_gap_share"] >= 0
+    assert figures["trace"][1].split()[:2] == ["all", str(int(figures["iterations"]))], "of this row alone"
+    assert len(list((tmp_path / "traces").iterdir())) == 2, "one for each server"
     assert found["start"]["figures"]["kv_tokens"] == 4000 and found["start"]["figures"]["ready_seconds"] > 0
     printed = capsys.readouterr().out
     assert printed.count("FAILED") == 2 and "median_tpot_ms" in printed
+
+
+def test_a_server_that_does_not_start_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["bench_gpu.py", "--model", str(tmp_path), "--workloads", "single", "smoke", "--no-baseline-flags"]
+    monkeypatch.setattr(sys, "argv", command)
+    assert bench_gpu.main() == 1
+    printed = capsys.readouterr().out
+    assert printed.count("FAILED") == 3 and printed.count("the server did not start") == 1
+    assert "config.json" in printed
 
 
 def test_a_row_ends_at_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@
 Starts `aiollm serve` with dummy weights and the flags of that file, FLAGS behind them, and runs `aiollm bench serve
 --workload NAME` for each row. A ratio above 1 is better than vLLM, whichever way the figure runs. A row that fails or
 takes too long is told, and the next one runs, on a new server where the old one died. FILE is written after each row.
+`gaps` is the time that the device waited over the time that it worked: by the server's figures, which count waiting for
+work too, or with --traces by each row's part of the trace, which does not.
 Measure on an H100, or the ratios mean nothing. Rows with `+real` have the ratio to the same row without real life.
 """
 
@@ -26,12 +28,14 @@ from typing import Any
 from serving import Server
 from shapes import SHAPES, write
 
+from aiollm import trace
+
 BASELINES = json.loads((Path(__file__).parent / "baselines.json").read_text(encoding="utf-8"))
 NO_CACHE = "--disable_dynamic_prompt_cache"  # vLLM's figures were taken without; real life is measured with
 WARM_UP = "smoke"
 TICKS = os.sysconf("SC_CLK_TCK")
 LINE = (
-    "{shape:<11}{workload:<20}{metric:<19}{vllm:>9}{must:>9}{measured:>11}{ratio:>8}{kept:>6}"
+    "{shape:<12} {workload:<19} {metric:<18} {vllm:>9}{must:>9}{measured:>11}{ratio:>8}{kept:>6}"
     "{server:>8}{lag:>8}{gaps:>7}"
 )
 
@@ -78,7 +82,7 @@ class Look:
             "loop_lag_p99_ms": lag(0.99),
             "iterations": grown("iteration_seconds_count"),
             "device_seconds": round(device, 3),
-            "device_idle_share": round(idle / (idle + device), 4) if device else None,
+            "device_gap_share": round(idle / device, 4) if device else None,
         }
 
 
@@ -143,7 +147,7 @@ def show(shape: str, workload: str, found: dict[str, Any], comparisons: list[dic
                 kept={True: "yes", False: "NO", None: "-"}[comparison.get("kept")],
                 server=_percent(found.get("server_cpu_share")),
                 lag="-" if found.get("loop_lag_p99_ms") is None else f"{found['loop_lag_p99_ms']:g}",
-                gaps=_percent(found.get("device_idle_share")),
+                gaps=_percent(found.get("device_gap_share")),
             ),
             flush=True,
         )
@@ -163,6 +167,10 @@ class Session:
         self._shape, self._flags, self._options, self._plain = shape, flags, options, plain
         self._real_life = plain is not None
         self._server: Server | None = None
+        self._starts = 0
+        self._broken = ""
+        self._trace: Path | None = None
+        self._traced = 0  # iterations of the rows before
         self.start: dict[str, Any] = {}
 
     def row(self, workload: str) -> dict[str, Any]:
@@ -172,6 +180,8 @@ class Session:
         try:
             server = self._living()
             figures = self.start if workload == "start" else run_row(server, workload, self._real_life, self._options)
+            if self._trace is not None:
+                figures |= self._gaps()
             if self._plain is None:
                 baselines = BASELINES["shapes"].get(self._shape, {}).get(workload, [])
                 comparisons = [compared(baseline, figures) for baseline in baselines]
@@ -180,11 +190,11 @@ class Session:
             if comparisons or workload != "start":
                 show(self._shape, name, figures, comparisons)
             return row | {"figures": figures, "compared": comparisons}
-        except (RowFailed, RuntimeError, OSError, KeyError, ValueError) as error:
+        except (RowFailed, trace.TraceError, RuntimeError, OSError, KeyError, ValueError) as error:
             said = str(error) or type(error).__name__
             if self._server is not None and self._server.process.poll() is not None:
                 said += f"; the server ended with {self._server.process.poll()}:\n{self._server.log()[-2000:]}"
-            print(f"{self._shape:<11}{name:<20}FAILED: {said}", flush=True)
+            print(f"{self._shape:<12} {name:<19} FAILED: {said}", flush=True)
             return row | {"error": said}
 
     def close(self) -> None:
@@ -192,13 +202,36 @@ class Session:
             self._server.__exit__()
             self._server = None
 
+    def _gaps(self) -> dict[str, Any]:
+        """What the trace says of the iterations since the last row."""
+        assert self._trace is not None
+        every = trace.read(self._trace)
+        own, self._traced = every[self._traced :], len(every)
+        if not own:
+            return {}
+        return {"device_gap_share": round(trace.share(own), 4), "trace": trace.summary(own).splitlines()}
+
     def _living(self) -> Server:
+        if self._broken:
+            raise RowFailed("the server does not start, as is said above")
         if self._server is not None and self._server.process.poll() is not None:
             self.close()
         if self._server is None:
+            self._starts += 1
+            flags = list(self._flags)
+            if self._options.traces:
+                life = "-real" if self._real_life else ""
+                self._trace = self._options.traces / f"{self._shape}{life}-{self._starts}.json"
+                self._traced = 0
+                flags += ["--trace", str(self._trace)]
             began = time.monotonic()
-            server = Server(*self._flags)
-            server.__enter__()
+            server = Server(*flags, patience=self._options.start_seconds)
+            try:
+                server.__enter__()
+            except RuntimeError as error:
+                server.__exit__()
+                self._broken = str(error)
+                raise
             self._server = server
             held = re.search(r"the KV cache holds ([\d,]+) tokens", server.log())
             self.start = {
@@ -239,10 +272,14 @@ def main() -> int:
     parser.add_argument("--procs", type=int, default=4, help="client processes (4)")
     parser.add_argument("--token-ids", default="300:40000", help="of prompts, LOW:HIGH (300:40000)")
     parser.add_argument("--row-seconds", type=float, default=300, help="limit of one row (300)")
+    parser.add_argument("--start-seconds", type=float, default=300, help="limit of a server's start (300)")
     parser.add_argument("--seconds", type=float, default=1e9, help="no row begins after so many seconds")
     parser.add_argument("--no-baseline-flags", action="store_true", help="start the server with FLAGS alone")
+    parser.add_argument("--traces", type=Path, metavar="FOLDER", help="keep the trace of each server, summed up by row")
     parser.add_argument("--save", type=Path, help="write everything as JSON")
     args = parser.parse_args(argv)
+    if args.traces:
+        args.traces.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + args.seconds
     flags = [*([] if args.no_baseline_flags else BASELINES["flags"]), *flags]
     found: dict[str, Any] = {"machine": machine(), "flags": flags, "rows": []}
@@ -264,7 +301,7 @@ def main() -> int:
                         for _ in range(1 if workload == "start" else args.repeat):
                             if time.monotonic() > deadline:
                                 row = {"shape": shape, "workload": workload, "error": "no time left (--seconds)"}
-                                print(f"{shape:<11}{workload:<20}FAILED: no time left (--seconds)", flush=True)
+                                print(f"{shape:<12} {workload:<19} FAILED: no time left (--seconds)", flush=True)
                             else:
                                 row = session.row(workload)
                             found["rows"].append(row)

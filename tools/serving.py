@@ -24,11 +24,14 @@ class Server:
         environ: dict[str, str] | None = None,
         launcher: Sequence[str] = (sys.executable,),
         pass_fds: Sequence[int] = (),
+        patience: float = 600,
     ) -> None:
-        """`launcher` is what runs Python, by itself or in a while; it inherits `pass_fds`."""
+        """`launcher` is what runs Python, by itself or in a while; it inherits `pass_fds`. A server that is not there
+        after `patience` seconds is a RuntimeError."""
         self.flags = flags
         self._launcher, self._pass_fds = launcher, pass_fds
         self._ready = ready
+        self._patience = patience
         self._environ = environ or {}
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in __exit__
         self.url = ""
@@ -37,12 +40,12 @@ class Server:
         command = [*self._launcher, "-m", "aiollm", "serve", "--port", "0", *self.flags]
         environ = {**os.environ, **self._environ}
         self.process = subprocess.Popen(command, stderr=self._log, env=environ, pass_fds=self._pass_fds)
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + self._patience
         while not self.url:
             line = next((line for line in self.log().splitlines() if line.startswith("listening on ")), "")
             self.url = line.split()[2].rstrip(";") if line else ""
             self._wait(deadline)
-        while self._ready and self.get("/ready")[0] != 200:
+        while self._ready and not self._is_ready():
             self._wait(deadline)
         return self
 
@@ -55,6 +58,12 @@ class Server:
                 self.process.kill()
                 self.process.wait()
         self._log.close()
+
+    def _is_ready(self) -> bool:
+        try:
+            return self.get("/ready")[0] == 200
+        except OSError:
+            return False  # it is ending, or has ended: `_wait` sees that
 
     def _wait(self, deadline: float) -> None:
         if self.process.poll() is not None or time.monotonic() > deadline:

@@ -4,6 +4,8 @@ Positions are counted in characters of the choice's text, the echoed prompt incl
 
     [0, released)        given out, or waiting for the handler to take it
     [released, decoded)  held back: it may become a stop string
+
+Where nothing wants the text at once, as stop strings and logprobs do, ids wait until somebody takes the text.
 """
 
 import time
@@ -70,7 +72,8 @@ class Choice:
 
     __slots__ = (
         "index", "request", "generated", "finish", "first", "last", "_output", "_detokenizer", "_stops", "_prompt",
-        "_prompt_decoded", "_text", "_entries", "_released", "_decoded", "on_text", "on_end", "_inter_token",
+        "_prompt_decoded", "_text", "_entries", "_shown", "_read", "_waits", "_released", "_decoded", "on_text",
+        "on_end", "_inter_token",
     )  # fmt: skip
 
     def __init__(
@@ -108,6 +111,9 @@ class Choice:
         self.on_text, self.on_end, self._inter_token = on_text, on_end, inter_token
         self._detokenizer = _detokenizer(tokenizer, prompt[-TAIL_IDS:].tolist(), output)
         self._stops = StopStrings(output.stops, output.include_stop) if output.stops else None
+        self._waits = not (output.stops or output.stop_groups or output.keep_entries or output.discard)
+        self._shown = 0  # generated ids whose text belongs to the output: all, or all but the last
+        self._read = 0  # and of those the ones that the detokenizer has read
         self._prompt = _detokenizer(tokenizer, (), output)
         self._prompt_decoded = 0
         self._text: list[str] = []
@@ -134,7 +140,10 @@ class Choice:
             self._inter_token(now - self.last)
         self.last = now
         stop: int | str | None = None
-        if not self._output.discard:
+        if self._waits:
+            self.generated += 1
+            self._shown += not token.ends or self._shows(token.id)
+        elif not self._output.discard:
             self.generated += 1
             if not token.ends or self._shows(token.id):
                 stop = self._take_in(token)
@@ -152,7 +161,7 @@ class Choice:
         """Nothing follows: what was held back is no stop string."""
         self.last = time.monotonic()
         if not isinstance(finish.stop, str) and finish.reason in ("stop", "length"):
-            text = self._detokenizer.finish()
+            text = self._waiting() + self._detokenizer.finish()
             self._give(self._stops.push(text)[0] + self._stops.finish() if self._stops is not None else text)
             self._released = self._decoded + 1  # every entry goes out
         self.finish = finish
@@ -162,14 +171,24 @@ class Choice:
         """What may be given out since the last call; None where there is nothing, or no token came yet."""
         if self.first is None and self.finish is None:
             return None
-        text = "".join(self._text)
-        self._text.clear()
+        text = self._waiting()
+        if self._text:
+            text = "".join(self._text) + text
+            self._text.clear()
         if not self._entries:
             return Delta(text) if text else None
         entries = []
         while self._entries and self._entries[0].start < self._released:
             entries.append(self._entries.popleft())
         return Delta(text, entries) if text or entries else None
+
+    def _waiting(self) -> str:
+        """The text of ids that nobody has read so far."""
+        if self._read == self._shown:
+            return ""
+        ids = self.request.output[self._read : self._shown]
+        self._read = self._shown
+        return self._detokenizer.push(ids)
 
     def _shows(self, id: int) -> bool:
         """Whether the token that ends the output belongs to it."""

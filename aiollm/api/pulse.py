@@ -28,9 +28,9 @@ class Pulse:
         if not self._writing:
             self._writing, self._since = True, self._loop.time()
 
-    def done(self) -> None:
-        """The write is through, and whatever was due with it."""
-        self._writing, self._since = False, self._loop.time()
+    def done(self, now: float | None = None) -> None:
+        """The write is through, and whatever was due with it; `now` is the loop's time where it is known."""
+        self._writing, self._since = False, self._loop.time() if now is None else now
         self.beat = False
 
     def stop(self) -> None:

@@ -43,9 +43,11 @@ class Outbox:
         due, self._due = self._due[:SLICE], self._due[SLICE:]
         if self._due:
             asyncio.get_running_loop().call_soon(self._flush)
-        for stream, data in [(stream, stream.take()) for stream in due]:
+        found = [(stream, stream.take()) for stream in due]
+        now = asyncio.get_running_loop().time()
+        for stream, data in found:
             if data:
-                stream.write(data)
+                stream.write(data, now)
 
 
 class Stream:
@@ -55,8 +57,8 @@ class Stream:
     """
 
     __slots__ = (
-        "_chunked", "_open", "_some_ended", "_due", "_paused", "_pulse", "last", "_generation", "_shape", "_options",
-        "_connection", "_transport", "_outbox",
+        "_chunked", "_tells_usage", "_open", "_some_ended", "_due", "_paused", "_pulse", "last", "_generation",
+        "_shape", "_options", "_connection", "_transport", "_outbox",
     )  # fmt: skip
 
     def __init__(
@@ -75,7 +77,7 @@ class Stream:
             raise ConnectionResetError("the client is gone")
         self._generation, self._shape, self._options = generation, shape, options
         self._connection, self._transport, self._outbox = connection, transport, outbox
-        self._chunked = chunked
+        self._chunked, self._tells_usage = chunked, options.continuous_usage_stats
         self._open = generation.choices
         self._some_ended = self._due = self._paused = False
         self._pulse = Pulse(settings.keep_alive, settings.write_timeout, self.mark, transport.abort)
@@ -116,18 +118,22 @@ class Stream:
             return b""
         return data or (KEEP_ALIVE if self._pulse.beat and not self.last.done() else b"")
 
-    def write(self, data: bytes) -> None:
-        """Hand events to the transport, as aiohttp's writer would."""
+    def write(self, data: bytes, now: float) -> None:
+        """Hand events to the transport, as aiohttp's writer would; `now` is the loop's time."""
         if self._transport.is_closing():
             return  # the handler is about to be cancelled
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        try:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        except Exception:  # the others of this turn are written all the same
+            log.exception("the stream of %s could not be written", self._generation.id)
+            self._transport.abort()
         if not self._paused:
-            self._pulse.done()
+            self._pulse.done(now)
 
     def _events(self) -> bytes:
         if self._some_ended:
             return self._closing()
-        usage = self._generation.usage if self._options.continuous_usage_stats else None
+        usage = self._generation.usage if self._tells_usage else None
         delta = self._shape.delta
         found = [delta(choice, new, usage) for choice in self._open if (new := choice.take()) is not None]
         return found[0] if len(found) == 1 else b"".join(found)
@@ -137,7 +143,7 @@ class Stream:
         if (error := self._generation.failure()) is not None:
             self.last.set_result(error_event(error) + self._shape.done)
             return b""
-        usage = self._generation.usage if self._options.continuous_usage_stats else None
+        usage = self._generation.usage if self._tells_usage else None
         data = b"".join([self._piece(choice, usage) for choice in self._open])
         self._open = [choice for choice in self._open if choice.finish is None]
         self._some_ended = False

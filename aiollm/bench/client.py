@@ -28,7 +28,7 @@ class Setup(msgspec.Struct, frozen=True):
     chat: bool
     """Prompts go out as messages of a user."""
     concurrency: int | None
-    """Conversations at once; without it each starts at its time."""
+    """Conversations at once, at most."""
     timeout: float
     """Seconds for one request."""
     seeds: int | None
@@ -107,15 +107,15 @@ class Client:
             await asyncio.gather(*(self._at(began, job) for job in jobs))
         else:
             waiting = iter(jobs)
-            await asyncio.gather(*(self._one_by_one(waiting) for _ in range(self._setup.concurrency)))
+            await asyncio.gather(*(self._one_by_one(began, waiting) for _ in range(self._setup.concurrency)))
 
     async def _at(self, began: float, job: Job) -> None:
         await asyncio.sleep(began + job.at - time.monotonic())
         await self._converse(job)
 
-    async def _one_by_one(self, jobs: Iterator[Job]) -> None:
+    async def _one_by_one(self, began: float, jobs: Iterator[Job]) -> None:
         for job in jobs:
-            await self._converse(job)
+            await self._at(began, job)
 
     async def _converse(self, job: Job) -> None:
         """The turns of a conversation; the later ones are skipped, and counted as failed, where one fails."""

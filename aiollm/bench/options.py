@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"a named load, which the options below change: {', '.join(WORKLOADS)}")  # fmt: skip
     add(load, "num-prompts", type=_integer(1), metavar="N", help="requests in all (1000)")
     add(load, "max-concurrency", type=_integer(1), nargs="+", default=[], metavar="N",
-        help="requests at once; several values are run in turn")  # fmt: skip
+        help="requests at once, at most; several values are run in turn")  # fmt: skip
     add(load, "request-rate", type=_number(0.001), nargs="+", default=[], metavar="RPS",
         help="requests per second; inf sends all at once (inf); several values are run in turn")  # fmt: skip
     add(load, "burstiness", type=_number(0.001), default=1.0, metavar="SHAPE",
@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     add(sampling, "top-p", type=_number(0, 1), help="(the server's)")
     add(sampling, "top-k", type=_integer(-1), help="(the server's)")
     add(sampling, "ignore-eos", action=argparse.BooleanOptionalAction, default=True, help="go on behind EOS (on)")
-    add(sampling, "extra-body", type=json.loads, default={}, metavar="JSON", help="more fields of every request")
+    add(sampling, "extra-body", type=_object, default={}, metavar="JSON", help="more fields of every request")
     add(sampling, "real-life", action="store_true",
         help="what users' requests carry: EOS obeyed, stop strings, a seed each, penalties, top_p, logprobs, and half "
         "of each prompt shared with others")  # fmt: skip
@@ -196,6 +196,16 @@ def _bounded(kind: Any, what: str, low: float, high: float | None) -> Any:
         return value
 
     return read
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f'{text} must be a JSON object like {{"min_p": 0.1}}')
+    return found
 
 
 def _pair(text: str) -> tuple[str, str]:

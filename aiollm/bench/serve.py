@@ -78,7 +78,7 @@ async def runs(args: argparse.Namespace, loads: Sequence[Workload]) -> list[dict
         root + (args.endpoint or BACKENDS[args.backend]), headers, _body(args, model),
         args.backend == "openai-chat", args.timeout, args.real_life,
     )  # fmt: skip
-    found = []
+    found: list[dict[str, Any]] = []
     for load in loads:
         work = drawn(args, load)
         if args.num_warmups:
@@ -109,7 +109,7 @@ async def runs(args: argparse.Namespace, loads: Sequence[Workload]) -> list[dict
         for error, count in _errors(outcomes):
             print(f"{count} x {error}", file=sys.stderr)
         if args.save_result or args.save_detailed or args.append_result or args.result_filename:
-            _save(args, run | (detailed(outcomes) if args.save_detailed else {}), several=len(loads) > 1)
+            _save(args, run | (detailed(outcomes) if args.save_detailed else {}), first=not found)
         found.append(run)
     return found
 
@@ -243,14 +243,15 @@ def _errors(outcomes: Sequence[Outcome]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: -item[1])[:5]
 
 
-def _save(args: argparse.Namespace, run: dict[str, Any], several: bool) -> None:
+def _save(args: argparse.Namespace, run: dict[str, Any], first: bool) -> None:
+    """A file of one run is JSON; further runs are lines behind it."""
     load = args.workload or f"{run['request_rate']}qps-{run['max_concurrency'] or 'all'}"
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     name = args.result_filename or f"{run['label']}-{load}-{Path(run['model_id']).name}-{stamp}.json"
     path = args.result_dir / name
     try:
         args.result_dir.mkdir(parents=True, exist_ok=True)
-        with path.open("a" if args.append_result or several else "w", encoding="utf-8") as file:
+        with path.open("a" if args.append_result or not first else "w", encoding="utf-8") as file:
             file.write(json.dumps(run) + "\n")
     except OSError as error:
         raise LoadError(f"--result-filename: {path} cannot be written: {error.strerror}") from error

@@ -112,3 +112,32 @@ def test_an_error_gives_out_nothing_more(tokenizer: Tokenizer) -> None:
     made.token(Token(ord("x"), -1.0, (), False))
     made.finished(Finish("error", error="broken"))
     assert made.take() is None
+
+
+def test_text_that_waits_until_it_is_taken_is_the_same(tokenizer: Tokenizer) -> None:
+    rng = random.Random(7)
+    for shown in (False, True):
+        for _ in range(300):
+            text = "".join(rng.choices(["a", "é", "🙂", "你"], k=rng.randrange(9)))
+            output = Output(include_stop=shown, skip_special_tokens=False, print_eos=shown)
+            made, deltas = choice(tokenizer, output), []
+            for token_id in [*text.encode(), EOS]:
+                made.request.output.append(token_id)  # as the judge does
+                assert made.token(Token(token_id, -1.0, (), token_id == EOS)) is None
+                if rng.random() < 0.4:
+                    deltas.append(made.take())
+            made.finished(Finish("stop"))
+            deltas.append(made.take())
+            assert made.take() is None and made.ids == made.request.output
+            found = "".join(delta.text for delta in deltas if delta is not None)
+            assert found == text + ("<|im_end|>" if shown else "")
+
+
+def test_an_unfinished_character_that_waits_shows_at_the_end(tokenizer: Tokenizer) -> None:
+    made = choice(tokenizer, Output())
+    for token_id in b"a\xf0\x9f":
+        made.request.output.append(token_id)
+        made.token(Token(token_id, -1.0, (), False))
+    made.finished(Finish("length"))
+    delta = made.take()
+    assert delta is not None and delta.text == "a\ufffd"

@@ -9,6 +9,7 @@ import pytest
 from stand import Runner
 from tiny_tokenizer import write_byte_tokenizer
 
+import aiollm.__main__
 from aiollm.bench.options import parse, points, workload
 from aiollm.bench.serve import REAL_LIFE, main, runs
 from aiollm.bench.workloads import LoadError
@@ -49,10 +50,17 @@ def test_a_rate_spreads_requests_over_time(served: Runner) -> None:
     assert run["completed"] == 12 and run["duration"] > 0.08
 
 
+def test_a_rate_and_a_limit_hold_together(served: Runner) -> None:
+    load = ["--num-prompts", "8", "--request-rate", "200", "--max-concurrency", "1", "--procs", "1"]
+    (run,) = bench(served, *load)
+    assert run["completed"] == 8 and run["max_concurrent_requests"] == 1
+
+
 def test_several_loads_are_run_in_turn(served: Runner, tmp_path: Path) -> None:
     path = tmp_path / "out" / "runs.jsonl"
     loads = ["--max-concurrency", "1", "2", "--num-prompts", "4", "--result-dir", str(path.parent)]
-    found = bench(served, *loads, "--result-filename", path.name, "--metadata", "gpu=none")
+    for _ in range(2):  # the second run takes the place of the first
+        found = bench(served, *loads, "--result-filename", path.name, "--metadata", "gpu=none")
     assert [run["max_concurrency"] for run in found] == [1, 2]
     kept = [json.loads(line) for line in path.read_text().splitlines()]
     assert kept == found and kept[0]["gpu"] == "none"
@@ -123,6 +131,8 @@ def test_what_contradicts_itself_is_refused(argv: list[str], said: str) -> None:
         (["--token-ids", "9:3"], "LOW:HIGH"),
         (["--goodput", "speed:3"], "METRIC:MS"),
         (["--header", "x"], "KEY=VALUE"),
+        (["--extra-body", "[1]"], "JSON object"),
+        (["--extra-body", "{"], "JSON object"),
         (["--percentile-metrics", "ttft,x"], "only ttft"),
         (["--metric-percentiles", "101"], "from 0 to 100"),
         (["--workload", "none"], "decode-256"),
@@ -133,6 +143,12 @@ def test_a_wrong_value_is_named(argv: list[str], said: str, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         parse(argv)
     assert said in capsys.readouterr().err
+
+
+def test_bench_alone_says_what_there_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["aiollm", "bench", "--help"])
+    assert aiollm.__main__.main() == 2
+    assert "serve|static" in capsys.readouterr().err
 
 
 def test_a_server_that_is_not_there_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
