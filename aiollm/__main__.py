@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aiollm import __version__, config
+from aiollm import __version__, arguments, config
 from aiollm.notify import Notifier, inherited_socket
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def main() -> int:
     if argv[:1] == ["bench"]:
         print("usage: aiollm bench serve|static [flags]; each of the two has --help", file=sys.stderr)
         return 2
-    settings = config.parse(argv, os.environ)
+    settings = arguments.parse(argv, os.environ)
     if argv[:1] == ["doctor"]:
         from aiollm import doctor
 

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+from aiollm.arguments import COMMANDS
 from aiollm.chat import OPTIONS
-from aiollm.config import COMMANDS, FIELDS
+from aiollm.config import FIELDS
 
 FILES = ("FILE", "MODEL")  # units of values that are paths
 

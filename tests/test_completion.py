@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from aiollm.arguments import COMMANDS
 from aiollm.chat import OPTIONS
 from aiollm.completion import SHELLS, bash, fish, main
-from aiollm.config import COMMANDS, FIELDS
+from aiollm.config import FIELDS
 
 SPELLINGS = [name for field in FIELDS.values() for name in (field.name, *field.setting.aliases)]
 

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from aiollm.config import FIELDS, Field, allowed
+from aiollm.arguments import allowed
+from aiollm.config import FIELDS, Field
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- flags: written by tools/flags.py -->\n", "<!-- end of flags -->\n"

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from aiollm import __version__
-from aiollm.config import FIELDS, NO_EFFECT, Config, parse, resolved
+from aiollm.arguments import NO_EFFECT, parse
+from aiollm.config import FIELDS, Config, resolved
 
 
 def refusal(capsys: pytest.CaptureFixture[str], argv: Sequence[str], environ: Mapping[str, str] | None = None) -> str:

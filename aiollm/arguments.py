@@ -1,0 +1,239 @@
+"""From the command line, the environment and a YAML file to a `Config`.
+
+The setting `port` is given as `--port`, as AIOLLM_PORT in the environment, or as `port:` in the YAML file that
+`--config` names; the first of these wins. Names may be written with underscores (LightLLM) or dashes (vLLM), and some
+have an alias in one of the two.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+
+import msgspec
+from msgspec import Meta
+
+from aiollm import __version__
+from aiollm.config import FIELDS, GROUPS, Config, Field
+
+PREFIX = "AIOLLM_"
+# Command -> its arguments in the usage, and what it does.
+COMMANDS = {
+    "serve": ("[MODEL] [flags]", "serve a model over HTTP; the default"),
+    "doctor": ("[MODEL] [flags]", "check this machine for a server with these flags"),
+    "models": ("", "list the models that can be served"),
+    "convert": ("FOLDER [--output FOLDER]", "turn a pickled checkpoint into safetensors"),
+    "tune": ("[--model FOLDER]", "find the kernels' fastest launch parameters on this GPU"),
+    "bench": ("serve|static [flags]", "put load on a running server; static: one step of a model on this GPU"),
+    "chat": ("[--url URL]", "talk to a running server"),
+    "trace": ("FILE", "sum up what --trace FILE wrote: gaps between iterations"),
+    "completion": ("bash|zsh|fish", "print a script by which the shell completes flags"),
+}
+OTHER_VARIABLES = {
+    "CACHE_DIR": "the folder where downloaded and converted models are kept (~/.cache/aiollm)",
+    "TRITON_AUTOTUNE_LEVEL": "what a starting worker tunes: 0 nothing, 1 what is missing, 2 all; 3 ignores tuning",
+}
+
+# Flags of LightLLM and vLLM that ask for what is always so: accepted, and answered with the reason. The value is the
+# placeholder of the flag's argument, "" where it takes none.
+NO_EFFECT = {
+    "trust_remote_code": ("", "code from a checkpoint is never executed"),
+    "tokenizer_mode": ("MODE", "one fast tokenizer reads every kind of vocabulary; there is no slow one"),
+    "enable_chunked_prefill": ("", "prompts are always computed in chunks"),
+    "disable_chunked_prefill": ("", "prompts are always computed in chunks; --batch_max_tokens makes them larger"),
+    "block_size": ("TOKENS", "the KV cache is managed token by token"),
+    "swap_space": ("GIB", "what is paused is computed again, or found in the prefix cache"),
+    "graph_max_batch_size": ("ROWS", "there are graphs for every number of rows"),
+    "graph_split_batch_size": ("ROWS", "there are graphs for every number of rows"),
+    "graph_grow_step_size": ("ROWS", "there are graphs for every number of rows"),
+    "graph_max_len_in_batch": ("TOKENS", "a graph serves every length"),
+    "enable_prefix_caching": ("", "it is on unless --disable_dynamic_prompt_cache is given"),
+}
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
+    """The settings of `aiollm [serve|doctor [MODEL]] [flags]`; `argv` is without the program's name.
+
+    --help, --version and --print_config print and exit with 0. What cannot be understood is named on stderr, and the
+    exit code is 2.
+    """
+    named = argv[:1] in (["serve"], ["doctor"])
+    parser = _Parser()
+    found, rest = parser.parse_known_args([_with_underscores(word) for word in argv[named:]])
+    flags: dict[str, Any] = vars(found)
+    path, prints = flags.pop("config", None), flags.pop("print_config", False)
+    for name in sorted(NO_EFFECT.keys() & flags.keys()):
+        print(f"aiollm: --{name} has no effect: {NO_EFFECT[name][1]}", file=sys.stderr)
+        del flags[name]
+    for word in argv:
+        if word.startswith("-") and _with_underscores(word) in rest:
+            parser.error(f"unknown flag {word.partition('=')[0]}{_nearest(word, parser.flags)}")
+    if rest and not named:
+        hint = _nearest(rest[0], list(COMMANDS)) or f"; `aiollm serve {rest[0]}` serves a model"
+        parser.error(f"unexpected argument {rest[0]}{hint}")
+    if rest:
+        models = [*rest, flags["model_dir"]] if "model_dir" in flags else rest
+        if len(models) > 1:
+            parser.error(f"more than one model: {', '.join(models)}")
+        flags["model_dir"] = rest[0]
+
+    values = _file(parser, path) if path is not None else {}
+    for name, text in _variables(environ).items():
+        if name not in flags:
+            raw = _listed(",".join(text.split())) if FIELDS[name].several else text
+            values[name] = _value(parser, FIELDS[name], PREFIX + name.upper(), raw)
+    for name, given in flags.items():
+        raw = _listed(",".join(given)) if FIELDS[name].several else given
+        flag = " or ".join(f"--{spelling}" for spelling in (name, *FIELDS[name].setting.aliases))
+        values[name] = _value(parser, FIELDS[name], flag, raw)
+    config = Config(**values)
+    if prints:
+        from aiollm import yaml_file
+
+        shown = {name: FIELDS[name].shown(value) for name, value in msgspec.to_builtins(config).items()}
+        print(yaml_file.dump(shown), end="")
+        parser.exit()
+    return config
+
+
+def allowed(plain: Any, meta: Meta) -> str:
+    """The values of a type within a range, in words: "an integer from 0 to 65535"."""
+    if get_origin(plain) is Annotated:
+        return allowed(*get_args(plain))
+    if get_origin(plain) is Literal:
+        *some, last = get_args(plain)
+        return f"{', '.join(some)} or {last}"
+    if get_origin(plain) is tuple:
+        return f"one or more, each {allowed(get_args(plain)[0], Meta())}"
+    if meta.description is not None:
+        return meta.description
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}[plain]
+    if meta.ge is not None and meta.le is not None:
+        return f"{words} from {meta.ge} to {meta.le}"
+    limits = {"above": meta.gt, "of at least": meta.ge, "at most": meta.le}
+    stated = " and ".join(f"{word} {limit}" for word, limit in limits.items() if limit is not None)
+    return f"{words} {stated}".strip()
+
+
+class _Parser(argparse.ArgumentParser):
+    """The flags of `FIELDS`; their values stay text. Errors are one line, not the usage of thirty flags."""
+
+    def __init__(self) -> None:
+        variables = "; ".join(f"{PREFIX}{name}: {text}" for name, text in OTHER_VARIABLES.items())
+        usages = [f"aiollm {name} {arguments}" for name, (arguments, _) in COMMANDS.items()]
+        width = max(map(len, usages))
+        texts = [text for _, text in COMMANDS.values()]
+        lines = [f"{usage:<{width}}  {text}" for usage, text in zip(usages, texts, strict=True)]
+        super().__init__(
+            prog="aiollm",
+            usage="\n       ".join(lines),
+            description="Serves a language model over HTTP.",
+            epilog=f"Each flag can also be set in the environment, as {PREFIX}PORT=9000, or in the file that --config "
+            f"names; a flag wins over the environment, and that over the file. {variables}. "
+            "Dashes and underscores in flags are the same.",
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=110),
+        )
+        self.add_argument("--version", action="version", version=f"aiollm {__version__}")
+        self.add_argument("--config", metavar="FILE", help="YAML file of settings, like port: 9000")
+        self.add_argument("--print_config", action="store_true", help="print the settings as such a file, and exit")
+        self.flags = ["--help", "--version", "--config", "--print_config"]
+        groups = {title: self.add_argument_group(title) for title in GROUPS}
+        for field in FIELDS.values():
+            options: dict[str, Any] = {"dest": field.name, "metavar": field.setting.unit}
+            if field.plain is bool:
+                options = {"dest": field.name, "action": "store_const", "const": "true"}
+            elif field.several:
+                options |= {"action": "extend", "nargs": "+"}
+            groups[field.setting.group].add_argument(f"--{field.name}", help=_help(field), **options)
+            for alias in field.setting.aliases:
+                self.add_argument(_with_underscores(f"--{alias}"), help=argparse.SUPPRESS, **options)
+            self.flags += [f"--{spelling}" for spelling in (field.name, *field.setting.aliases)]
+        for name, (unit, _) in NO_EFFECT.items():
+            takes: dict[str, Any] = {"metavar": unit} if unit else {"action": "store_true"}
+            self.add_argument(f"--{name}", help=argparse.SUPPRESS, **takes)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"aiollm: {message}\n`aiollm --help` lists the flags\n")
+
+
+def _help(field: Field) -> str:
+    """Text, range, default and aliases."""
+    notes = []
+    if field.plain not in (str, bool, tuple[str, ...]):
+        notes.append(allowed(field.plain, field.meta))
+    if field.default not in ("", ()) and field.plain is not bool:
+        notes.append(f"default {field.default}")
+    notes += [f"also --{alias}" for alias in field.setting.aliases]
+    text = f"{field.setting.text} [{'; '.join(notes)}]" if notes else field.setting.text
+    return text.replace("%", "%%")
+
+
+def _value(parser: _Parser, field: Field, source: str, raw: Any) -> Any:
+    """`raw` as the field's type; the parser's error names `source`, the value and the range."""
+    given = field.shown(" ".join(map(str, raw)) if isinstance(raw, list) else raw)
+    try:
+        spelt = field.setting.spellings.get(raw, raw) if isinstance(raw, str) else raw
+        return msgspec.convert(spelt, field.type, strict=False)
+    except msgspec.ValidationError:
+        parser.error(f"{source}: {given} must be {allowed(field.plain, field.meta)}")
+
+
+def _file(parser: _Parser, path: str) -> dict[str, Any]:
+    """The settings in a YAML file; null leaves one open."""
+    from aiollm import yaml_file  # 20 ms, of use only here
+
+    try:
+        found = yaml_file.load(path)
+    except (OSError, ValueError) as error:
+        parser.error(f"--config {path}: {error}")
+    names = {spelling: field.name for field in FIELDS.values() for spelling in (field.name, *field.setting.aliases)}
+    plain = {spelling.replace("-", "_"): name for spelling, name in names.items()}
+    values: dict[str, Any] = {}
+    for key, raw in found.items():
+        spelling = key.replace("-", "_")
+        if spelling in NO_EFFECT:
+            print(f"aiollm: {path}: {key} has no effect: {NO_EFFECT[spelling][1]}", file=sys.stderr)
+            continue
+        if spelling not in plain:
+            parser.error(f"{path}: unknown setting {key}{_nearest(key, [*names, *plain])}")
+        field = FIELDS[plain[spelling]]
+        if field.name in values:
+            parser.error(f"{path}: {field.name} stands there under two names, one of them {key}")
+        if raw is not None:
+            several = field.several and not isinstance(raw, list)
+            values[field.name] = _value(parser, field, f"{path}: {key}", [raw] if several else raw)
+    return values
+
+
+def _variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The settings in the environment. A name that means nothing is only warned of: Kubernetes makes its own
+    (AIOLLM_SERVICE_HOST) where a service is called aiollm."""
+    known = {PREFIX + name.upper(): name for name in FIELDS}
+    others = [PREFIX + name for name in OTHER_VARIABLES]
+    found = {}
+    for variable in sorted(name for name in environ if name.startswith(PREFIX) and environ[name]):
+        if variable in known:
+            found[known[variable]] = environ[variable]
+        elif variable not in others:
+            hint = _nearest(variable, [*known, *others])
+            print(f"aiollm: the variable {variable} is not known{hint}", file=sys.stderr)
+    return found
+
+
+def _listed(text: str) -> list[str]:
+    """The values of a setting that takes several; each is one at least."""
+    return [value for value in text.split(",") if value] or [""]
+
+
+def _with_underscores(word: str) -> str:
+    """--max-model-len=4 -> --max_model_len=4; a word that is no flag stays as it is."""
+    name, equals, value = word.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else word
+
+
+def _nearest(word: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word.partition("=")[0], names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
