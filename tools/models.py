@@ -28,7 +28,7 @@ def markdown(found: list[Row], results: dict[str, Any]) -> str:
     about = (
         "Error: the largest difference of logits from transformers', as a share of the largest logit, over prompts "
         "computed whole, in chunks and token by token, in fp32, on tiny random checkpoints of every variant that is "
-        "tested. Loads: a checkpoint of some 150 MB from the page cache, bf16 into bf16. "
+        "tested. Loads: a checkpoint of some 100 to 170 MB from the page cache, bf16 into bf16, the best of 20 times. "
         f"On {results['cores']} cores of {results['device']}, torch {results['torch']}, transformers "
         f"{results['transformers']}, {results['date']}; `make families` measures it again."
     )
