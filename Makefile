@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: help serve test check aot stamp parity stalls bench-cpu bench-frontend bench-gpu bench-kernels bench-static clean
+.PHONY: help serve test check aot families stamp parity stalls bench-cpu bench-frontend bench-gpu bench-kernels bench-static clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo 'make check                                  ruff, mypy and the layout tests'
 	@echo 'make aot                                    what each kernel costs on each GPU, and whether that is more than before'
 	@echo 'make stamp                                  a million random steps on the stamp device'
+	@echo 'make families                               logits of every family compared with transformers, and loading times'
 	@echo 'make parity                                 tokens compared with those of transformers'
 	@echo 'make stalls                                 huge requests must not hold up the others'
 	@echo 'make bench-frontend                         CPU time of the server for each token that it streams'
@@ -43,6 +44,10 @@ stalls: $(VENV)/.test
 
 bench-cpu: $(VENV)/.serve
 	$(RUN) tools/bench_cpu.py --save tools/results/bench_cpu.json $(ARGS)
+
+families: $(VENV)/.test
+	PYTHONPATH=tests $(RUN) tests/family_table.py --save tools/results/families.json $(ARGS)
+	$(RUN) tools/models.py
 
 parity: $(VENV)/.test
 	$(RUN) tools/parity.py --save tools/results/parity.json $(ARGS)

@@ -65,7 +65,10 @@ def definition(folder: str) -> Definition:
         return ranks.tiktoken(data, ranks.style_of(config, model))
 
     def either(data: bytes) -> Tokenizer:
-        return tiktoken(data) if ranks.is_tiktoken(data) else sentencepiece.build(sentencepiece.parse(data))
+        if ranks.is_tiktoken(data):
+            return tiktoken(data)
+        # What transformers calls legacy puts a space behind special tokens as well.
+        return sentencepiece.build(sentencepiece.parse(data)._replace(prefix_once=config.get("legacy") is False))
 
     if own.is_file():
         tokenizer = _read(own, ranks.tekken)

@@ -37,10 +37,15 @@ class _Work(Generic[T]):
         self._function, self._args = function, args
         self._lock = threading.Lock()
         self._thread: int | None = None
+        self._overdue = False
 
     def run(self) -> T:
+        own = threading.get_ident()
         try:
-            self._thread = own = threading.get_ident()
+            with self._lock:
+                if self._overdue:  # it has waited for a thread for too long
+                    raise _Overdue
+                self._thread = own
             try:
                 return self._function(*self._args)
             finally:
@@ -52,6 +57,7 @@ class _Work(Generic[T]):
 
     def interrupt(self) -> None:
         with self._lock:
+            self._overdue = True
             if self._thread is not None:
                 _raise_in(self._thread, _Overdue)
 

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from aiollm.text.folder import TextError
 
@@ -29,7 +29,8 @@ class Model(NamedTuple):
 
     pieces: Sequence[Piece]
     unigram: bool = False  # else byte-pair encoding
-    dummy_prefix: bool = True  # a space is put before each text
+    dummy_prefix: bool = True  # a space is put before each text, and before what follows a special token
+    prefix_once: bool = False  # before the text only, and not before one that begins with a space
     squeeze: bool = False  # runs of spaces become one, those at the ends none
     charsmap: bytes = b""  # SentencePiece's compiled normalisation
     byte_fallback: bool = True
@@ -94,7 +95,9 @@ def build(model: Model) -> Tokenizer:
         steps.append(normalizers.Precompiled(model.charsmap))
     if model.squeeze:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    if model.dummy_prefix:
+    if model.dummy_prefix and model.prefix_once and not model.squeeze:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
+    elif model.dummy_prefix:
         steps.append(normalizers.Prepend(SPACE))
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
     back: list[decoders.Decoder] = [decoders.Replace(SPACE, " ")]

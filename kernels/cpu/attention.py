@@ -21,18 +21,22 @@ def attention(
 ) -> torch.Tensor:
     """q [tokens, hq, d]; k_pool, v_pool [slots + 1, hkv, d] -> [tokens, hq, d] in q's dtype."""
     out = torch.empty(q.shape, dtype=q.dtype)
-    prefills, decodes = batch.plan or plan(batch, k_pool.shape[1]).plan
-    for begin, end, slots in prefills:
+    laid = batch.plan or plan(batch, k_pool.shape[1]).plan
+    for begin, end, slots in laid.prefills:
+        first = max(0, len(slots) - (end - begin) + 1 - scoring.window) if scoring.window else 0
         # index_select: 0.15 ms where indexing takes 0.68 ms
-        keys, values = k_pool.index_select(0, slots), v_pool.index_select(0, slots)
+        keys, values = k_pool.index_select(0, slots[first:]), v_pool.index_select(0, slots[first:])
         _prefill(q[begin:end], keys, values, scoring, out[begin:end])
-    for group in decodes:
-        _decode(q, k_pool, v_pool, group, scoring, out)
+    for group in laid.seen(scoring.window):
+        _decode(q, k_pool, v_pool, group, scoring._replace(window=0), out)
     return out
 
 
 def _prefill(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring, out: torch.Tensor) -> None:
-    """q, out [n, hq, d]: the last n positions of a sequence whose keys and values are [length, hkv, d]."""
+    """q, out [n, hq, d]: the last n positions of a sequence.
+
+    Its keys and values are [length, hkv, d], without positions that lie before the window of all n.
+    """
     n, heads, width = q.shape
     kv_heads = keys.shape[1]
     cached = keys.shape[0] - n

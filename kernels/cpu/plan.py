@@ -34,6 +34,15 @@ class Decodes(NamedTuple):
 class Plan(NamedTuple):
     prefills: list[Prefill]
     decodes: list[Decodes]
+    windowed: dict[int, list[Decodes]]  # by window; filled by the first layer that has it
+
+    def seen(self, window: int) -> list[Decodes]:
+        """`decodes` without the positions that lie before a window; 0 is none."""
+        if not window:
+            return self.decodes
+        if window not in self.windowed:
+            self.windowed[window] = [_last(group, window) for group in self.decodes]
+        return self.windowed[window]
 
 
 def plan(batch: Batch, kv_heads: int) -> Batch:
@@ -47,7 +56,7 @@ def plan(batch: Batch, kv_heads: int) -> Batch:
         elif end > begin:
             prefills.append(Prefill(begin, end, batch.slot_table[row, :length]))
     groups = _groups(decodes, GATHERED // kv_heads)
-    return batch._replace(plan=Plan(prefills, [_lay_out(group, batch.slot_table, kv_heads) for group in groups]))
+    return batch._replace(plan=Plan(prefills, [_lay_out(group, batch.slot_table, kv_heads) for group in groups], {}))
 
 
 def _groups(sequences: list[tuple[int, int, int]], room: int) -> Iterator[list[tuple[int, int, int]]]:
@@ -75,3 +84,19 @@ def _lay_out(sequences: list[tuple[int, int, int]], slot_table: torch.Tensor, kv
     places = slots[:, None] * kv_heads + torch.arange(kv_heads)[:, None]
     hidden = torch.zeros(visible.shape).masked_fill_(~visible, -torch.inf)
     return Decodes(tokens, lengths, places.flatten(), hidden.repeat_interleave(kv_heads, 0)[:, None])
+
+
+def _last(group: Decodes, window: int) -> Decodes:
+    """The last `window` positions of each sequence, or all of a shorter one."""
+    tokens, lengths, places, hidden = group
+    n, longest = len(lengths), hidden.shape[2]
+    if longest <= window:
+        return group
+    first = (lengths - window).clamp(min=0)
+    index = first[:, None] + torch.arange(window)
+    visible = index < lengths[:, None]
+    index = index.where(visible, first[:, None])
+    heads = places.view(n, -1, longest)
+    taken = heads.gather(2, index[:, None].expand(-1, heads.shape[1], -1))
+    masked = torch.zeros(visible.shape).masked_fill_(~visible, -torch.inf)
+    return Decodes(tokens, lengths - first, taken.flatten(), masked.repeat_interleave(heads.shape[1], 0)[:, None])

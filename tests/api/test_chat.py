@@ -350,6 +350,21 @@ def test_a_body_decodes_to_defaults() -> None:
     assert request.temperature is None and not request.streams and request.stops == []
 
 
+def test_a_model_without_a_template_completes_and_says_why_it_cannot_chat(tmp_path: Path) -> None:
+    runner = Runner(write_byte_tokenizer(tmp_path, chat_template=None))
+
+    async def main() -> None:
+        status, answer = await runner.stand.post(PATH, HI)
+        assert status == 400 and "no chat template: use /v1/completions" in answer["error"]["message"]
+        status, answer = await runner.stand.post("/v1/completions", {"prompt": "hi", "max_tokens": 2})
+        assert status == 200 and answer["choices"][0]["text"] == "hi"
+
+    try:
+        runner.run(main())
+    finally:
+        runner.close()
+
+
 def test_a_template_without_an_end_costs_its_own_request_only(tmp_path: Path) -> None:
     long = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     write_byte_tokenizer(tmp_path, "{% if messages[0].content == 'loop' %}" + long + "{% endif %}hi")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -292,3 +293,9 @@ def test_every_type_that_the_package_can_undo_is_undone(tmp_path: Path, kind: Ki
         _write_weights(tmp_path / "model.safetensors", source, [weight], lambda message, part: None)
     found = load_file(tmp_path / "model.safetensors")["lm_head.weight"]
     assert torch.equal(found.float(), torch.from_numpy(exact).to(found.dtype).float())
+
+
+def test_baichuan_of_40_layers_is_the_one_with_alibi() -> None:
+    small, large = (FAMILIES["baichuan"].config(SimpleNamespace(layers=n, context=4096)) for n in (32, 40))  # type: ignore[arg-type]
+    assert small == {"model_max_length": 4096}
+    assert large == {"model_max_length": 4096, "max_position_embeddings": None}

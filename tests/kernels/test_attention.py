@@ -85,6 +85,20 @@ def test_cpu_scores_as_the_reference_does(name: str, scoring: str) -> None:
     assert_close(cpu.attention(*arguments), reference(*arguments))
 
 
+@pytest.mark.parametrize("window", [1, 7, 40])
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_cpu_reads_nothing_that_lies_before_the_window(name: str, window: int) -> None:
+    batch, scoring = make_batch(SEQUENCES[name]), Scoring(0.2, window=window)
+    q, k_pool, v_pool = inputs(batch, (6, 2, 24))
+    expected = reference(q, k_pool, v_pool, batch, scoring)
+    counts = batch.starts.diff().tolist()
+    for row, length, new in zip(batch.rows.tolist(), batch.lengths.tolist(), counts, strict=True):
+        before = batch.slot_table[row, : max(0, length - max(new, 1) + 1 - window)].long()
+        k_pool[before], v_pool[before] = float("nan"), float("nan")
+    assert_close(cpu.attention(q, k_pool, v_pool, batch, scoring), expected)
+    assert_close(cpu.attention(q, k_pool, v_pool, cpu_ops().plan(batch, 2), scoring), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("scoring", ["plain", "all"])
 def test_cpu_equals_reference_in_half_precision(scoring: str, dtype: torch.dtype) -> None:

@@ -15,7 +15,7 @@ def test_the_reference_plans_nothing() -> None:
 
 def test_one_token_sequences_are_laid_out_together_and_longer_ones_alone() -> None:
     batch = make_batch(SEQUENCES["mixed"])
-    prefills, decodes = cpu.plan(batch, 3).plan
+    prefills, decodes, _ = cpu.plan(batch, 3).plan
     assert [(begin, end, len(slots)) for begin, end, slots in prefills] == [(1, 34, 33), (35, 42, 71), (43, 45, 2)]
     assert sorted(token for group in decodes for token in group.tokens.tolist()) == [0, 34, 42]
 

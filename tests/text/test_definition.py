@@ -188,6 +188,20 @@ def test_a_sentencepiece_folder_says_bos_and_eos_and_adds_bos_unless_told_otherw
     assert 1 not in Tokenizer.load(str(tmp_path)).encode("a", True)
 
 
+def test_a_space_is_put_behind_special_tokens_only_in_legacy_folders(tmp_path: Path) -> None:
+    options = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    write_sentencepiece(tmp_path, model_type="bpe", **options)
+    legacy = Tokenizer.load(str(tmp_path))
+    write_json(tmp_path, "tokenizer_config.json", {"legacy": False})
+    newer = Tokenizer.load(str(tmp_path))
+    for text in TEXTS:
+        if "<s" not in text and not text.startswith((" ", "▁")):
+            assert newer.encode(text, False) == legacy.encode(text, False), repr(text)
+            assert newer.decode(newer.encode(text, False)) == legacy.decode(legacy.encode(text, False))
+    assert legacy.decode(legacy.encode("a</s>b", False), False) == "a</s> b"
+    assert newer.decode(newer.encode("a</s>b", False), False) == "a</s>b"
+
+
 def test_added_tokens_of_a_folder_are_added(tmp_path: Path) -> None:
     write_sentencepiece(tmp_path, model_type="bpe")
     size = Tokenizer.load(str(tmp_path)).vocab_size

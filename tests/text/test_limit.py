@@ -55,6 +55,22 @@ def test_work_cannot_hold_on_to_its_life() -> None:
         run(within(0.01, clings))
 
 
+def test_work_that_has_no_thread_in_time_never_begins() -> None:
+    async def main() -> None:
+        held, begun = threading.Event(), threading.Event()
+        first = asyncio.ensure_future(asyncio.to_thread(held.wait))
+        second = asyncio.ensure_future(within(0, begun.set))
+        for _ in range(4):  # it is put in the queue, its time is up
+            await asyncio.sleep(0)
+        held.set()
+        await first
+        with pytest.raises(TimeoutError):
+            await second
+        assert not begun.is_set()
+
+    run(main())
+
+
 def test_a_cancelled_caller_stops_the_work() -> None:
     async def main() -> None:
         alive = threading.Event()

@@ -10,6 +10,7 @@ NAMES = internlm2.NAMES | {"score": "v_head.weight"}
 
 
 def spec(config: Config) -> DecoderSpec:
-    """InternLM 2's; `reward_token_id` is put behind each text."""
-    token = config.take(int, "reward_token_id")
+    """InternLM 2's; `reward_token_id` is put behind each text, which is [REWARD] where it is not told."""
+    config.require("num_labels", 1)
+    token = config.take(int, "reward_token_id", 92527)
     return replace(internlm2.spec(config), tied_head=False, reward="linear", reward_token=token)

@@ -13,6 +13,7 @@ from aiollm.workers.families.registry import FAMILIES
 class Row(NamedTuple):
     """One family."""
 
+    module: str  # its file
     models: str
     parts: str
     architectures: list[str]
@@ -23,22 +24,14 @@ def rows() -> list[Row]:
     found = []
     for module in sorted(set(FAMILIES.values())):
         models, _, parts = (import_module(module).__doc__ or "").partition("\n")[0].partition(": ")
-        found.append(Row(models, parts.removesuffix("."), [name for name, at in FAMILIES.items() if at == module]))
+        names = [name for name, at in FAMILIES.items() if at == module]
+        found.append(Row(module.rpartition(".")[2], models, parts.removesuffix("."), names))
     return found
 
 
 def text(found: list[Row]) -> str:
     """Two lines for each family, for a terminal."""
     return "\n".join(f"{', '.join(row.architectures)}\n    {row.models}: {row.parts}" for row in found)
-
-
-def markdown(found: list[Row]) -> str:
-    """The same for the README."""
-    lines = ["| Models | `architectures` in config.json | Parts |", "|---|---|---|"]
-    for row in found:
-        names = ", ".join(f"`{name}`" for name in row.architectures)
-        lines.append(f"| {row.models} | {names} | {row.parts} |")
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -17,6 +18,12 @@ def test_the_readme_has_the_table_as_it_is() -> None:
     text = models.README.read_text(encoding="utf-8")
     assert text.count("ForCausalLM`") > 20
     assert models.written(text) == text, "run python tools/models.py"
+
+
+def test_every_family_has_been_measured_and_is_within_the_limit() -> None:
+    measured = json.loads(models.RESULTS.read_text(encoding="utf-8"))["families"]
+    assert measured.keys() == {row.module for row in rows()}
+    assert max(family["error"] for family in measured.values()) <= 1e-4
 
 
 def test_the_command_prints_it() -> None:
