@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: help serve test check aot stamp parity stalls bench-cpu bench-frontend bench-kernels bench-static clean
+.PHONY: help serve test check aot stamp operations simulate parity stalls bench-cpu bench-frontend bench-kernels bench-static clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,8 @@ help:
 	@echo 'make check                                  ruff, mypy and the layout tests'
 	@echo 'make aot                                    what each kernel costs on each GPU, and whether that is more than before'
 	@echo 'make stamp                                  a million random steps on the stamp device'
+	@echo 'make operations                             a million random operations on the scheduler, checked one by one'
+	@echo 'make simulate                               admission policies side by side on a simulated GPU'
 	@echo 'make parity                                 tokens compared with those of transformers'
 	@echo 'make stalls                                 huge requests must not hold up the others'
 	@echo 'make bench-frontend                         CPU time of the server for each token that it streams'
@@ -42,6 +44,13 @@ stalls: $(VENV)/.test
 
 bench-cpu: $(VENV)/.serve
 	$(RUN) tools/bench_cpu.py --save tools/results/bench_cpu.json $(ARGS)
+
+operations: $(VENV)/.test
+	PYTHONPATH=tools $(RUN) tests/operations.py --operations 1000000 --save tools/results/operations.json
+
+simulate: $(VENV)/.test
+	$(RUN) tools/simulate.py --save simulate_artifact artifact
+	$(RUN) tools/simulate.py --save simulate_serve serve
 
 parity: $(VENV)/.test
 	$(RUN) tools/parity.py --save tools/results/parity.json $(ARGS)

@@ -3,11 +3,11 @@
     python tools/bench_engine.py [--save tools/results/bench_engine.json]
 
 `plan` is a round with nothing to do, `credit` one in which every row is topped up, `refuse` one that looks at all rows
-and turns the next request down, `both` does both, `admit` is one admission; `result` takes an iteration's tokens. The growth is the exponent between the smallest
-and the largest number of rows: 1 is linear.
+and turns the next request down, `both` does both, `admit` is one admission; `result` takes an iteration's tokens. The
+growth is the exponent between the smallest and the largest number of rows: 1 is linear.
 
-The table is what engines with pages have: a dict from the hash of each block of 16 tokens, chained with the block before,
-to its slots. Both hold the same prompts, and are asked and told the same.
+The table is what engines with pages have: a dict from the hash of each block of 16 tokens, chained with the block
+before, to its slots. Both hold the same prompts, and are asked and told the same.
 """
 
 import argparse
@@ -36,7 +36,7 @@ ROWS = (16, 64, 256, 1000, 4096)
 PROMPT, ROUNDS = 200, 100
 BLOCK = 16
 KINDS = ("plan", "credit", "refuse", "both", "admit", "result")
-TOKENS, NODES = 1_000_000, 100_000
+NODES, HEADS, HEAD, PART = 100_000, 500, 100, 10
 
 
 class Nobody:
@@ -146,12 +146,10 @@ class Blocks:
 
 
 def prompts(random: np.random.Generator) -> list[np.ndarray]:
-    """As many as make 1,000,000 cached tokens in 100,000 nodes: 500 beginnings of 100 tokens, each followed by parts
-    that branch."""
-    made, heads = [], [random.integers(1, 50_000, 100) for _ in range(500)]
-    for _ in range(NODES):
-        made.append(np.concatenate([heads[int(random.integers(500))], random.integers(1, 50_000, 10)]))
-    return made
+    """As many as make 1,000,000 cached tokens in 100,000 nodes: beginnings, and parts that go on from them."""
+    heads = [random.integers(1, 50_000, HEAD) for _ in range(HEADS)]
+    parts = [random.integers(1, 50_000, PART) for _ in range(NODES - HEADS)]
+    return [np.concatenate([heads[int(random.integers(HEADS))], part]) for part in parts]
 
 
 def index() -> dict[str, Any]:
@@ -161,7 +159,7 @@ def index() -> dict[str, Any]:
     root = tree.root("")
     for at, tokens in enumerate(prompts(random)):
         node, found = tree.match(root, tokens)
-        slots = np.arange(at * 110, at * 110 + len(tokens), dtype=np.int32)
+        slots = np.arange(at * PART, at * PART + len(tokens), dtype=np.int32)
         if len(found) < len(tokens):
             tree.extend(node, tokens[len(found) :], slots[len(found) :])
         blocks.insert(tokens, slots)
@@ -218,7 +216,9 @@ def main() -> None:
     }  # fmt: skip
     print("growth", growth)
     found = index()
-    print(f"index of {found['tokens']:,} tokens in {found['nodes']:,} nodes; 1,000 evicted in {found['evict_1000_us']} us")
+    print(
+        f"index of {found['tokens']:,} tokens in {found['nodes']:,} nodes; 1,000 evicted in {found['evict_1000_us']} us"
+    )
     for row in found["peek_and_insert"]:
         print(f"{row['index']:<8}{row['prompt']:>6} tokens: p50 {row['p50_us']:>8} us  p99 {row['p99_us']:>8} us")
     if args.save:

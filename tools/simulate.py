@@ -76,6 +76,13 @@ def artifact(workload: str, policy: str, requests: int = 3000, seed: int = 0) ->
     }  # fmt: skip
 
 
+SETUP: dict[str, Any] = {
+    "costs": "qwen3-8b-h100", "clients": 100, "pool": POOL, "rows": 512, "chunk": 2048, "cap": workloads.CAP,
+    "warm_up": 60.0, "window": 90.0, "order": "fair", "pause_order": "fcfs", "gap_target": 1.5, "lengths": None,
+    "seed": 0, "impatient": False, "scale": 1,
+}  # fmt: skip
+
+
 def serve(workload: str, policy: str, setup: dict[str, Any]) -> dict[str, Any]:
     """One run in the time of a real device: closed loops of clients unless the workload has times of its own."""
     costs = costing.load(setup["costs"])
@@ -85,6 +92,7 @@ def serve(workload: str, policy: str, setup: dict[str, Any]) -> dict[str, Any]:
     agreement = Agreement(impatient=setup["impatient"])
     warm, until = setup["warm_up"], setup["warm_up"] + setup["window"]
     asks, clients = _asks(workload, setup), setup["clients"]
+    asks = workloads.scaled(asks, setup["scale"]) if setup["scale"] > 1 else asks
     if policy == "optimum":
         asks = (ask._replace(max_tokens=ask.output) for ask in asks)
     if workload in ("bursts", "chats"):
@@ -109,14 +117,15 @@ def serve(workload: str, policy: str, setup: dict[str, Any]) -> dict[str, Any]:
         "evicted": 100 * core.paused_total / ended,
         "goodput": sum(len(client.request.output) for client in kept) / span, "tokens_per_second": tokens / span,
         "answers": len(inside), "good": len(kept), "lost": sum(client.first < 0 for client in world.ended),
-        "ttft_p50": _percentile(first, 50), "ttft_p99": _percentile(first, 99),
-        "gap_p50": _percentile(gaps, 50), "gap_p99": _percentile(gaps, 99),
+        "ttft_p50": percentile(first, 50), "ttft_p99": percentile(first, 99),
+        "gap_p50": percentile(gaps, 50), "gap_p99": percentile(gaps, 99),
         "cached": 100 * core.found_total / max(1, core.asked_total), "computed": world.device.computed,
         "drifts": core.policy.history.drifts, "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
 
 
-def _percentile(values: list[float], share: float) -> float:
+def percentile(values: list[float], share: float) -> float:
+    """NaN of nothing."""
     return float(np.percentile(values, share)) if values else float("nan")
 
 
@@ -236,20 +245,20 @@ def main() -> None:
     everything = [*workloads.UNIFORM, "reasoning", "thinking", "sharegpt", "chats", "bursts", "drift"]
     served.add_argument("--workloads", nargs="+", default=[*workloads.UNIFORM, "reasoning"], choices=everything)
     served.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
-    served.add_argument("--costs", default="qwen3-8b-h100", help="a file in tools/results/costs (%(default)s)")
-    served.add_argument("--clients", type=int, default=100, help="that ask one thing at a time each (%(default)s)")
-    served.add_argument("--pool", type=int, default=POOL, help="KV slots (%(default)s)")
-    served.add_argument("--rows", type=int, default=512, help="requests that run at once (%(default)s)")
-    served.add_argument("--chunk", type=int, default=2048, help="prompt tokens of one iteration (%(default)s)")
-    served.add_argument("--cap", type=int, default=workloads.CAP, help="max_tokens of every request (%(default)s)")
-    served.add_argument("--warm-up", type=float, default=30, help="seconds before the window (%(default)s)")
-    served.add_argument("--window", type=float, default=90, help="seconds that count (%(default)s)")
-    served.add_argument("--order", default="fair", help="of the queue (%(default)s)")
-    served.add_argument("--pause-order", default="fcfs", help="fcfs, sjf or hrrn (%(default)s)")
-    served.add_argument("--gap-target", type=float, default=1.5, help="seconds (%(default)s)")
-    served.add_argument("--lengths", help="JSON file of [prompt, output] lengths, for sharegpt")
+    helps = {
+        "costs": "a file, or the name of one in tools/results/costs", "clients": "that ask one thing at a time each",
+        "pool": "KV slots", "rows": "requests that run at once", "chunk": "prompt tokens of one iteration",
+        "cap": "max_tokens of every request", "warm_up": "seconds before the window", "window": "seconds that count",
+        "order": "of the queue: fcfs, fair, deadline or sla", "pause_order": "fcfs, sjf or hrrn",
+        "gap_target": "seconds that an iteration may take; 0 keeps the chunks whole",
+        "lengths": "JSON file of [prompt, output] lengths, for sharegpt", "seed": "of the workload",
+        "scale": "what all lengths are divided by",
+    }  # fmt: skip
+    for name, text in helps.items():
+        default = SETUP[name]
+        kind = str if default is None else type(default)
+        served.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (%(default)s)")
     served.add_argument("--impatient", action="store_true", help="clients go away when their stream stands still")
-    served.add_argument("--seed", type=int, default=0)
     fitted = commands.add_parser("fit", help="the cost model to what --record kept, or to a result of bench static")
     fitted.add_argument("file", type=Path)
     fitted.add_argument("--as", dest="name", required=True, help="name of the file in tools/results/costs")
@@ -271,9 +280,7 @@ def main() -> None:
         print("\n" + table(rows, ARTIFACT_COLUMNS))
         panels = ("steps", "memory", "evicted")
     else:
-        names = ("costs", "clients", "pool", "rows", "chunk", "cap", "warm_up", "window", "order", "pause_order",
-                 "gap_target", "lengths", "seed", "impatient")  # fmt: skip
-        setup = {name: getattr(args, name) for name in names}
+        setup = {name: getattr(args, name) for name in SETUP}
         if "sharegpt" in args.workloads and not args.lengths:
             parser.error("sharegpt needs --lengths FILE")
         for row in _all(serve, [(*pair, setup) for pair in pairs], args.jobs):

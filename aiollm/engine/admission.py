@@ -26,7 +26,6 @@ class View(NamedTuple):
     """Output tokens so far."""
     known: Column
     cap: Column
-    floor: Column
     kind: Column
     certain: np.ndarray
     delay: Column
@@ -45,7 +44,6 @@ class Newcomer(NamedTuple):
     done: int
     known: int
     cap: int
-    floor: int
     kind: int
     certain: bool
     delay: int

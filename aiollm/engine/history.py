@@ -98,19 +98,18 @@ class History:
         if (number := self.number(name)) != POOLED:
             self._windows[number].add(length)
 
-    def draw(self, kinds: Column, done: Column, cap: Column, floor: Column, chances: NDArray[np.float64]) -> Column:
-        """Total output lengths, [draws, n], of rows of class `kinds` that have put out `done` of at most `cap` tokens
-        and end after `floor` at the earliest. `chances` [draws, n] in [0, 1) say where each lies in its
-        distribution."""
+    def draw(self, kinds: Column, done: Column, cap: Column, chances: NDArray[np.float64]) -> Column:
+        """Total output lengths, [draws, n], of rows of class `kinds` that have put out `done` of at most `cap` tokens.
+        `chances` [draws, n] in [0, 1) say where each lies in its distribution."""
         grown = np.array([at if len(window) >= YOUNG else POOLED for at, window in enumerate(self._windows)])[kinds]
         if not len(grown) or (grown == grown[0]).all():
             known = self._windows[grown[0] if len(grown) else POOLED].sorted
-            return _bounded(_inverse(known, done, cap, chances), done, cap, floor)
+            return _bounded(_inverse(known, done, cap, chances), done, cap)
         lengths = np.empty(chances.shape, np.float64)
         for number in np.unique(grown).tolist():
             mine = grown == number
             lengths[:, mine] = _inverse(self._windows[number].sorted, done[mine], cap[mine], chances[:, mine])
-        return _bounded(lengths, done, cap, floor)
+        return _bounded(lengths, done, cap)
 
 
 def _inverse(known: Column, done: Column, cap: Column, chances: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -131,9 +130,9 @@ def _inverse(known: Column, done: Column, cap: Column, chances: NDArray[np.float
     return np.where(at < segments, found, imagined)
 
 
-def _bounded(lengths: NDArray[np.float64], done: Column, cap: Column, floor: Column) -> Column:
+def _bounded(lengths: NDArray[np.float64], done: Column, cap: Column) -> Column:
     """One more token comes at least, and no more than `cap`."""
-    least = np.minimum(cap, np.maximum(done + 1, floor))
+    least = np.minimum(cap, done + 1)
     return np.clip(np.rint(lengths).astype(np.int64), least, cap)
 
 
