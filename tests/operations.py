@@ -1,4 +1,6 @@
-"""Random operations on the scheduler, with the integrity check after each: python tests/operations.py --operations 1000000
+"""Random operations on the scheduler, with the integrity check after each.
+
+    make operations      # a million of them
 
 The worker computes nothing (tools/simulator.py); what rows hold, who may run and that everybody ends is what is looked
 at. Iterations fail, workers die, readers outside the stream take loans, requests come in groups, with priorities and
@@ -76,8 +78,8 @@ class Yard:
     def __init__(self, seed: int) -> None:
         r = self.random = random.Random(seed)
         limits = Limits(
-            r.choice([1, 2, 5, 9]), r.choice([LONGEST, 100, 250]), LONGEST, r.choice([4, 16, 64]), r.choice([3, 16, 64]),
-            r.random() < 0.9,
+            r.choice([1, 2, 5, 9]), r.choice([LONGEST, 100, 250]), LONGEST, r.choice([4, 16, 64]),
+            r.choice([3, 16, 64]), r.random() < 0.9,
         )  # fmt: skip
         service = Service(
             r.choice(get_args(Order)), r.choice(get_args(PauseOrder)), r.choice([1.0, 50.0]), r.choice([0.0, 0.01]),

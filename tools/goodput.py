@@ -210,9 +210,8 @@ def main() -> None:
     print("\n" + simulate.table(rows, COLUMNS))
     for policy in args.policies:
         measured, predicted = (row["goodput"] for row in rows if row["policy"] == policy)
-        print(
-            f"{policy}: real {measured:,.0f} tokens/s, simulated {predicted:,.0f}: {predicted / max(1e-9, measured) - 1:+.1%}"
-        )
+        apart = predicted / max(1e-9, measured) - 1
+        print(f"{policy}: real {measured:,.0f} tokens/s, simulated {predicted:,.0f}: {apart:+.1%}")
     if args.save:
         about = {"date": time.strftime("%Y-%m-%d"), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
         document = {"about": about | settings, "costs": json.loads(costing.as_json(costs)), "runs": rows}
