@@ -69,9 +69,11 @@ def artifact(workload: str, policy: str, requests: int = 3000, seed: int = 0) ->
     began = time.monotonic()
     world.play(stop=lambda: world.exhausted and not core.waiting)
     finished = sum(client.finish is not None for client in world.clients)
+    published = PUBLISHED[workload].get(policy)
     return {
         "workload": workload, "policy": policy, "requests": requests, "steps": world.iterations,
         "memory": 100 * float(np.mean(world.memory)) / POOL, "evicted": 100 * core.paused_total / max(1, finished),
+        "published": "{:,} / {} / {}".format(*published) if published and requests == 3000 else None,
         "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
 
@@ -160,6 +162,7 @@ def _follow_up(world: World, conversations: list[list[Ask]]) -> None:
     world.on_end = on_end
 
 
+EVERYTHING = (*workloads.UNIFORM, "reasoning", "thinking", "sharegpt", "chats", "bursts", "drift")
 ARTIFACT_COLUMNS = ("workload", "policy", "steps", "memory", "evicted", "published")
 SERVE_COLUMNS = (
     "workload", "policy", "goodput", "tokens_per_second", "memory", "evicted", "ttft_p50", "ttft_p99", "gap_p50",
@@ -218,18 +221,19 @@ LABELS = {
 
 
 def save(name: str, rows: list[dict[str, Any]], setup: dict[str, Any], panels: tuple[str, ...]) -> None:
-    """The result as JSON and PNG in tools/results."""
+    """Runs as JSON and PNG in tools/results, beside those of other workloads and policies that are there already."""
+    path = RESULTS / f"{name}.json"
+    if path.exists():
+        old = json.loads(path.read_bytes())["runs"]
+        new = {(row["workload"], row["policy"]) for row in rows}
+        rows = [row for row in old if (row["workload"], row["policy"]) not in new] + rows
+        rows.sort(key=lambda row: (list(EVERYTHING).index(row["workload"]), list(POLICIES).index(row["policy"])))
     about = {
         "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "numpy": np.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", **setup,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores", **setup, "lengths": bool(setup.get("lengths")),
     }  # fmt: skip
-    (RESULTS / f"{name}.json").write_text(json.dumps({"about": about, "runs": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({"about": about, "runs": rows}, indent=1) + "\n")
     plot(rows, panels, RESULTS / f"{name}.png")
-
-
-def _all(run: Callable[..., dict[str, Any]], jobs: list[tuple[Any, ...]], workers: int) -> Iterator[dict[str, Any]]:
-    with ProcessPoolExecutor(workers) as pool:
-        yield from (job.result() for job in [pool.submit(run, *job) for job in jobs])
 
 
 def main() -> None:
@@ -242,8 +246,7 @@ def main() -> None:
     counted.add_argument("--workloads", nargs="+", default=list(workloads.UNIFORM), choices=workloads.UNIFORM)
     counted.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     served = commands.add_parser("serve", help="in the time of a real device")
-    everything = [*workloads.UNIFORM, "reasoning", "thinking", "sharegpt", "chats", "bursts", "drift"]
-    served.add_argument("--workloads", nargs="+", default=[*workloads.UNIFORM, "reasoning"], choices=everything)
+    served.add_argument("--workloads", nargs="+", default=[*workloads.UNIFORM, "reasoning"], choices=EVERYTHING)
     served.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     helps = {
         "costs": "a file, or the name of one in tools/results/costs", "clients": "that ask one thing at a time each",
@@ -261,36 +264,35 @@ def main() -> None:
     served.add_argument("--impatient", action="store_true", help="clients go away when their stream stands still")
     fitted = commands.add_parser("fit", help="the cost model to what --record kept, or to a result of bench static")
     fitted.add_argument("file", type=Path)
-    fitted.add_argument("--as", dest="name", required=True, help="name of the file in tools/results/costs")
-    fitted.add_argument("--what", required=True, help="model, GPU, date")
+    fitted.add_argument("--as", dest="name", help="name of the file in tools/results/costs; that of FILE without it")
+    fitted.add_argument(
+        "--what", default=f"fitted on {time.strftime('%Y-%m-%d')}", help="model, GPU, date (%(default)s)"
+    )
     args = parser.parse_args()
     if args.command == "fit":
-        found = costing.fit(args.file, args.what)
-        costing.save(found, costing.FOLDER / f"{args.name}.json")
-        print((costing.FOLDER / f"{args.name}.json").read_text(), end="")
+        path = costing.FOLDER / f"{args.name or args.file.stem}.json"
+        costing.save(costing.fit(args.file, args.what), path)
+        print(f"{path}:\n{path.read_text()}", end="")
         return
-    rows: list[dict[str, Any]] = []
     pairs = [(load, policy) for load in args.workloads for policy in args.policies]
     if args.command == "artifact":
         setup: dict[str, Any] = {"accounting": "artifact", "pool": POOL, "requests": args.requests}
-        for row in _all(artifact, [(*pair, args.requests) for pair in pairs], args.jobs):
-            told = PUBLISHED[row["workload"]].get(row["policy"])
-            rows.append(row | {"published": "{:,} / {} / {}".format(*told) if told and args.requests == 3000 else None})
-            print(table(rows[-1:], ARTIFACT_COLUMNS).split("\n")[1], flush=True)
-        print("\n" + table(rows, ARTIFACT_COLUMNS))
-        panels = ("steps", "memory", "evicted")
+        jobs: list[tuple[Any, ...]] = [(artifact, *pair, args.requests) for pair in pairs]
+        columns, panels = ARTIFACT_COLUMNS, ("steps", "memory", "evicted")
     else:
-        setup = {name: getattr(args, name) for name in SETUP}
         if "sharegpt" in args.workloads and not args.lengths:
             parser.error("sharegpt needs --lengths FILE")
-        for row in _all(serve, [(*pair, setup) for pair in pairs], args.jobs):
-            rows.append(row)
-            print(table(rows[-1:], SERVE_COLUMNS).split("\n")[1], flush=True)
-        print("\n" + table(rows, SERVE_COLUMNS))
-        setup = {"accounting": "honest", **setup, "lengths": bool(args.lengths)}
-        panels = ("goodput", "memory", "evicted", "gap_p99")
-    if args.save:
-        save(args.save, rows, setup, panels)
+        setup = {"accounting": "honest", **{name: getattr(args, name) for name in SETUP}}
+        jobs = [(serve, *pair, setup) for pair in pairs]
+        columns, panels = SERVE_COLUMNS, ("goodput", "memory", "evicted", "gap_p99")
+    rows: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(args.jobs) as pool:
+        for job in [pool.submit(*job) for job in jobs]:
+            rows.append(job.result())
+            print(table(rows[-1:], columns).split("\n")[1], flush=True)
+            if args.save:
+                save(args.save, rows, setup, panels)
+    print("\n" + table(rows, columns))
 
 
 if __name__ == "__main__":
