@@ -2,12 +2,11 @@
 
     python tools/simulate.py artifact            the paper's three workloads, as its published simulator counts them
     python tools/simulate.py serve               the same and others in the time of a real GPU: goodput, TTFT, gaps
-    python tools/simulate.py fit FILE --save qwen3-8b-h100 --what "..."   the cost model, from --record or bench static
+    python tools/simulate.py fit FILE            the cost model, from what --record kept or bench static saved
 
-In the artifact's accounting an iteration is one step whatever it computes, requests are looked at every ten steps, and
-prompts, those of paused requests too, are computed for nothing. In the other one an iteration takes the time that the
-cost model says, prompts are computed in chunks beside decoding rows, and whoever was paused pays for what left the
-cache meanwhile.
+In the artifact's accounting an iteration is one step whatever it computes, and prompts, those of paused requests too,
+are computed for nothing. In the other one an iteration takes the time that the cost model says, prompts are computed in
+chunks beside decoding rows, and whoever was paused pays for what left the cache meanwhile.
 """
 
 import argparse
@@ -92,16 +91,19 @@ def serve(workload: str, policy: str, setup: dict[str, Any]) -> dict[str, Any]:
     service = Service(order=setup["order"], pause_order=setup["pause_order"], gap_target=setup["gap_target"])
     core = Scheduler(limits, POLICIES[policy](), service)
     agreement = Agreement(impatient=setup["impatient"])
-    warm, until = setup["warm_up"], setup["warm_up"] + setup["window"]
-    asks, clients = _asks(workload, setup), setup["clients"]
+    asks, clients, warm = _asks(workload, setup), setup["clients"], setup["warm_up"]
+    if workload in ("bursts", "chats"):  # have times of their own, from the beginning on
+        clients, warm = 0, 0.0
+    until = setup["warm_up"] + setup["window"]
     asks = workloads.scaled(asks, setup["scale"]) if setup["scale"] > 1 else asks
     if policy == "optimum":
         asks = (ask._replace(max_tokens=ask.output) for ask in asks)
-    if workload in ("bursts", "chats"):
-        clients = 0
     world = World(core, asks, costs, clients=clients, agreement=agreement)
     if workload == "chats":
-        _follow_up(world, workloads.chats(setup["seed"], setup["cap"]))
+        conversations = workloads.chats(setup["seed"], setup["cap"])
+        if policy == "optimum":
+            conversations = [[ask._replace(max_tokens=ask.output) for ask in asks] for asks in conversations]
+        _follow_up(world, conversations)
     began = time.monotonic()
     world.play(warm)
     start = len(world.memory)
@@ -117,7 +119,8 @@ def serve(workload: str, policy: str, setup: dict[str, Any]) -> dict[str, Any]:
         "workload": workload, "policy": policy, "iterations": world.iterations,
         "memory": 100 * float(np.mean(world.memory[start:] or [0])) / limits.slots,
         "evicted": 100 * core.paused_total / ended,
-        "goodput": sum(len(client.request.output) for client in kept) / span, "tokens_per_second": tokens / span,
+        "goodput": sum(len(client.request.output) for client in kept) / span,
+        "tokens_per_second": tokens / span,
         "answers": len(inside), "good": len(kept), "lost": sum(client.first < 0 for client in world.ended),
         "ttft_p50": percentile(first, 50), "ttft_p99": percentile(first, 99),
         "gap_p50": percentile(gaps, 50), "gap_p99": percentile(gaps, 99),
