@@ -323,7 +323,7 @@ class HastyScheduler(Scheduler):
         self.pool = HastyPool(self.limits.slots)
 
 
-POLICIES = (Conservative, Aggressive, Aggressive, PastFuture, LightLLM)
+POLICIES = (Aggressive, Aggressive, Aggressive, Conservative, PastFuture, LightLLM)
 
 
 def service(r: random.Random) -> Service:
@@ -341,11 +341,11 @@ class Stage:
         r = self.random = random.Random(seed)
         self.limits = Limits(
             rows=r.choice([1, 2, 4, 6]),
-            slots=r.choice([LONGEST, 40, 64, 120]),
+            slots=r.choice([LONGEST, 34, 40, 64]),
             max_length=LONGEST,
             chunk_budget=r.choice([3, 7, 16, 40]),
             chunk_size=r.choice([2, 5, 16, 40]),
-            prefix_cache=r.random() < 0.9,
+            prefix_cache=r.random() < 0.5,
         )
         self.faults = r.choice([0.0, 0.0, 0.01, 0.05])
         self.deaths = r.choice([0.0, 0.0005])

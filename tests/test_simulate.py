@@ -70,7 +70,7 @@ def test_a_small_pool_pauses_and_everybody_ends():
 
 def test_past_future_pauses_less_than_aggressive_and_ends_before_conservative():
     rows = {
-        policy: simulate.artifact("decode-heavy", policy, 40)
+        policy: simulate.artifact("decode-heavy", policy, 60)
         for policy in ("past-future", "aggressive", "conservative")
     }
     assert rows["conservative"]["evicted"] == 0 < rows["past-future"]["evicted"] < rows["aggressive"]["evicted"]
