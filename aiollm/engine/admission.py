@@ -76,7 +76,7 @@ class Peaks:
 
     def __init__(self, held: Column, steps: Column) -> None:
         order = np.argsort(-steps, axis=1, kind="stable")
-        self._steps = np.take_along_axis(steps, order, axis=1)
+        self._steps = steps[np.arange(len(steps))[:, None], order]
         self._alive = np.arange(1, held.shape[0] + 1) * self._steps + np.cumsum(held[order], axis=1)
         self._places = order
         self._extra = 0
