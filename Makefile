@@ -4,7 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: help serve test check aot families stamp parity stalls bench-cpu bench-frontend bench-gpu bench-kernels bench-static clean
+.PHONY: help serve test check aot families stamp parity stalls \
+        bench-cpu bench-frontend bench-gpu bench-kernels bench-static clean operations simulate
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +15,8 @@ help:
 	@echo 'make aot                                    what each kernel costs on each GPU, and whether that is more than before'
 	@echo 'make stamp                                  a million random steps on the stamp device'
 	@echo 'make families                               logits of every family compared with transformers, and loading times'
+	@echo 'make operations                             a million random operations on the scheduler, checked one by one'
+	@echo 'make simulate                               admission policies side by side on a simulated GPU'
 	@echo 'make parity                                 tokens compared with those of transformers'
 	@echo 'make stalls                                 huge requests must not hold up the others'
 	@echo 'make bench-frontend                         CPU time of the server for each token that it streams'
@@ -48,6 +51,13 @@ bench-cpu: $(VENV)/.serve
 families: $(VENV)/.test
 	PYTHONPATH=tests $(RUN) tests/family_table.py --save tools/results/families.json $(ARGS)
 	$(RUN) tools/models.py
+
+operations: $(VENV)/.test
+	PYTHONPATH=tools $(RUN) tests/operations.py --operations 1000000 --save tools/results/operations.json
+
+simulate: $(VENV)/.test
+	$(RUN) tools/simulate.py --save simulate_artifact artifact
+	$(RUN) tools/simulate.py --save simulate_serve serve
 
 parity: $(VENV)/.test
 	$(RUN) tools/parity.py --save tools/results/parity.json $(ARGS)

@@ -106,11 +106,10 @@ async def stand(
     folder: Path, loading: bool = False, queue: int = 64, port: int = 0, **options: Any
 ) -> AsyncIterator[Stand]:
     """Serve; at the end the stand must be idle."""
-    engine = Engine(
-        EngineSettings(
-            rows=ROWS, chunk_budget=128, chunk_size=64, prefix_cache=True, policy=Conservative(), queue=queue
-        )
+    settings = EngineSettings(
+        rows=ROWS, chunk_budget=128, chunk_size=64, prefix_cache=True, policy=Conservative(), queue=queue
     )
+    engine = Engine(settings._replace(**options.pop("engine", {})))
     tokenizer, template = Tokenizer.load(str(folder)), ChatTemplate.load(str(folder))
     generation_config = options.pop("generation_config", {"temperature": 0.0})
     keys = Keys(options.pop("keys", ()))

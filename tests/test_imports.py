@@ -60,6 +60,12 @@ def test_the_list_of_modules_is_not_empty() -> None:
     assert {"aiollm.workers.loop", "aiollm.kernels.ops"} <= set(MODULES)
 
 
+def test_a_worker_on_a_cpu_does_without_triton(tmp_path: Path) -> None:
+    """It is not installed beside a CPU build of torch."""
+    failures, loaded = imported(["aiollm.workers.__main__", "aiollm.workers.load", "aiollm.kernels.ops"], tmp_path)
+    assert failures == {} and "triton" not in loaded
+
+
 @pytest.mark.parametrize("module", ["aiollm", "aiollm.workers"])
 def test_help_works_from_any_directory(module: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", module, "--help"]

@@ -123,10 +123,15 @@ def _of_bench(path: Path) -> Iterator[tuple[Work, float, float]]:
         yield work, float(step["graph_us"]), 0.0
 
 
-def save(costs: Costs, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def as_json(costs: Costs) -> str:
+    """Four digits are what a fit is good for."""
     rounded: dict[str, Any] = {
         name: float(f"{value:.4g}") if isinstance(value, float) else value
         for name, value in msgspec.structs.asdict(costs).items()
     }
-    path.write_text(json.dumps(rounded, indent=1) + "\n")
+    return json.dumps(rounded, indent=1) + "\n"
+
+
+def save(costs: Costs, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(as_json(costs))

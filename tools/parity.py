@@ -30,7 +30,7 @@ from aiollm.text.tokenizer import Tokenizer
 
 TIE = 1e-3  # logits closer than this may fall either way
 LOGPROB = 1e-3
-MODES = ("plain", "chunks", "paused", "killed", "tp")
+MODES = ("plain", "chunks", "paused", "policies", "killed", "tp")
 Tokens = list[int]
 
 
@@ -201,13 +201,13 @@ class Parity:
         with self.server("--chunked_prefill_size", str(size)) as server:
             return self.verdict(self.together(server))
 
-    def paused(self) -> Verdict:
-        """A pool so small that running requests must be paused and resumed."""
+    def paused(self, *flags: str, policy: str = "aggressive") -> Verdict:
+        """A pool so small that running requests must be paused and resumed, under a policy that does."""
         longest = max(len(expected.prompt) for expected in self.references)
         pool = max(longest + self.steps, sum(len(expected.prompt) for expected in self.references) // 6)
-        with self.server("--max_total_token_num", str(pool), "--schedule_policy", "aggressive") as server:
+        with self.server("--max_total_token_num", str(pool), "--schedule_policy", policy, *flags) as server:
             found = self.verdict(self.together(server))
-            if not server.metric("aiollm_num_preemptions_total"):
+            if policy == "aggressive" and not server.metric("aiollm_num_preemptions_total"):
                 found.wrong.append("no request was paused")
             return found
 
@@ -247,6 +247,11 @@ class Parity:
             yield "chunks of 64", self.chunks(64)
         if "paused" in chosen:
             yield "paused and resumed", self.paused()
+        if "policies" in chosen:
+            for policy in ("past-future", "conservative", "lightllm"):
+                yield policy, self.paused(policy=policy)
+            for order in ("sjf", "hrrn"):
+                yield f"paused by {order}", self.paused("--pause_order", order)
         if "killed" in chosen:
             yield "worker killed", self.killed()
         if "tp" in chosen:

@@ -2,12 +2,11 @@
 
     python tools/simulate.py artifact            the paper's three workloads, as its published simulator counts them
     python tools/simulate.py serve               the same and others in the time of a real GPU: goodput, TTFT, gaps
-    python tools/simulate.py fit FILE --save qwen3-8b-h100 --what "..."   the cost model, from --record or bench static
+    python tools/simulate.py fit FILE            the cost model, from what --record kept or bench static saved
 
-In the artifact's accounting an iteration is one step whatever it computes, requests are looked at every ten steps, and
-prompts, those of paused requests too, are computed for nothing. In the other one an iteration takes the time that the
-cost model says, prompts are computed in chunks beside decoding rows, and whoever was paused pays for what left the
-cache meanwhile.
+In the artifact's accounting an iteration is one step whatever it computes, and prompts, those of paused requests too,
+are computed for nothing. In the other one an iteration takes the time that the cost model says, prompts are computed in
+chunks beside decoding rows, and whoever was paused pays for what left the cache meanwhile.
 """
 
 import argparse
@@ -69,11 +68,20 @@ def artifact(workload: str, policy: str, requests: int = 3000, seed: int = 0) ->
     began = time.monotonic()
     world.play(stop=lambda: world.exhausted and not core.waiting)
     finished = sum(client.finish is not None for client in world.clients)
+    published = PUBLISHED[workload].get(policy)
     return {
         "workload": workload, "policy": policy, "requests": requests, "steps": world.iterations,
         "memory": 100 * float(np.mean(world.memory)) / POOL, "evicted": 100 * core.paused_total / max(1, finished),
+        "published": "{:,} / {} / {}".format(*published) if published and requests == 3000 else None,
         "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
+
+
+SETUP: dict[str, Any] = {
+    "costs": "qwen3-8b-h100", "clients": 100, "pool": POOL, "rows": 512, "chunk": 2048, "cap": workloads.CAP,
+    "warm_up": 60.0, "window": 90.0, "order": "fair", "pause_order": "fcfs", "gap_target": 1.5, "lengths": None,
+    "seed": 0, "impatient": False, "scale": 1,
+}  # fmt: skip
 
 
 def serve(workload: str, policy: str, setup: dict[str, Any]) -> dict[str, Any]:
@@ -83,15 +91,19 @@ def serve(workload: str, policy: str, setup: dict[str, Any]) -> dict[str, Any]:
     service = Service(order=setup["order"], pause_order=setup["pause_order"], gap_target=setup["gap_target"])
     core = Scheduler(limits, POLICIES[policy](), service)
     agreement = Agreement(impatient=setup["impatient"])
-    warm, until = setup["warm_up"], setup["warm_up"] + setup["window"]
-    asks, clients = _asks(workload, setup), setup["clients"]
+    asks, clients, warm = _asks(workload, setup), setup["clients"], setup["warm_up"]
+    if workload in ("bursts", "chats"):  # have times of their own, from the beginning on
+        clients, warm = 0, 0.0
+    until = setup["warm_up"] + setup["window"]
+    asks = workloads.scaled(asks, setup["scale"]) if setup["scale"] > 1 else asks
     if policy == "optimum":
         asks = (ask._replace(max_tokens=ask.output) for ask in asks)
-    if workload in ("bursts", "chats"):
-        clients = 0
     world = World(core, asks, costs, clients=clients, agreement=agreement)
     if workload == "chats":
-        _follow_up(world, workloads.chats(setup["seed"], setup["cap"]))
+        conversations = workloads.chats(setup["seed"], setup["cap"])
+        if policy == "optimum":
+            conversations = [[ask._replace(max_tokens=ask.output) for ask in asks] for asks in conversations]
+        _follow_up(world, conversations)
     began = time.monotonic()
     world.play(warm)
     start = len(world.memory)
@@ -107,16 +119,18 @@ def serve(workload: str, policy: str, setup: dict[str, Any]) -> dict[str, Any]:
         "workload": workload, "policy": policy, "iterations": world.iterations,
         "memory": 100 * float(np.mean(world.memory[start:] or [0])) / limits.slots,
         "evicted": 100 * core.paused_total / ended,
-        "goodput": sum(len(client.request.output) for client in kept) / span, "tokens_per_second": tokens / span,
+        "goodput": sum(len(client.request.output) for client in kept) / span,
+        "tokens_per_second": tokens / span,
         "answers": len(inside), "good": len(kept), "lost": sum(client.first < 0 for client in world.ended),
-        "ttft_p50": _percentile(first, 50), "ttft_p99": _percentile(first, 99),
-        "gap_p50": _percentile(gaps, 50), "gap_p99": _percentile(gaps, 99),
+        "ttft_p50": percentile(first, 50), "ttft_p99": percentile(first, 99),
+        "gap_p50": percentile(gaps, 50), "gap_p99": percentile(gaps, 99),
         "cached": 100 * core.found_total / max(1, core.asked_total), "computed": world.device.computed,
         "drifts": core.policy.history.drifts, "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
 
 
-def _percentile(values: list[float], share: float) -> float:
+def percentile(values: list[float], share: float) -> float:
+    """NaN of nothing."""
     return float(np.percentile(values, share)) if values else float("nan")
 
 
@@ -151,6 +165,7 @@ def _follow_up(world: World, conversations: list[list[Ask]]) -> None:
     world.on_end = on_end
 
 
+EVERYTHING = (*workloads.UNIFORM, "reasoning", "thinking", "sharegpt", "chats", "bursts", "drift")
 ARTIFACT_COLUMNS = ("workload", "policy", "steps", "memory", "evicted", "published")
 SERVE_COLUMNS = (
     "workload", "policy", "goodput", "tokens_per_second", "memory", "evicted", "ttft_p50", "ttft_p99", "gap_p50",
@@ -209,18 +224,19 @@ LABELS = {
 
 
 def save(name: str, rows: list[dict[str, Any]], setup: dict[str, Any], panels: tuple[str, ...]) -> None:
-    """The result as JSON and PNG in tools/results."""
+    """Runs as JSON and PNG in tools/results, beside those of other workloads and policies that are there already."""
+    path = RESULTS / f"{name}.json"
+    if path.exists():
+        old = json.loads(path.read_bytes())["runs"]
+        new = {(row["workload"], row["policy"]) for row in rows}
+        rows = [row for row in old if (row["workload"], row["policy"]) not in new] + rows
+        rows.sort(key=lambda row: (list(EVERYTHING).index(row["workload"]), list(POLICIES).index(row["policy"])))
     about = {
         "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "numpy": np.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", **setup,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores", **setup, "lengths": bool(setup.get("lengths")),
     }  # fmt: skip
-    (RESULTS / f"{name}.json").write_text(json.dumps({"about": about, "runs": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({"about": about, "runs": rows}, indent=1) + "\n")
     plot(rows, panels, RESULTS / f"{name}.png")
-
-
-def _all(run: Callable[..., dict[str, Any]], jobs: list[tuple[Any, ...]], workers: int) -> Iterator[dict[str, Any]]:
-    with ProcessPoolExecutor(workers) as pool:
-        yield from (job.result() for job in [pool.submit(run, *job) for job in jobs])
 
 
 def main() -> None:
@@ -233,57 +249,53 @@ def main() -> None:
     counted.add_argument("--workloads", nargs="+", default=list(workloads.UNIFORM), choices=workloads.UNIFORM)
     counted.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     served = commands.add_parser("serve", help="in the time of a real device")
-    everything = [*workloads.UNIFORM, "reasoning", "thinking", "sharegpt", "chats", "bursts", "drift"]
-    served.add_argument("--workloads", nargs="+", default=[*workloads.UNIFORM, "reasoning"], choices=everything)
+    served.add_argument("--workloads", nargs="+", default=[*workloads.UNIFORM, "reasoning"], choices=EVERYTHING)
     served.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
-    served.add_argument("--costs", default="qwen3-8b-h100", help="a file in tools/results/costs (%(default)s)")
-    served.add_argument("--clients", type=int, default=100, help="that ask one thing at a time each (%(default)s)")
-    served.add_argument("--pool", type=int, default=POOL, help="KV slots (%(default)s)")
-    served.add_argument("--rows", type=int, default=512, help="requests that run at once (%(default)s)")
-    served.add_argument("--chunk", type=int, default=2048, help="prompt tokens of one iteration (%(default)s)")
-    served.add_argument("--cap", type=int, default=workloads.CAP, help="max_tokens of every request (%(default)s)")
-    served.add_argument("--warm-up", type=float, default=30, help="seconds before the window (%(default)s)")
-    served.add_argument("--window", type=float, default=90, help="seconds that count (%(default)s)")
-    served.add_argument("--order", default="fair", help="of the queue (%(default)s)")
-    served.add_argument("--pause-order", default="fcfs", help="fcfs, sjf or hrrn (%(default)s)")
-    served.add_argument("--gap-target", type=float, default=1.5, help="seconds (%(default)s)")
-    served.add_argument("--lengths", help="JSON file of [prompt, output] lengths, for sharegpt")
+    helps = {
+        "costs": "a file, or the name of one in tools/results/costs", "clients": "that ask one thing at a time each",
+        "pool": "KV slots", "rows": "requests that run at once", "chunk": "prompt tokens of one iteration",
+        "cap": "max_tokens of every request", "warm_up": "seconds before the window", "window": "seconds that count",
+        "order": "of the queue: fcfs, fair, deadline or sla", "pause_order": "fcfs, sjf or hrrn",
+        "gap_target": "seconds that an iteration may take; 0 keeps the chunks whole",
+        "lengths": "JSON file of [prompt, output] lengths, for sharegpt", "seed": "of the workload",
+        "scale": "what all lengths are divided by",
+    }  # fmt: skip
+    for name, text in helps.items():
+        default = SETUP[name]
+        kind = str if default is None else type(default)
+        served.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (%(default)s)")
     served.add_argument("--impatient", action="store_true", help="clients go away when their stream stands still")
-    served.add_argument("--seed", type=int, default=0)
     fitted = commands.add_parser("fit", help="the cost model to what --record kept, or to a result of bench static")
     fitted.add_argument("file", type=Path)
-    fitted.add_argument("--as", dest="name", required=True, help="name of the file in tools/results/costs")
-    fitted.add_argument("--what", required=True, help="model, GPU, date")
+    fitted.add_argument("--as", dest="name", help="name of the file in tools/results/costs; that of FILE without it")
+    fitted.add_argument(
+        "--what", default=f"fitted on {time.strftime('%Y-%m-%d')}", help="model, GPU, date (%(default)s)"
+    )
     args = parser.parse_args()
     if args.command == "fit":
-        found = costing.fit(args.file, args.what)
-        costing.save(found, costing.FOLDER / f"{args.name}.json")
-        print((costing.FOLDER / f"{args.name}.json").read_text(), end="")
+        path = costing.FOLDER / f"{args.name or args.file.stem}.json"
+        costing.save(costing.fit(args.file, args.what), path)
+        print(f"{path}:\n{path.read_text()}", end="")
         return
-    rows: list[dict[str, Any]] = []
     pairs = [(load, policy) for load in args.workloads for policy in args.policies]
     if args.command == "artifact":
         setup: dict[str, Any] = {"accounting": "artifact", "pool": POOL, "requests": args.requests}
-        for row in _all(artifact, [(*pair, args.requests) for pair in pairs], args.jobs):
-            told = PUBLISHED[row["workload"]].get(row["policy"])
-            rows.append(row | {"published": "{:,} / {} / {}".format(*told) if told and args.requests == 3000 else None})
-            print(table(rows[-1:], ARTIFACT_COLUMNS).split("\n")[1], flush=True)
-        print("\n" + table(rows, ARTIFACT_COLUMNS))
-        panels = ("steps", "memory", "evicted")
+        jobs: list[tuple[Any, ...]] = [(artifact, *pair, args.requests) for pair in pairs]
+        columns, panels = ARTIFACT_COLUMNS, ("steps", "memory", "evicted")
     else:
-        names = ("costs", "clients", "pool", "rows", "chunk", "cap", "warm_up", "window", "order", "pause_order",
-                 "gap_target", "lengths", "seed", "impatient")  # fmt: skip
-        setup = {name: getattr(args, name) for name in names}
         if "sharegpt" in args.workloads and not args.lengths:
             parser.error("sharegpt needs --lengths FILE")
-        for row in _all(serve, [(*pair, setup) for pair in pairs], args.jobs):
-            rows.append(row)
-            print(table(rows[-1:], SERVE_COLUMNS).split("\n")[1], flush=True)
-        print("\n" + table(rows, SERVE_COLUMNS))
-        setup = {"accounting": "honest", **setup, "lengths": bool(args.lengths)}
-        panels = ("goodput", "memory", "evicted", "gap_p99")
-    if args.save:
-        save(args.save, rows, setup, panels)
+        setup = {"accounting": "honest", **{name: getattr(args, name) for name in SETUP}}
+        jobs = [(serve, *pair, setup) for pair in pairs]
+        columns, panels = SERVE_COLUMNS, ("goodput", "memory", "evicted", "gap_p99")
+    rows: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(args.jobs) as pool:
+        for job in [pool.submit(*job) for job in jobs]:
+            rows.append(job.result())
+            print(table(rows[-1:], columns).split("\n")[1], flush=True)
+            if args.save:
+                save(args.save, rows, setup, panels)
+    print("\n" + table(rows, columns))
 
 
 if __name__ == "__main__":

@@ -87,6 +87,11 @@ class Device(Replica):
     def send(self, update: Update) -> None:
         self._updates.append(update)
 
+    def length(self, request: Request) -> int:
+        """Output tokens that a request will have."""
+        assert isinstance(request.sink, Client)
+        return request.sink.output
+
     def run(self) -> Result | None:
         """One iteration: updates up to the first with chunks. The header has its duration; None if there is no work."""
         chunks: list[Chunk] = []
@@ -97,8 +102,7 @@ class Device(Replica):
             for admit in update.admit:
                 row = self._core.rows[admit.row]
                 if row is not None and row.generation == admit.generation:
-                    assert isinstance(row.request.sink, Client)
-                    self.output[admit.row] = row.request.sink.output
+                    self.output[admit.row] = self.length(row.request)
         decode, stalled = self.runnable()
         if not chunks and not len(decode):
             return None

@@ -44,6 +44,15 @@ def uniform(name: str, seed: int = 0, cap: int | None = None, most: int | None =
         yield Ask(prompt_of(random, prompt), output, cap or lengths.cap)
 
 
+def scaled(asks: Iterator[Ask], scale: int) -> Iterator[Ask]:
+    """The same with all lengths divided by `scale`, for models and machines that are smaller."""
+    for ask in asks:
+        yield ask._replace(
+            prompt=ask.prompt[: max(1, len(ask.prompt) // scale)], output=max(2, ask.output // scale),
+            max_tokens=max(2, ask.max_tokens // scale),
+        )  # fmt: skip
+
+
 def reasoning(seed: int = 0, cap: int = CAP) -> Iterator[Ask]:
     """Short questions and long answers: averages of 381 and 2,160 as the paper's ShareGPT-o1 has, log-normal."""
     random = np.random.default_rng(seed)

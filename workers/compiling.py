@@ -16,7 +16,7 @@ from aiollm.workers import kv, weights
 from aiollm.workers.model.decoder import Decoder
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.runner import LOGIT_ROWS, ModelRunner
-from aiollm.workers.sizes import TOP, Forward, Size, sizes
+from aiollm.workers.sizes import Forward, Size
 from aiollm.workers.state import State
 from aiollm.workers.tp import Shard, TensorParallel
 
@@ -47,11 +47,7 @@ class Server(NamedTuple):
     rows: int
     max_length: int
     budget: int  # prompt tokens of a step
-
-    @property
-    def sizes(self) -> list[Size]:
-        """Of its steps, the largest first."""
-        return sizes(self.rows, self.budget, min(TOP, self.spec.vocab))
+    sizes: list[Size]  # of its steps, the largest first
 
 
 def compile_ahead(server: Server, facts: Device) -> None:

@@ -17,12 +17,12 @@ from aiollm.kernels.device import facts
 from aiollm.kernels.ops import Ops, cpu_ops, triton_ops
 from aiollm.wire.messages import Loading, Ready, WorkerSettings
 from aiollm.workers import gpu, kv, memory, weights
-from aiollm.workers.compiling import Server, compile_ahead, meanwhile
 from aiollm.workers.families.registry import describe
 from aiollm.workers.model.decoder import Decoder
 from aiollm.workers.model.reward import read_score
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.runner import ModelRunner
+from aiollm.workers.sizes import TOP, sizes
 from aiollm.workers.staging import Staging
 from aiollm.workers.state import State
 from aiollm.workers.step import NO_BIAS, Room, Step, columns
@@ -100,8 +100,15 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
         _tune(spec, shard, dtype, device, phases)
     longest = min(settings.max_length or spec.max_position, spec.max_position)
     longest = min(longest, settings.slots + 1) if settings.slots else longest
-    server = Server(spec, dtype, ops, tp.rank, tp.size, settings.rows, longest, settings.chunk_budget)
-    compiled = meanwhile(lambda: compile_ahead(server, facts(device))) if device.type == "cuda" else None
+    every = sizes(settings.rows, settings.chunk_budget, min(TOP, spec.vocab))
+    compiled = None
+    if device.type == "cuda":
+        from aiollm.workers.compiling import Server, compile_ahead, meanwhile  # Triton, which CPUs do without
+
+        server = Server(
+            spec, dtype, ops, tp.rank, tp.size, settings.rows, longest, settings.chunk_budget, every
+        )  # fmt: skip
+        compiled = meanwhile(lambda: compile_ahead(server, facts(device)))
     with phases.phase("loading weights") as progress:
         if settings.load_format == "dummy":
             parameters = weights.dummy(spec, dtype=dtype, device=device, tp=tp, quantize=quantize)
@@ -123,7 +130,7 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
             decoder, kv.allocate(slots, spec, shard, dtype, device), state, ops, tp, settings.chunk_budget
         )
 
-    every, per_slot = server.sizes, kv.bytes_per_slot(spec, shard, dtype)
+    per_slot = kv.bytes_per_slot(spec, shard, dtype)
     budget = [("weights", weights.stored_bytes(parameters)), ("row tables", state.nbytes)]
     if device.type == "cuda":
         with phases.phase("measuring memory"):

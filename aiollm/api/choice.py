@@ -98,10 +98,11 @@ class Choice:
         """`on_text` and `on_end` wake whoever takes the output; `inter_token` is told seconds between tokens. The last
         four are those of the request."""
         self.index = index
-        certain = not (sampling.stop_ids or output.stops or output.stop_groups)
+        endless = not (sampling.stop_ids or output.stops or output.stop_groups)
         self.request = Request(
-            request_id, prompt, sampling, self, arrived, namespace, tokenizer.eos_ids, kind=kind, certain=certain,
-            priority=priority, key=key, patience=patience,
+            request_id, prompt, sampling, self, arrived, namespace, tokenizer.eos_ids, kind=kind,
+            certain=endless or sampling.min_tokens >= sampling.max_tokens, priority=priority, key=key,
+            patience=patience,
         )  # fmt: skip
         self.generated = 0
         self.finish: Finish | None = None

@@ -26,7 +26,6 @@ class View(NamedTuple):
     """Output tokens so far."""
     known: Column
     cap: Column
-    floor: Column
     kind: Column
     certain: np.ndarray
     delay: Column
@@ -45,7 +44,6 @@ class Newcomer(NamedTuple):
     done: int
     known: int
     cap: int
-    floor: int
     kind: int
     certain: bool
     delay: int
@@ -78,7 +76,7 @@ class Peaks:
 
     def __init__(self, held: Column, steps: Column) -> None:
         order = np.argsort(-steps, axis=1, kind="stable")
-        self._steps = np.take_along_axis(steps, order, axis=1)
+        self._steps = steps[np.arange(len(steps))[:, None], order]
         self._alive = np.arange(1, held.shape[0] + 1) * self._steps + np.cumsum(held[order], axis=1)
         self._places = order
         self._extra = 0
@@ -93,6 +91,17 @@ class Peaks:
         self._alive += np.where(before, slots, 0)  # while the row is there, it and the shared ones make no difference
         self._extra += slots
 
+    def worst_with(self, held: int, steps: Column) -> int:
+        """`with_one(...).worst()` at a fraction of its cost."""
+        most = 0
+        for mine, alive, step in zip(self._steps, self._alive, steps.tolist(), strict=True):
+            at = len(mine) - int(np.searchsorted(mine[::-1], step))
+            above = int(alive[at - 1]) - at * int(mine[at - 1]) if at else self._extra
+            most = max(most, (at + 1) * step + above + held, int(alive[:at].max(initial=0)))
+            if at < len(mine):
+                most = max(most, int((alive[at:] + mine[at:]).max()) + held)
+        return most
+
     def with_one(self, held: int, steps: Column) -> "Peaks":
         """The same with one row more; `steps` [draws]."""
         draws, count = self._steps.shape
@@ -101,7 +110,7 @@ class Peaks:
         joined._steps, joined._alive, joined._places = (np.empty((draws, count + 1), np.int64) for _ in range(3))
         for draw in range(draws):
             mine, alive, step = self._steps[draw], self._alive[draw], int(steps[draw])
-            at = int(np.searchsorted(-mine, -step, side="right"))
+            at = len(mine) - int(np.searchsorted(mine[::-1], step))  # behind those that take as long
             above = (
                 int(alive[at - 1]) - at * int(mine[at - 1]) if at else self._extra
             )  # what the rows before it hold now
@@ -129,8 +138,9 @@ class Foresight:
         self._slots, self._shared, self._used = view.slots, view.shared, view.used
         self._peaks = Peaks(view.held - view.delay, steps + view.delay)
         self._reserve, self._foresee = reserve, foresee
-        mass = view.known + steps.mean(axis=0)
-        self._mass, self._guessed = float(mass.sum()), float(mass[~view.certain].sum())
+        mass = view.known + steps.sum(axis=0) / len(steps)
+        self._mass = float(mass.sum())
+        self._guessed = self._mass - float(mass @ view.certain)
 
     def worst(self) -> int:
         """Slots in use at the worst moment if nobody joins."""
@@ -138,19 +148,26 @@ class Foresight:
 
     def join(self, newcomers: Sequence[Newcomer]) -> bool:
         """Take requests in, all of them or none."""
-        peaks, used, mass, guessed = self._peaks, self._used, self._mass, self._guessed
+        used, mass, guessed, again = self._used, self._mass, self._guessed, False
         shared = self._shared + sum(new.shared for new in newcomers)
-        for new in newcomers:
-            steps = np.maximum(0, self._foresee(new) - new.done - 1)
-            peaks = peaks.with_one(new.held - new.delay, steps + new.delay)
+        steps = [np.maximum(0, self._foresee(new) - new.done - 1) for new in newcomers]
+        for new, left in zip(newcomers, steps, strict=True):
+            share = new.known + float(left.sum()) / len(left)
+            used += new.held + new.shared
+            mass += share
+            guessed += 0 if new.certain else share
+            again |= new.done > 0
+        limit = self._slots * (1 - (1 + again) * self._reserve * guessed / max(1.0, mass))
+        first, only = newcomers[0], steps[0] + newcomers[0].delay
+        least = shared + self._peaks.worst_with(first.held - first.delay, only)
+        if max(used, least) > limit:  # one look tells of most that do not fit
+            return False
+        peaks = self._peaks
+        for new, left in zip(newcomers, steps, strict=True):
+            peaks = peaks.with_one(new.held - new.delay, left + new.delay)
             for place, slots in new.owners:
                 peaks.share(place, slots)
-            used += new.held + new.shared
-            mass += new.known + float(steps.mean())
-            guessed += 0 if new.certain else new.known + float(steps.mean())
-        again = any(new.done for new in newcomers)
-        limit = self._slots * (1 - (1 + again) * self._reserve * guessed / max(1.0, mass))
-        if max(used, shared + peaks.worst()) > limit:
+        if shared + peaks.worst() > limit:
             return False
         self._peaks, self._shared, self._used, self._mass, self._guessed = peaks, shared, used, mass, guessed
         return True

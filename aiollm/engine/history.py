@@ -98,45 +98,42 @@ class History:
         if (number := self.number(name)) != POOLED:
             self._windows[number].add(length)
 
-    def draw(self, kinds: Column, done: Column, cap: Column, floor: Column, chances: NDArray[np.float64]) -> Column:
-        """Total output lengths, [draws, n], of rows of class `kinds` that have put out `done` of at most `cap` tokens
-        and end after `floor` at the earliest. `chances` [draws, n] in [0, 1) say where each lies in its
-        distribution."""
+    def draw(self, kinds: Column, done: Column, cap: Column, chances: NDArray[np.float64]) -> Column:
+        """Total output lengths, [draws, n], of rows of class `kinds` that have put out `done` of at most `cap` tokens.
+        `chances` [draws, n] in [0, 1) say where each lies in its distribution."""
+        grown = np.array([at if len(window) >= YOUNG else POOLED for at, window in enumerate(self._windows)])[kinds]
+        if not len(grown) or (grown == grown[0]).all():
+            known = self._windows[grown[0] if len(grown) else POOLED].sorted
+            return _bounded(_inverse(known, done, cap, chances), done, cap)
         lengths = np.empty(chances.shape, np.float64)
-        groups: dict[int, list[int]] = {}
-        for kind in np.unique(kinds).tolist():
-            grown = kind if len(self._windows[kind]) >= YOUNG else POOLED
-            groups.setdefault(grown, []).append(kind)
-        for number, members in groups.items():
-            known = self._windows[number].sorted
-            if len(groups) == 1:
-                return _bounded(_inverse(known, done, cap, chances), done, cap, floor)
-            mine = np.isin(kinds, members)
-            lengths[:, mine] = _inverse(known, done[mine], cap[mine], chances[:, mine])
-        return _bounded(lengths, done, cap, floor)
+        for number in np.unique(grown).tolist():
+            mine = grown == number
+            lengths[:, mine] = _inverse(self._windows[number].sorted, done[mine], cap[mine], chances[:, mine])
+        return _bounded(lengths, done, cap)
 
 
 def _inverse(known: Column, done: Column, cap: Column, chances: NDArray[np.float64]) -> NDArray[np.float64]:
     """Where the conditional distribution reaches `chances`."""
-    prior = PRIOR * max(0.0, 1 - len(known) / GROWN) * (1 - (done / np.maximum(1, cap)) ** 2)
     below = np.searchsorted(known, done, side="right")
     segments = len(known) - below + 1  # from `done` to each longer length, and from the last one to `cap`
+    weight = PRIOR * max(0.0, 1 - len(known) / GROWN)
+    prior = weight * (1 - (done / np.maximum(1, cap)) ** 2) if weight else 0.0
     at = chances * (segments + prior)
     step = np.minimum(at.astype(np.int64), segments - 1)
     padded = np.append(known, 0)
     left = np.where(step > 0, padded[below + step - 1], done)
     right = np.where(step < segments - 1, padded[below + step], np.maximum(cap, left))
     found: NDArray[np.float64] = left + (right - left) * (at - step)
-    if not prior.any():
+    if not weight:
         return found
     imagined = np.sqrt(done**2 + (cap**2 - done**2) * np.clip((at - segments) / np.maximum(prior, 1e-9), 0, 1))
     return np.where(at < segments, found, imagined)
 
 
-def _bounded(lengths: NDArray[np.float64], done: Column, cap: Column, floor: Column) -> Column:
+def _bounded(lengths: NDArray[np.float64], done: Column, cap: Column) -> Column:
     """One more token comes at least, and no more than `cap`."""
-    least = np.minimum(cap, np.maximum(done + 1, floor))
-    return np.clip(np.rint(lengths).astype(np.int64), least, cap)
+    least = np.minimum(cap, done + 1)
+    return np.minimum(np.maximum(np.rint(lengths).astype(np.int64), least), cap)
 
 
 def distance(left: Column, right: Column) -> float:

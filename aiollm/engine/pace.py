@@ -5,6 +5,7 @@ from collections import deque
 
 LEAST_CHUNK = 64  # prompt tokens; fewer would hardly make an iteration shorter
 LONGEST_RETRY = 120  # seconds; clients of OpenAI's interface ignore longer ones
+REMEMBERED = 60  # seconds of draining; a quiet night says nothing about a rush
 FIRST_RETRY = 5  # while nothing was measured
 
 
@@ -48,7 +49,9 @@ class Drain:
         self._left.append(now)
 
     def rate(self, now: float) -> float:
-        """Requests a second, over the latest 64; 0 where nothing is known."""
+        """Requests a second, over the latest 64 of the last minute; 0 where nothing is known."""
+        while self._left and now - self._left[0] > REMEMBERED:
+            self._left.popleft()
         if len(self._left) < 2:
             return 0.0
         return (len(self._left) - 1) / max(1e-3, now - self._left[0])

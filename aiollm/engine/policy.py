@@ -86,16 +86,16 @@ class PastFuture:
         count = len(view.held)
         if view.certain.all():
             return np.broadcast_to(view.cap, (draws, count))
-        ranks = np.argsort(self._random.random((draws, count)), axis=1)
+        ranks = self._random.permuted(np.broadcast_to(np.arange(count), (draws, count)), axis=1)
         chances = (ranks + self._random.random((draws, count))) / count
-        drawn = self.history.draw(view.kind, view.done, view.cap, view.floor, chances)
-        return np.where(view.certain, view.cap, drawn)
+        drawn = self.history.draw(view.kind, view.done, view.cap, chances)
+        return np.where(view.certain, view.cap, drawn) if view.certain.any() else drawn
 
     def _newcomer(self, new: Newcomer, draws: int) -> Column:
         if new.certain:
             return np.full(draws, new.cap)
-        kind, done, cap, floor = np.array([[new.kind], [new.done], [new.cap], [new.floor]])
-        return self.history.draw(kind, done, cap, floor, self._random.random((draws, 1)))[:, 0]
+        kind, done, cap = np.array([[new.kind], [new.done], [new.cap]])
+        return self.history.draw(kind, done, cap, self._random.random((draws, 1)))[:, 0]
 
 
 class LightLLM:

@@ -24,7 +24,7 @@ class Table:
     granted  positions that have a slot
     indexed  of them, those whose slots the index owns
     room     positions that ever need one: the last token of a sequence is never fed back
-    prompt, cap, floor   prompt tokens, max_tokens, min_tokens
+    prompt, cap   prompt tokens, max_tokens
     certain  nothing but max_tokens ends the output
     kind     class of the request in the history of lengths
     lane     whose tokens they are, in the queue's count
@@ -36,7 +36,7 @@ class Table:
 
         self.active, self.decodes, self.certain = (np.zeros(rows, bool) for _ in range(3))
         self.known, self.tokens, self.granted, self.indexed = column(), column(), column(), column()
-        self.room, self.prompt, self.cap, self.floor, self.kind = column(), column(), column(), column(), column()
+        self.room, self.prompt, self.cap, self.kind = column(), column(), column(), column()
         self.generation, self.lane = column(), column()
         self.slots = _untouched(rows, max_length)
 
@@ -76,7 +76,7 @@ class Row:
         table.known[index] = table.tokens[index] = len(self.tokens)
         table.granted[index] = table.indexed[index] = 0
         table.room[index], table.prompt[index] = self.room, len(request.prompt)
-        table.cap[index], table.floor[index] = request.sampling.max_tokens, request.sampling.min_tokens
+        table.cap[index] = request.sampling.max_tokens
 
     @property
     def granted(self) -> int:

@@ -291,7 +291,7 @@ class Scheduler:
         if self.service.pause_order != "fcfs":
             outlook = self._look()
             view, middle = outlook.view, np.full((1, len(outlook.rows)), 0.5)
-            total = self.policy.history.draw(view.kind, view.done, view.cap, view.floor, middle)[0]
+            total = self.policy.history.draw(view.kind, view.done, view.cap, middle)[0]
             left = np.where(view.certain, view.cap, total) - view.done
             steps = dict(zip(outlook.rows.tolist(), left.tolist(), strict=True))
         return victim(self.running.values(), self.service.pause_order, steps, self._now)
@@ -306,10 +306,14 @@ class Scheduler:
                 budget = self._send_chunk(row, budget, indexed)
         gauge: tuple[Outlook, Gauge] | None = None
         while budget > 0 and (head := self._next(now)) is not None:
-            if gauge is None and self.running:
+            if gauge is None:
                 outlook = self._look()
                 gauge = outlook, self.policy.open(outlook.view)
-            joined = self._joining(head, gauge)
+            joined = self._joining(head, *gauge)
+            if not joined and not self.running:  # who is alone fits: `submit` saw to it
+                joined, gauge = (head,), None
+                for other in head.group:
+                    other.group = ()  # they never fit together
             if not joined:
                 self._refused = head, self._retired, self._iterations
                 break
@@ -383,20 +387,14 @@ class Scheduler:
         _, retired, iterations = self._refused
         return head if retired != self._retired or self._iterations - iterations >= ROUND else None
 
-    def _joining(self, head: Request, gauge: tuple[Outlook, Gauge] | None) -> tuple[Request, ...]:
-        """The head of the queue and the rest of its group, if they fit; else nobody.
-
-        Whoever is alone always fits: `submit` saw to it.
-        """
-        if gauge is None:
-            return (head,)
+    def _joining(self, head: Request, outlook: Outlook, gauge: Gauge) -> tuple[Request, ...]:
+        """The head of the queue and the rest of its group, if they fit; else nobody."""
         group: tuple[Request, ...] = (head,)
-        if head.admitted is None:
-            waiting = (other for other in head.group if other.admitted is None and other.state is State.WAITING)
-            group = tuple(waiting)[: self.limits.rows]
+        if head.admitted is None and 1 < len(head.group) <= self.limits.rows:
+            group = tuple(new for new in head.group if new.admitted is None and new.state is State.WAITING)
         found = self.index.peek(self.index.root(head.namespace), head.tokens()[:-1]) if self._may_match(head) else []
         kind = self.policy.history.number(head.kind)
-        if len(group) > len(self._free_rows) or not gauge[1].join(newcomers(gauge[0], found, group, kind)):
+        if len(group) > len(self._free_rows) or not gauge.join(newcomers(outlook, found, group, kind)):
             return ()
         return group
 

@@ -100,7 +100,6 @@ def test_failures_are_counted_and_said(served: Runner, tmp_path: Path, capsys: p
 
 
 def test_a_picture_is_drawn_over_the_loads(served: Runner, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     from aiollm.bench.plot import draw
 
     found = bench(served, "--max-concurrency", "1", "2", "--num-prompts", "3")

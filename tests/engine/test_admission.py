@@ -43,7 +43,9 @@ def test_rows_that_join_one_by_one_give_the_peak_of_all():
             held.append(rng.randint(0, 20))
             new = [rng.randint(0, 30), rng.randint(0, 30)]
             draws = [[*draw, step] for draw, step in zip(draws, new, strict=True)]
+            least = peaks.worst_with(held[-1], np.array(new))
             peaks = peaks.with_one(held[-1], np.array(new))
+            assert peaks.worst() == least
             assert peaks.worst() == max(simulate(held, draw) for draw in draws)
 
 

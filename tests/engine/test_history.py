@@ -13,8 +13,8 @@ def history_of(lengths, name="chat"):
     return history
 
 
-def drawn(history, done=0, cap=CAP, floor=0, name="chat", count=4000, seed=0):
-    columns = (np.full(count, value) for value in (history.number(name), done, cap, floor))
+def drawn(history, done=0, cap=CAP, name="chat", count=4000, seed=0):
+    columns = (np.full(count, value) for value in (history.number(name), done, cap))
     chances = np.random.default_rng(seed).random((1, count))
     return history.draw(*columns, chances)[0]
 
@@ -43,11 +43,10 @@ def test_a_row_longer_than_all_that_is_known_may_become_as_long_as_it_may():
     assert lengths.min() > 2500 and lengths.max() <= CAP and abs(np.median(lengths) - (2500 + CAP) / 2) < 50
 
 
-def test_draws_keep_to_max_tokens_and_min_tokens():
+def test_draws_keep_to_max_tokens():
     history = history_of(lengths_like(4))
     assert drawn(history, cap=300).max() == 300
-    assert drawn(history, floor=1000).min() == 1000
-    assert drawn(history, done=299, cap=300, floor=500).tolist() == [300] * 4000
+    assert drawn(history, done=299, cap=300).tolist() == [300] * 4000
 
 
 def test_without_a_history_lengths_are_neither_the_worst_nor_nothing():
@@ -81,7 +80,7 @@ def test_rows_of_several_classes_are_drawn_in_one_go():
     kinds = np.array([history.number(name) for name in ("short", "long", "none") * 100])
     zeros = np.zeros_like(kinds)
     chances = np.random.default_rng(0).random((3, 300))
-    lengths = history.draw(kinds, zeros, zeros + CAP, zeros, chances)
+    lengths = history.draw(kinds, zeros, zeros + CAP, chances)
     assert lengths.shape == (3, 300)
     assert np.median(lengths[:, 0::3]) < 200 < 2900 < np.median(lengths[:, 1::3])
 

@@ -18,6 +18,7 @@ from aiollm.kernels.device import H100
 from aiollm.workers import compiling
 from aiollm.workers.families.registry import describe
 from aiollm.workers.shapes import SHAPES
+from aiollm.workers.sizes import sizes
 from aiollm.workers.tp import possible_sizes
 from aiollm.kernels.ops import triton_ops
 launched = compiling.launches
@@ -25,7 +26,8 @@ compiling.launches = lambda facts, jobs: launched(facts, compiling=False)
 for name, config in SHAPES.items():
     spec = describe(config)[0]
     for ranks in [size for size in possible_sizes(spec) if size <= 2]:
-        server = compiling.Server(spec, torch.bfloat16, triton_ops(), ranks - 1, ranks, 20, 512, 100)
+        every = sizes(20, 100)
+        server = compiling.Server(spec, torch.bfloat16, triton_ops(), ranks - 1, ranks, 20, 512, 100, every)
         compiling.compile_ahead(server, H100)
         print(name, ranks)
 """
@@ -36,11 +38,12 @@ from aiollm.kernels.ops import triton_ops
 from aiollm.workers.compiling import Server, compile_ahead
 from aiollm.workers.families.registry import describe
 from aiollm.workers.shapes import SHAPES
+from aiollm.workers.sizes import sizes
 config = SHAPES["qwen3-0.6b"] | {
     "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 500,
 }
-compile_ahead(Server(describe(config)[0], torch.bfloat16, triton_ops(), 0, 1, 2, 64, 14), H100)
+compile_ahead(Server(describe(config)[0], torch.bfloat16, triton_ops(), 0, 1, 2, 64, 14, sizes(2, 14)), H100)
 """
 KERNELS = {
     "_inputs", "_embedding", "_plan_decode", "_gemv", "_few_rows", "_rotary_store", "_decode", "_plan", "_attend",
