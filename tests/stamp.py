@@ -48,7 +48,7 @@ from aiollm.workers.model.rotary import Rope
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.runner import ModelRunner
 from aiollm.workers.sizes import early, sizes
-from aiollm.workers.staging import Staging, views
+from aiollm.workers.staging import views
 from aiollm.workers.step import Room, Step
 from aiollm.workers.stream import Pending
 from aiollm.workers.tp import TensorParallel
@@ -259,7 +259,7 @@ class Worker:
                 runner.graphs.capture(size)
         self.runner = FaultyRunner(runner, chance, random)
         self.loop = Loop(
-            epoch, limits.rows, self.wire, self.wire, self.stream, self.runner, Staging(), Decisions()
+            epoch, limits.rows, self.wire, self.wire, self.stream, self.runner, runner.staging, Decisions()
         )  # fmt: skip
         self.flights: list[Flight | None] = [None, None]
         self.turn = 0

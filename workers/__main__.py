@@ -16,7 +16,6 @@ from aiollm.workers import loop, overlap, replay
 from aiollm.workers.decisions import Decisions
 from aiollm.workers.load import load, stream_of
 from aiollm.workers.pipes import PipeInbox, PipeOutbox
-from aiollm.workers.staging import Staging
 
 
 def main() -> int:
@@ -58,8 +57,7 @@ def serve(inbox_fd: int, outbox_fd: int, arena_fd: int, decisions: Decisions) ->
         with stream.context():
             runner, ready = load(settings, tell)
         quiet = (EOFError,)  # another rank is gone, and tells why itself
-        staging = Staging(pinned=settings.device != "cpu")
-        state = loop.Loop(setup.epoch, settings.rows, inbox, outbox, stream, runner, staging, decisions)
+        state = loop.Loop(setup.epoch, settings.rows, inbox, outbox, stream, runner, runner.staging, decisions)
         tell(ready)
         overlap.run(state)
         stream.close()

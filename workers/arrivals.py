@@ -23,6 +23,11 @@ class Arrivals:
         self._buffer = torch.zeros(self._middle + _end(computing(most)), dtype=torch.int64, device=device)
         self.columns = functools.lru_cache(maxsize=256)(self._columns)  # views take 50 us a step to make
 
+    @property
+    def size(self) -> int:
+        """Words of the largest step's columns."""
+        return len(self._buffer)
+
     def _columns(self, room: Room) -> Columns:
         """The columns of a step that has this room."""
         before = self._buffer[self._middle - _end(drawing(room)) : self._middle]

@@ -176,9 +176,12 @@ def _ops(device: torch.device) -> Ops:
 
 def _tune(spec: DecoderSpec, shard: Shard, dtype: torch.dtype, device: torch.device, phases: Phases) -> None:
     """As $AIOLLM_TRITON_AUTOTUNE_LEVEL says, while the memory is still free."""
+    from aiollm.kernels import tuned
     from aiollm.kernels.autotune import at_start
     from aiollm.kernels.workload import Shape
 
+    if tuned.level() not in (1, 2):
+        return
     shape = Shape(
         spec.hidden, spec.layers, shard.heads, shard.kv_heads, spec.head_dim, shard.intermediate, shard.vocab, dtype
     )

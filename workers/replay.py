@@ -37,7 +37,6 @@ from aiollm.wire.messages import (
 from aiollm.workers import loop, overlap
 from aiollm.workers.decisions import Decision, Decisions
 from aiollm.workers.load import load, stream_of
-from aiollm.workers.staging import Staging
 from aiollm.workers.step import Integers
 
 HEAD = struct.Struct("<BI")
@@ -195,8 +194,8 @@ def _replay(epoch: Epoch, settings: WorkerSettings) -> int:
     comparison = Comparison(epoch.updates, epoch.results)
     decisions = Recorded([message.header for message in epoch.results])
     began = time.monotonic()
-    number, staging = epoch.setup.epoch, Staging(pinned=settings.device != "cpu")
-    overlap.run(loop.Loop(number, settings.rows, comparison, comparison, stream, runner, staging, decisions))
+    number, rows = epoch.setup.epoch, settings.rows
+    overlap.run(loop.Loop(number, rows, comparison, comparison, stream, runner, runner.staging, decisions))
     stream.close()
     seconds = time.monotonic() - began
     print(

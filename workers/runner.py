@@ -10,6 +10,7 @@ from aiollm.kernels.ops import Ops
 from aiollm.workers.arrivals import Arrivals, Columns
 from aiollm.workers.graphs import Bias, Graphs
 from aiollm.workers.loop import Outcome
+from aiollm.workers.staging import Staging
 from aiollm.workers.state import State
 from aiollm.workers.step import Room, Step
 from aiollm.workers.stream import StateLost
@@ -43,6 +44,7 @@ class ModelRunner:
         self.budget = budget
         rows, max_length = state.hold, state.tokens.shape[1]
         self.arrivals = Arrivals(Room(rows, rows + budget, rows), state.tokens.device)
+        self.staging = Staging(pinned=state.tokens.is_cuda, size=self.arrivals.size)
         self.graphs = Graphs(self, self.arrivals, rows, max_length)
 
     def room(self, needs: Room, mixed: bool, top_n: int) -> Room:

@@ -55,9 +55,10 @@ def lay_out(shapes: Mapping[str, tuple[int, torch.dtype]]) -> dict[str, Place]:
 class Staging:
     """`put` fills the next place; `guard` ties it to the launch that reads it."""
 
-    def __init__(self, pinned: bool = False, places: int = PLACES) -> None:
+    def __init__(self, pinned: bool = False, places: int = PLACES, size: int = 1024) -> None:
+        """`size` words are there from the beginning; a place grows with what it must hold."""
         self._pinned = pinned
-        self._buffers = [self._allocate(1024) for _ in range(places)]
+        self._buffers = [self._allocate(size) for _ in range(places)]
         self._guards: list[Pending | None] = [None] * places
         self._next = 0
 

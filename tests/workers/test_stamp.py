@@ -59,7 +59,7 @@ def post_after_launch(patch: pytest.MonkeyPatch) -> None:
 def unguarded_staging(patch: pytest.MonkeyPatch) -> None:
     """A: host buffers are a ring guarded by events."""
     original = staging.Staging.__init__
-    patch.setattr(staging.Staging, "__init__", lambda self: original(self, places=1))
+    patch.setattr(staging.Staging, "__init__", lambda self, **others: original(self, places=1))
     patch.setattr(staging.Staging, "guard", lambda self, pending: None)
 
 
