@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aiollm.workers.kv import CPU_MOST, allocate, available_memory, bytes_per_slot, fitting
+from aiollm.workers.kv import CPU_MOST, ROUNDING, allocate, available_memory, bytes_per_slot, fitting
 from aiollm.workers.model.rotary import Rope
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.tp import Shard
@@ -105,3 +105,10 @@ def test_the_pages_of_a_pool_are_not_touched_before_they_are_used() -> None:
 def test_a_pool_that_does_not_fit_names_the_flag() -> None:
     with pytest.raises(MemoryError, match=r"KV slots do not fit, they take \d+ MiB: lower --max_total_token_num"):
         allocate(1 << 50, SPEC, Shard(SPEC, 0, 1), torch.float32, CPU)
+
+
+def test_a_gpu_keeps_what_is_reserved_and_the_share_that_nobody_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    free, total, reserved = 60 << 30, 80 << 30, 3 << 30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
+    room = free - int(total * 0.1) - reserved - ROUNDING
+    assert fitting(1 << 20, torch.device("cuda", 0), 0.9, reserved) == room >> 20
