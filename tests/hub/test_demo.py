@@ -63,6 +63,15 @@ def test_the_second_start_fetches_nothing(cache: Path, index: Index) -> None:
     assert index.fetched == 1
 
 
+def test_the_model_is_sampled_as_its_makers_advise_and_made_anew_where_that_changes(cache: Path, index: Index) -> None:
+    for count, generation in enumerate([(), (("temperature", 0.25), ("top_p", 0.5))], 1):
+        index.pin = Pin(**{**vars(index.pin), "generation": generation})
+        folder = demo_folder(quiet, index.pin, index.fetch)
+        found = json.loads((folder / "generation_config.json").read_text())
+        assert {name: found[name] for name, _ in generation} == dict(generation) and "eos_token_id" in found
+        assert ("temperature" in found) is bool(generation) and index.fetched == count
+
+
 def test_a_damaged_download_is_refused_and_fetched_again(cache: Path, index: Index) -> None:
     index.damaged = 1
     messages = []
