@@ -202,7 +202,7 @@ async def test_one_key_gets_its_share_of_the_queue_and_the_others_theirs():
 
 @in_a_loop
 async def test_a_request_that_waited_too_long_is_given_up_without_any_other_event():
-    engine, _ = start(rows=1, service=Service(queue_timeout=0.05))
+    engine, _ = start(rows=1, service=Service(queue_timeout=0.5))
     running, waiting = (ask([at], 30, arrived=time.monotonic()) for at in range(2))
     engine.submit(running, waiting)
     await turns()
