@@ -80,7 +80,8 @@ async def connected(port: int) -> AsyncIterator[Socket]:
 
 
 async def healthy(port: int) -> None:
-    """Another client is served, soon: the quickest of a few counts, as the clients of a test run in its process too."""
+    """Another client is served, soon. Where one look was late two more must not be: the hostile clients of a test run
+    in its own process, and take their time from what is measured."""
 
     async def seconds() -> float:
         began = time.monotonic()
@@ -89,10 +90,8 @@ async def healthy(port: int) -> None:
             assert (await client.rest()).startswith(b"HTTP/1.1 200 OK")
         return time.monotonic() - began
 
-    for _ in range(5):
-        if (taken := await seconds()) < QUICK:
-            return
-    raise AssertionError(f"/health took {taken:.2f} s")
+    if await seconds() >= QUICK:
+        assert max(await seconds(), await seconds()) < QUICK
 
 
 def check(served: Runner, work: Coroutine[Any, Any, Any]) -> None:
