@@ -12,7 +12,7 @@ from aiollm.workers.stream import Pending, StateLost
 OLDEST = (8, 0)  # compute capability: bf16 and asynchronous copies, which every kernel uses
 SHARED = 99 << 10  # bytes of shared memory that kernels are fitted to at least
 OUT_OF_MEMORY = (
-    "the GPU ran out of memory in a step: lower --mem_fraction, --chunked_prefill_size or --running_max_req_size"
+    "the GPU ran out of memory in a step: lower --mem_fraction, --batch_max_tokens or --running_max_req_size"
 )
 
 

@@ -75,8 +75,8 @@ class ModelRunner:
         prompts = [self._prompt_logprobs(hidden, columns, p.begin, p.length, p.top) for p in step.prompts]
         n, top = step.sampled, max(0, step.top_n)
         if not n:
-            empty = np.empty((0, top))
-            return Outcome(np.empty(0, np.int64), np.empty(0, np.float32), empty, empty, prompts)
+            ids, values = np.empty((0, top), np.int64), np.empty((0, top), np.float32)
+            return Outcome(np.empty(0, np.int64), np.empty(0, np.float32), ids, values, prompts)
         bias = (brought["bias.ids"], brought["bias.values"]) if "bias.ids" in brought else None
         drawn = self.graphs.draw(step.room, hidden, bias, top) or self.draw(columns, hidden, bias, top)
         return Outcome(

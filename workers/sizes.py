@@ -31,7 +31,7 @@ def sizes(rows: int, budget: int, top: int = TOP) -> list[Size]:
     decodes = decode_sizes(rows)
     forwards = [Forward(True, tokens, min(tokens, rows)) for tokens in mixed_sizes(rows + budget)]
     forwards += [Forward(False, tokens, tokens) for tokens in decodes]
-    draws = [Draw(top_n, sampled) for top_n in (top, 0) for sampled in decodes]
+    draws = [Draw(top_n, sampled) for top_n in (0, top) for sampled in decodes]
     return sorted(forwards, reverse=True, key=lambda size: size.tokens) + draws[::-1]
 
 

@@ -25,6 +25,7 @@ def test_the_largest_comes_first_and_all_together_are_few(rows: int, budget: int
     every = sizes(rows, budget)
     assert every[0] == Forward(True, rows + budget, min(rows + budget, rows))
     assert len(every) == len(set(every)) <= 220
+    assert next(size for size in every if isinstance(size, Draw)) == Draw(TOP, rows)
     for kind in (lambda s: isinstance(s, Forward), lambda s: isinstance(s, Draw) and s.top_n == TOP):
         amounts = [size.tokens if isinstance(size, Forward) else size.sampled for size in every if kind(size)]
         assert amounts == sorted(amounts, reverse=True)
