@@ -84,7 +84,7 @@ def mid_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a
 
 def _default(n: int) -> dict[str, int]:
     tiles = triton.cdiv(n, 128)
-    if tiles % 2 and tiles < 12:  # with 256 rows the last tile is half empty, which costs more than smaller tiles
+    if tiles % 2 and tiles < 8:  # with 256 rows the last tile is half empty, which costs more than smaller tiles
         return {"ROWS": 128, "STAGES": 5, "TURNED": int(tiles == 1)}
     return {"ROWS": 256, "STAGES": 4, "TURNED": int(tiles <= 2)}
 

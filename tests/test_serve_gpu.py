@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from serving import Server
 from tiny_model import write_tiny_model
+from tiny_tokenizer import VOCAB_SIZE, write_byte_tokenizer
 
 pytestmark = pytest.mark.gpu
 
@@ -31,7 +32,8 @@ REAL_LIFE = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
+    made = write_tiny_model(tmp_path_factory.mktemp("model"), vocab_size=VOCAB_SIZE)
+    return write_byte_tokenizer(made)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ its operations at the rate of a large product, both measured in this run.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -31,15 +32,27 @@ BIASED = 4  # biased tokens of a sequence where every parameter is on
 
 
 class Workload(NamedTuple):
-    """One step: `rows` sequences of `cached` tokens that bring `new` ones each."""
+    """One step: `rows` sequences of `cached` tokens that bring `new` ones each, and maybe a prompt besides."""
 
     rows: int
     cached: int
     new: int
+    prompt: int = 0
 
     @property
     def label(self) -> str:
+        if self.prompt:
+            return f"mixed {self.rows} x {self.cached} + {self.prompt}"
         return f"decode {self.rows} x {self.cached}" if self.new == 1 else f"prefill {self.rows} x {self.new}"
+
+    @property
+    def sequences(self) -> int:
+        return self.rows + (self.prompt > 0)
+
+    @property
+    def tokens(self) -> int:
+        """New ones."""
+        return self.rows * self.new + self.prompt
 
 
 class Kind(NamedTuple):
@@ -66,6 +79,14 @@ def parse(text: str, new: bool) -> Workload:
     return Workload(int(rows), 0, int(tokens)) if new else Workload(int(rows), int(tokens), 1)
 
 
+def parse_mixed(text: str) -> Workload:
+    """`96x1024+2048` -> rows, tokens and a prompt. Errors: ValueError."""
+    decode, _, prompt = text.partition("+")
+    if not (prompt.isdigit() and int(prompt) > 1):
+        raise ValueError(f"{text!r} is not ROWSxTOKENS+PROMPT, as in 96x1024+2048")
+    return parse(decode, False)._replace(prompt=int(prompt))
+
+
 class Bench:
     """A model on the device, and what a step of it needs."""
 
@@ -77,13 +98,13 @@ class Bench:
         """A function that runs the step, and its calls, noted in one run of it."""
         batch, tokens, pools = self._batch(load, scattered)
         sampling = self._sampling(load, tokens, everything)
-        token_rows = batch.rows.repeat_interleave(load.new)
+        token_rows = batch.rows.repeat_interleave(batch.starts.diff(), output_size=load.tokens)
         last = batch.starts[1:].long() - 1
 
         def run(ops: Ops, decoder: Decoder) -> torch.Tensor:
             ids, slots = ops.inputs(token_rows, batch.positions, tokens, batch.slot_table)
             hidden = decoder.forward(ids, batch._replace(slots=slots), pools)
-            drawn = ops.sample(decoder.logits(hidden if load.new == 1 else hidden[last]), sampling)
+            drawn = ops.sample(decoder.logits(hidden if load.tokens == load.rows else hidden[last]), sampling)
             ops.store(tokens, sampling.rows, sampling.lengths, drawn.tokens)
             return drawn.tokens
 
@@ -94,23 +115,33 @@ class Bench:
 
     def _batch(self, load: Workload, scattered: bool) -> tuple[Batch, torch.Tensor, Pools]:
         """The batch, the token table, the pools. Slots are a permutation of all, or one run for each row."""
-        length = load.cached + (load.new if load.new > 1 else 0)  # of a decoding row the last token is cached now
-        used = load.rows * length
+        cached = load.cached + (load.new if load.new > 1 else 0)  # of a decoding row the last token is cached now
+        length = max(cached, load.prompt)
+        used = load.rows * cached + load.prompt
         order = torch.randperm(used, device=self.device) if scattered else torch.arange(used, device=self.device)
-        table = order.to(torch.int32).view(load.rows, length)
-        at = torch.arange(length - load.new, length, device=self.device).repeat(load.rows)
-        rows = torch.arange(load.rows, device=self.device)
+        table = torch.zeros((load.sequences, length), device=self.device, dtype=torch.int32)
+        table[: load.rows, :cached] = order[: load.rows * cached].view(load.rows, cached)
+        at = torch.arange(cached - load.new, cached, device=self.device).repeat(load.rows)
+        starts = [load.new * i for i in range(load.rows + 1)]
+        lengths = [cached] * load.rows
+        if load.prompt:
+            table[-1, : load.prompt] = order[load.rows * cached :]
+            at = torch.cat([at, torch.arange(load.prompt, device=self.device)])
+            starts.append(load.tokens)
+            lengths.append(load.prompt)
         batch = Batch(
-            rows=rows,
-            starts=torch.arange(load.rows + 1, device=self.device, dtype=torch.int32) * load.new,
-            lengths=torch.full((load.rows,), length, device=self.device, dtype=torch.int32),
+            rows=torch.arange(load.sequences, device=self.device),
+            starts=torch.tensor(starts, device=self.device, dtype=torch.int32),
+            lengths=torch.tensor(lengths, device=self.device, dtype=torch.int32),
             positions=at,
             slots=at,
             slot_table=table,
-            max_new=load.new,
+            max_new=max(load.new, load.prompt),
             max_length=length,
         )
-        tokens = torch.randint(self.spec.vocab, (load.rows, length + 1), device=self.device, dtype=torch.int32)
+        tokens = torch.randint(
+            self.spec.vocab, (load.sequences, length + 1), device=self.device, dtype=torch.int32
+        )
         shape = (used + 1, self.spec.kv_heads, self.spec.head_dim)
 
         def pool() -> torch.Tensor:
@@ -121,7 +152,7 @@ class Bench:
 
     def _sampling(self, load: Workload, tokens: torch.Tensor, everything: bool) -> Sampling:
         """Plain sampling at temperature 1, or with every parameter on."""
-        n, device = load.rows, self.device
+        n, device = load.sequences, self.device
         length = tokens.shape[1] - 1
 
         def column(plain: float, on: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -172,7 +203,7 @@ class Bench:
     def cost(self, kind: str, load: Workload) -> tuple[int, int]:
         """The fewest bytes and the operations of all calls of one kind in a step."""
         spec, size = self.spec, self.dtype.itemsize
-        tokens, layers = load.rows * load.new, spec.layers
+        tokens, sequences, layers = load.tokens, load.sequences, spec.layers
         q, both = spec.heads * spec.head_dim, 2 * spec.kv_heads * spec.head_dim
         products = {
             "qkv": (spec.hidden, q + both), "o": (q, spec.hidden), "gate_up": (spec.hidden, 2 * spec.intermediate),
@@ -183,22 +214,24 @@ class Bench:
             moved = n_in * n_out + tokens * (n_in + n_out)
             return layers * moved * size, layers * 2 * tokens * n_in * n_out
         if kind == "head":
-            moved = spec.hidden * spec.vocab + load.rows * (spec.hidden + spec.vocab)
-            return moved * size, 2 * load.rows * spec.hidden * spec.vocab
+            moved = spec.hidden * spec.vocab + sequences * (spec.hidden + spec.vocab)
+            return moved * size, 2 * sequences * spec.hidden * spec.vocab
         if kind == "rotary_store":
             return layers * 2 * tokens * (q + both) * size, 0
         if kind == "attention":
             cached = load.cached + (load.new if load.new > 1 else 0)
             pairs = load.rows * (cached if load.new == 1 else load.new * (load.new + 1) // 2)
-            moved = load.rows * cached * both + 2 * tokens * q
+            pairs += load.prompt * (load.prompt + 1) // 2
+            moved = (load.rows * cached + load.prompt) * both + 2 * tokens * q
             return layers * moved * size, layers * 4 * pairs * q
         if kind == "sample":
-            return load.rows * spec.vocab * size, 0
+            return sequences * spec.vocab * size, 0
         return 2 * tokens * spec.hidden * size if kind == "embedding" else 0, 0
 
 
 def replay_us(work: Callable[[], Any], replays: int) -> float:
     """Median time of `work` as a CUDA graph in microseconds."""
+    torch.cuda.empty_cache()  # a graph takes its memory apart, and leaves it to nobody
     work()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -208,9 +241,10 @@ def replay_us(work: Callable[[], Any], replays: int) -> float:
 
 def report(bench: Bench, load: Workload, options: argparse.Namespace, ceilings: measure.Ceilings) -> dict[str, Any]:
     """Time one workload and print its table."""
+    gc.collect()  # the pools of the workload before are part of a cycle
     step, calls = bench.step(load, options.sampling == "all", options.slots == "scattered")
     graph_us, eager_us = replay_us(step, options.repeats), statistics.median(measure.event_us(step, options.repeats))
-    rate = load.rows * load.new / graph_us * 1e6
+    rate = load.tokens / graph_us * 1e6
     print(f"\n{load.label}: {graph_us / 1e3:.3f} ms as a graph, {eager_us / 1e3:.3f} ms eager, {rate:,.0f} tok/s")
     print(f"{'kind':14} {'calls':>5} {'ms':>9} {'GB':>8} {'TFLOP':>8} {'floor ms':>9} {'share':>6}")
     kinds = []
@@ -245,6 +279,10 @@ def main(argv: Sequence[str]) -> int:
         "--prefill", nargs="*", default=["1x8192", "2x4096"], metavar="ROWSxTOKENS",
         help="steps that compute prompts of so many tokens (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--mixed", nargs="*", default=["96x1024+2048"], metavar="ROWSxTOKENS+PROMPT",
+        help="steps of one token for each row and of a prompt besides (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--sampling", choices=["plain", "all"], default="plain", help="all: every parameter on")
     parser.add_argument(
         "--slots", choices=["scattered", "runs"], default="scattered", help="where tokens lie in the pool"
@@ -255,6 +293,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     try:
         loads = [parse(text, False) for text in options.decode] + [parse(text, True) for text in options.prefill]
+        loads += [parse_mixed(text) for text in options.mixed]
         config = SHAPES.get(options.model) or json.loads((Path(options.model) / "config.json").read_bytes())
         spec = describe(config)[0]
     except (ValueError, OSError) as error:
@@ -272,7 +311,6 @@ def main(argv: Sequence[str]) -> int:
         steps = []
         for load in loads:
             steps.append(report(bench, load, options, ceilings))
-            torch.cuda.empty_cache()  # graphs keep what their steps allocated apart
     if options.save:
         content = {
             **facts, "model": options.model, "sampling": options.sampling, "slots": options.slots,

@@ -25,7 +25,7 @@ from aiollm.workers.stream import Pending, StateLost, Stream, failed
 
 log = logging.getLogger(__name__)
 
-QUIET = 2.0  # seconds without messages before something is prepared: who comes then waits for it to end
+QUIET = 0.5  # seconds without messages before something is prepared: who comes then waits for it to end, some 30 ms
 SMALL_UPDATES = 64  # without chunks, applied in one iteration at most; bounds the time under the baton
 
 

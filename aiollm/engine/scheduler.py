@@ -30,7 +30,7 @@ from aiollm.wire.messages import Admit, Failed, Header, Result, Update
 
 log = logging.getLogger(__name__)
 
-CHUNKS_AHEAD = 2  # updates with chunks that may be sent and not yet published (rule E)
+CHUNKS_AHEAD = 3  # updates with chunks that may be sent and not yet published (rule E)
 ROUND = 10  # iterations after which a request that did not fit is looked at again, as nobody ended meanwhile
 
 

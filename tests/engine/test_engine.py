@@ -147,10 +147,10 @@ async def test_the_chunks_after_these_are_sent_before_these_are_done():
     engine, group = start(chunk_budget=10)
     engine.submit(ask(list(range(35)), 2))
     await turns()
-    assert [ints(update.chunk_starts).tolist() for update in group.updates] == [[0], [10]]
+    assert [ints(update.chunk_starts).tolist() for update in group.updates] == [[0], [10], [20]]
     group.iterate()
     await turns()
-    assert [ints(update.chunk_starts).tolist() for update in group.updates] == [[0], [10], [20]]
+    assert [ints(update.chunk_starts).tolist() for update in group.updates] == [[0], [10], [20], [30]]
     await group.serve()
 
 

@@ -1,6 +1,7 @@
 import pytest
 
-from aiollm.engine.pace import FIRST_RETRY, LEAST_CHUNK, LONGEST_RETRY, ChunkBudget, Drain
+from aiollm.engine.pace import FIRST_RETRY, LEAST_CHUNK, LONGEST_RETRY, STEP, WHOLE, ChunkBudget, Drain
+from aiollm.workers import sizes
 
 
 def taught(target=0.1, decode=0.02, each=0.0001, most=2048):
@@ -15,10 +16,20 @@ def test_the_budget_fills_what_the_target_leaves():
     assert taught().tokens(streams=3) == pytest.approx(800, rel=0.01)
 
 
-def test_without_a_target_without_streams_or_knowledge_it_is_the_whole():
-    assert taught(target=0.0).tokens(3) == 2048
-    assert taught().tokens(0) == 2048, "nobody waits"
-    assert ChunkBudget(2048, 0.1).tokens(3) == 2048
+def test_it_grows_with_the_streams_up_to_the_whole_and_fills_a_size_of_the_workers_with_them():
+    assert STEP == sizes.STEP
+    budget = ChunkBudget(2048, 0.0)
+    for streams in (0, 1, 127, 128, 300, 900, 1024):
+        tokens = budget.tokens(streams)
+        assert (tokens + streams) % STEP == 0
+        assert -STEP < tokens - min(2048, WHOLE + 2 * streams) <= 0
+    assert budget.tokens(0) == WHOLE
+    assert ChunkBudget(200, 0.0).tokens(3) == 200, "a small one stays"
+
+
+def test_without_a_target_streams_or_knowledge_there_is_no_limit():
+    assert taught().tokens(0) == WHOLE, "nobody waits"
+    assert taught(target=0.0).tokens(3) == ChunkBudget(2048, 0.1).tokens(3) == WHOLE - 3
 
 
 def test_prompts_go_on_even_where_decoding_alone_is_too_slow():

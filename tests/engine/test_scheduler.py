@@ -48,15 +48,15 @@ def test_chunks_keep_to_the_budget_and_to_the_size_of_one_row():
     assert answered(a, b)
 
 
-def test_at_most_two_updates_with_chunks_are_outstanding():
+def test_at_most_three_updates_with_chunks_are_outstanding():
     stand = Stand(chunk_budget=5)
     stand.submit(ask(count_to(30), 2))
     sent = [update for update in (stand.plan() for _ in range(6)) if update is not None]
-    assert [chunks(update) for update in sent] == [[(0, 0, 5)], [(0, 5, 5)]]
+    assert [chunks(update) for update in sent] == [[(0, 0, 5)], [(0, 5, 5)], [(0, 10, 5)]]
     assert stand.core.outstanding_chunks == CHUNKS_AHEAD
     stand.receive()
     update = stand.plan()
-    assert update is not None and chunks(update) == [(0, 10, 5)]
+    assert update is not None and chunks(update) == [(0, 15, 5)]
     stand.finish()
 
 

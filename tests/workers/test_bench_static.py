@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from aiollm.kernels.ops import reference_ops
-from aiollm.workers.bench_static import Bench, Workload, main, parse
+from aiollm.workers.bench_static import Bench, Workload, main, parse, parse_mixed
 from aiollm.workers.families.registry import describe
 from aiollm.workers.shapes import QWEN3
 
@@ -18,13 +18,13 @@ def bench(**changes: object) -> Bench:
     return Bench(describe(TINY | changes)[0], torch.float32, torch.device("cpu"), reference_ops())
 
 
-@pytest.mark.parametrize("load", [Workload(3, 20, 1), Workload(2, 0, 17)], ids=lambda load: load.label)
+@pytest.mark.parametrize("load", [Workload(3, 20, 1), Workload(2, 0, 17), Workload(3, 20, 1, 9)], ids=lambda load: load.label)
 @pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("scattered", [False, True])
 def test_a_step_draws_a_token_for_every_row(load: Workload, everything: bool, scattered: bool) -> None:
     step, _ = bench().step(load, everything, scattered)
     tokens = step()
-    assert tokens.shape == (load.rows,) and bool((tokens >= 0).all()) and bool((tokens < 500).all())
+    assert tokens.shape == (load.sequences,) and bool((tokens >= 0).all()) and bool((tokens < 500).all())
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -47,14 +47,22 @@ def test_costs_are_those_of_the_sizes() -> None:
     assert here.cost("attention", Workload(2, 9, 1)) == (3 * size * (2 * 9 * 64 + 2 * 2 * 64), 3 * 4 * 2 * 9 * 64)
     assert here.cost("attention", Workload(2, 0, 7))[1] == 3 * 4 * 2 * 28 * 64
     assert here.cost("store", Workload(2, 9, 1)) == (0, 0)
+    mixed = Workload(2, 9, 1, 7)
+    assert here.cost("down", mixed) == here.cost("down", Workload(9, 9, 1))
+    assert here.cost("head", mixed) == here.cost("head", Workload(3, 9, 1))
+    assert here.cost("attention", mixed)[1] == 3 * 4 * (2 * 9 + 28) * 64
 
 
 def test_workloads_are_read_from_text() -> None:
     assert parse("256x320", False) == Workload(256, 320, 1)
     assert parse("2x4096", True) == Workload(2, 0, 4096)
+    assert parse_mixed("96x1024+2048") == Workload(96, 1024, 1, 2048)
     for wrong in ("256", "0x5", "ax5", "5x", "-1x5"):
         with pytest.raises(ValueError, match="ROWSxTOKENS"):
             parse(wrong, False)
+    for wrong in ("96x1024", "96x1024+", "96x1024+1", "96+2048"):
+        with pytest.raises(ValueError, match="ROWSxTOKENS"):
+            parse_mixed(wrong)
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
