@@ -298,8 +298,9 @@ class Scheduler:
 
     def _send_chunks(self, now: float) -> None:
         """Draft chunks of rows whose prompt is not computed yet, then of requests that may join them."""
-        streams = len(self.running) - len(self._coming)
-        budget = whole = self.chunks.tokens(streams)
+        table = self.table
+        streams = np.count_nonzero(table.decodes & table.active & (table.known < table.room))
+        budget = whole = self.chunks.tokens(int(streams))
         indexed: dict[tuple[int, int, int], tuple[Node, Keys]] = {}
         for row in self._next_prompts():
             if budget > 0:

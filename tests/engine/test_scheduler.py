@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from plain_worker import VOCABULARY, PlainWorker, Sink, Stand, ask, reply, sink
 
+from aiollm.engine.pace import PIECE
 from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture
 from aiollm.engine.request import Finish, State
 from aiollm.engine.scheduler import CHUNKS_AHEAD, ROUND
@@ -46,6 +47,16 @@ def test_chunks_keep_to_the_budget_and_to_the_size_of_one_row():
         stand.receive()
     assert sizes[0] == [6, 4] and sum(map(sum, sizes)) == 40
     assert answered(a, b)
+
+
+@pytest.mark.parametrize(("max_tokens", "second"), [(1, 1952), (2, PIECE - 1)])
+def test_a_row_that_draws_its_only_token_is_no_stream_that_chunks_give_way_to(max_tokens, second):
+    stand = Stand(rows=4, slots=10000, max_length=3000, chunk_budget=2048, chunk_size=2048)
+    for namespace in "ab":
+        stand.submit(ask(count_to(2000), max_tokens, namespace=namespace))
+    sent = [[count for _, _, count in chunks(update)] for update in (stand.plan() for _ in range(2)) if update]
+    assert sent == [[2000, 48], [second]]
+    stand.finish()
 
 
 def test_at_most_three_updates_with_chunks_are_outstanding():
