@@ -139,9 +139,7 @@ class Bench:
             max_new=max(load.new, load.prompt),
             max_length=length,
         )
-        tokens = torch.randint(
-            self.spec.vocab, (load.sequences, length + 1), device=self.device, dtype=torch.int32
-        )
+        tokens = torch.randint(self.spec.vocab, (load.sequences, length + 1), device=self.device, dtype=torch.int32)
         shape = (used + 1, self.spec.kv_heads, self.spec.head_dim)
 
         def pool() -> torch.Tensor:
@@ -308,9 +306,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"copy {ceilings.copy / 1e12:.2f} TB/s, bf16 product {ceilings.matmul / 1e12:.0f} TFLOP/s", flush=True)
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[options.data_type]
         bench = Bench(spec, dtype, device, triton_ops())
-        steps = []
-        for load in loads:
-            steps.append(report(bench, load, options, ceilings))
+        steps = [report(bench, load, options, ceilings) for load in loads]
     if options.save:
         content = {
             **facts, "model": options.model, "sampling": options.sampling, "slots": options.slots,

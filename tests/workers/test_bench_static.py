@@ -18,7 +18,9 @@ def bench(**changes: object) -> Bench:
     return Bench(describe(TINY | changes)[0], torch.float32, torch.device("cpu"), reference_ops())
 
 
-@pytest.mark.parametrize("load", [Workload(3, 20, 1), Workload(2, 0, 17), Workload(3, 20, 1, 9)], ids=lambda load: load.label)
+@pytest.mark.parametrize(
+    "load", [Workload(3, 20, 1), Workload(2, 0, 17), Workload(3, 20, 1, 9)], ids=lambda load: load.label
+)
 @pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("scattered", [False, True])
 def test_a_step_draws_a_token_for_every_row(load: Workload, everything: bool, scattered: bool) -> None:
