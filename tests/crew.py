@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from aiollm.engine.engine import Engine, Settings
-from aiollm.engine.policy import Conservative
+from aiollm.engine.policy import Conservative, Policy
 from aiollm.engine.request import Finish, PromptToken, Request, Token
 from aiollm.fleet.fleet import Fleet
 from aiollm.wire.messages import WorkerSettings
@@ -48,13 +48,36 @@ class Answer:
         self.finish = finish
 
 
+def greedy(prompt: Sequence[int], tokens: int) -> Request:
+    """A request for a greedy continuation, with an `Answer`."""
+    sampling = SamplingParams(max_tokens=tokens, temperature=0.0)
+    return Request("r", np.array(prompt, np.int64), sampling, Answer(), time.monotonic())
+
+
+def answer_of(request: Request) -> Answer:
+    assert isinstance(request.sink, Answer)
+    return request.sink
+
+
 class Crew:
-    def __init__(self, folder: Path, *, ranks: int = 1, max_restarts: int = 9, record: Path | None = None) -> None:
-        self.engine = Engine(Settings(8, 2048, 2048, True, Conservative(), 100))
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        ranks: int = 1,
+        max_restarts: int = 9,
+        record: Path | None = None,
+        device: str = "cpu",
+        slots: int = 4000,
+        policy: Policy | None = None,
+    ) -> None:
+        self.engine = Engine(Settings(8, 2048, 2048, True, policy or Conservative(), 100))
         self.stopped: list[str] = []
         self.fleet = Fleet(
             self.engine,
-            WorkerSettings(folder=str(folder), data_type="fp32", rows=8, slots=4000, ranks=ranks, threads=1),
+            WorkerSettings(
+                folder=str(folder), data_type="fp32", device=device, rows=8, slots=slots, ranks=ranks, threads=1
+            ),
             max_restarts,
             str(record) if record else None,
             on_stopped=self.stopped.append,
@@ -67,15 +90,9 @@ class Crew:
 
     def submit(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[Answer]:
         """Ask for greedy continuations."""
-        sampling = SamplingParams(max_tokens=tokens, temperature=0.0)
-        answers = [Answer() for _ in prompts]
-        self.engine.submit(
-            *(
-                Request("r", np.array(prompt, np.int64), sampling, answer, time.monotonic())
-                for prompt, answer in zip(prompts, answers, strict=True)
-            )
-        )
-        return answers
+        requests = [greedy(prompt, tokens) for prompt in prompts]
+        self.engine.submit(*requests)
+        return [answer_of(request) for request in requests]
 
     async def ended(self, answers: Sequence[Answer]) -> None:
         await until(lambda: all(answer.finish is not None for answer in answers))
