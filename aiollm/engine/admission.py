@@ -75,7 +75,7 @@ class Peaks:
     """
 
     def __init__(self, held: Column, steps: Column) -> None:
-        order = np.argsort(-steps, axis=1, kind="stable")
+        order = np.argsort(-steps, axis=1)  # of rows that end together the order makes no difference
         self._steps = steps[np.arange(len(steps))[:, None], order]
         self._alive = np.arange(1, held.shape[0] + 1) * self._steps + np.cumsum(held[order], axis=1)
         self._places = order
@@ -138,9 +138,9 @@ class Foresight:
         self._slots, self._shared, self._used = view.slots, view.shared, view.used
         self._peaks = Peaks(view.held - view.delay, steps + view.delay)
         self._reserve, self._foresee = reserve, foresee
-        mass = view.known + steps.sum(axis=0) / len(steps)
-        self._mass = float(mass.sum())
-        self._guessed = self._mass - float(mass @ view.certain)
+        self._mass = self._guessed = float(view.known.sum()) + float(steps.sum()) / len(steps)
+        if view.certain.any():
+            self._guessed -= float((view.known + steps.mean(axis=0)) @ view.certain)
 
     def worst(self) -> int:
         """Slots in use at the worst moment if nobody joins."""

@@ -12,9 +12,10 @@ from itertools import count
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aiollm.engine.credit import CreditPolicy
-from aiollm.engine.judge import Judge
+from aiollm.engine.judge import Judge, prompt_logprobs
 from aiollm.engine.outlook import Outlook, look, newcomers
 from aiollm.engine.pace import ChunkBudget, Drain
 from aiollm.engine.pausing import PauseOrder, victim
@@ -441,28 +442,22 @@ class Scheduler:
         if not self.on_header(result.header):
             return 0
         self._published(result.header.applied)
-        judge = Judge(result)
         for part in result.prompts:
             row = self._alive(part.row, part.generation)
-            if row is not None and (finish := judge.prompt_logprobs(row.request, part)) is not None:
+            if row is not None and (finish := prompt_logprobs(row.request, part)) is not None:
                 self._retire(row)
                 self._finish(row.request, finish)
-        taken = 0
-        for at, (index, generation) in enumerate(judge.rows):
-            if (row := self._alive(index, generation)) is not None:
-                taken += 1
-                if (finish := judge.token(row.request, at)) is not None:
-                    self._retire(row)
-                    self._finish(row.request, finish)
-        self._count(ints(result.rows), ints(result.generations))
-        return taken
+        judge = Judge(result, self.rows, self.table)
+        for row, finish in judge.ends():
+            self._retire(row)
+            self._finish(row.request, finish)
+        self._count(judge.rows, judge.alive)
+        return judge.taken
 
-    def _count(self, rows: Ints, generations: Ints) -> None:
-        """Keep the columns up with what was drawn for rows that are still there."""
-        table = self.table
-        np.add.at(self.waiting.served, table.lane[rows], OUTPUT_WEIGHT)
-        alive = rows[table.active[rows] & (table.generation[rows] == generations)]
-        np.add.at(table.known, alive, 1)
+    def _count(self, rows: Ints, alive: NDArray[np.bool_]) -> None:
+        """Keep the columns up with what was drawn; those of rows that ended by it mean nothing any more."""
+        np.add.at(self.waiting.served, self.table.lane[rows], OUTPUT_WEIGHT)
+        np.add.at(self.table.known, rows[alive], 1)
 
     def on_failed(self, failed: Failed) -> None:
         """Rule E: fail the rows of a broken iteration, poison what its chunks should have stored."""

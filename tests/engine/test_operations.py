@@ -14,7 +14,7 @@ def test_random_operations_leave_every_slot_with_one_owner():
 
 def known_without_a_count(patch: pytest.MonkeyPatch) -> None:
     """Columns keep up with what was drawn."""
-    patch.setattr(Scheduler, "_count", lambda self, rows, generations: None)
+    patch.setattr(Scheduler, "_count", lambda self, rows, alive: None)
 
 
 def retired_but_active(patch: pytest.MonkeyPatch) -> None:

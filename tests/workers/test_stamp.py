@@ -7,6 +7,7 @@ import pytest
 import stamp
 
 from aiollm.engine import judge, radix, request, rows, scheduler
+from aiollm.wire.columns import ints
 from aiollm.wire.messages import Result, Update
 from aiollm.workers import arrivals, loop, staging, state, step
 from aiollm.workers import rows as worker_rows
@@ -91,6 +92,13 @@ def posts_without_generations(patch: pytest.MonkeyPatch) -> None:
 
 def results_without_generations(patch: pytest.MonkeyPatch) -> None:
     """B: results compare (row, generation)."""
+    original = judge.Judge.__init__
+
+    def init(self: judge.Judge, result: Result, running: list[rows.Row | None], table: rows.Table) -> None:
+        original(self, result, running, table)
+        self.alive = table.active[self.rows]
+
+    patch.setattr(judge.Judge, "__init__", init)
     patch.setattr(scheduler.Scheduler, "_alive", lambda self, index, generation: self.rows[index])
 
 
@@ -252,8 +260,8 @@ def hints_as_verdicts(patch: pytest.MonkeyPatch) -> None:
     original = scheduler.Scheduler.on_result
 
     def on_result(self: scheduler.Scheduler, result: Result) -> int:
-        for at, (index, generation) in enumerate(judge.Judge(result).rows):
-            if result.hints[at] and (row := self._alive(index, generation)) is not None:
+        for hint, index, generation in zip(result.hints, ints(result.rows), ints(result.generations), strict=True):
+            if hint and (row := self._alive(int(index), int(generation))) is not None:
                 self._retire(row)
                 self._finish(row.request, request.Finish("stop"))
         return original(self, result)
