@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from aiollm.engine.integrity import check
+from aiollm.engine.ledger import Limits
 from aiollm.engine.policy import Conservative, Policy
 from aiollm.engine.request import Finish, PromptToken, Request, Token
-from aiollm.engine.scheduler import DEFAULT, Limits, Scheduler, Service
+from aiollm.engine.scheduler import DEFAULT, Scheduler, Service
 from aiollm.wire.columns import Runs, ints, pack, pack_floats
 from aiollm.wire.messages import Failed, Header, PromptLogprobs, Result, Update
 from aiollm.wire.sampling import SamplingParams
@@ -209,7 +210,7 @@ class Stand:
             self.round()
             rounds += 1
             assert rounds < limit, "requests hang"
-        assert self.core.pool.free + self.core.index.total == self.core.limits.slots
+        assert self.core.ledger.pool.free + self.core.ledger.index.total == self.core.limits.slots
         return rounds
 
     def die(self) -> list[Request]:

@@ -12,8 +12,9 @@ from costs import Costs, Work
 from simulator import Agreement, Ask, World
 
 from aiollm.engine.integrity import check
+from aiollm.engine.ledger import Limits
 from aiollm.engine.policy import Aggressive, Conservative, PastFuture
-from aiollm.engine.scheduler import Limits, Scheduler, Service
+from aiollm.engine.scheduler import Scheduler, Service
 from aiollm.fleet.record import FROM_WORKER, TO_WORKER, Recorder
 from aiollm.wire.messages import Setup, WorkerSettings, encoder
 

@@ -25,8 +25,9 @@ import workloads
 from simulator import Agreement, Ask, Client, World
 
 from aiollm.engine.admission import Foresight, View
+from aiollm.engine.ledger import Limits
 from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture, Policy
-from aiollm.engine.scheduler import Limits, Scheduler, Service
+from aiollm.engine.scheduler import Scheduler, Service
 
 RESULTS = Path(__file__).parent / "results"
 POOL = workloads.ARTIFACT_POOL

@@ -1,6 +1,7 @@
 import operations
 import pytest
 
+from aiollm.engine.ledger import Ledger
 from aiollm.engine.rows import Row
 from aiollm.engine.scheduler import Scheduler
 
@@ -19,13 +20,13 @@ def known_without_a_count(patch: pytest.MonkeyPatch) -> None:
 
 def retired_but_active(patch: pytest.MonkeyPatch) -> None:
     """A row that ended is out of the columns."""
-    original = Scheduler._retire
+    original = Ledger.retire
 
-    def retire(self: Scheduler, row: Row, keep: bool = True) -> None:
+    def retire(self: Ledger, row: Row, keep: bool = True) -> None:
         original(self, row, keep)
         self.table.active[row.index] = True
 
-    patch.setattr(Scheduler, "_retire", retire)
+    patch.setattr(Ledger, "retire", retire)
 
 
 def requeued_without_a_state(patch: pytest.MonkeyPatch) -> None:

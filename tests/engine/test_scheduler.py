@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from plain_worker import VOCABULARY, PlainWorker, Sink, Stand, ask, reply, sink
 
+from aiollm.engine.door import ROUND
 from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture
 from aiollm.engine.request import Finish, State
-from aiollm.engine.scheduler import CHUNKS_AHEAD, ROUND
+from aiollm.engine.scheduler import CHUNKS_AHEAD
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Failed, Header, Update
 
@@ -188,7 +189,7 @@ def test_namespaces_of_clients_that_went_leave_nothing_behind():
         stand.plan()
         stand.core.abort(other)
         stand.finish()
-    assert len(stand.core.index.roots) <= 40 / 12 + 1
+    assert len(stand.core.ledger.index.roots) <= 40 / 12 + 1
 
 
 def test_without_the_prefix_cache_everything_is_computed_and_given_back():
@@ -196,7 +197,7 @@ def test_without_the_prefix_cache_everything_is_computed_and_given_back():
     requests = [ask(count_to(12), 4) for _ in range(3)]
     stand.submit(*requests)
     stand.finish()
-    assert stand.worker.computed == 36 and stand.core.pool.free == 100
+    assert stand.worker.computed == 36 and stand.core.ledger.pool.free == 100
     assert answered(*requests)
 
 
@@ -295,7 +296,7 @@ def test_a_request_can_be_aborted_at_any_stage(stage, prefix_cache):
     assert sink(request).finish == Finish("length" if stage == "finished" else "abort")
     stand.finish()
     assert answered(other)
-    assert len(stand.core._free_rows) == 2
+    assert len(stand.core.ledger.free_rows) == 2
 
 
 # Pauses
@@ -379,11 +380,11 @@ def test_the_oldest_prompt_gets_its_memory_from_those_that_came_later(prompts):
     requests = [ask(count_to(size, at), 3, float(at)) for at, size in enumerate(prompts)]
     stand.submit(*requests)
     stand.round()
-    loan = stand.core.lend("", np.array(count_to(29, 5), np.int64))
-    assert len(loan.slots) == 29 and len(stand.core.running) == len(prompts)
+    loan = stand.core.ledger.lend("", np.array(count_to(29, 5), np.int64))
+    assert len(loan.slots) == 29 and len(stand.core.ledger.running) == len(prompts)
     stand.finish()
     assert answered(*requests) and requests[0].pauses == 0 and requests[-1].pauses > 0
-    stand.core.settle(loan)
+    stand.core.ledger.settle(loan)
 
 
 def test_worst_case_admission_needs_no_pause_where_all_rows_run_in_step():
@@ -412,7 +413,7 @@ def test_a_failed_iteration_fails_its_rows_and_nobody_else():
     stand.receive()
     assert sink(failing).finish == Finish("error", error="boom")
     assert next_one.state is State.WAITING, "it stood on garbage"
-    assert stand.core.index.total == 0
+    assert stand.core.ledger.index.total == 0
     stand.finish()
     assert answered(next_one) and next_one.pauses == 0
 
@@ -424,7 +425,7 @@ def test_a_failed_chunk_spoils_only_what_it_was_to_compute():
     stand.plan()
     stand.worker.fails = True
     stand.receive()
-    assert stand.core.index.total == 6
+    assert stand.core.ledger.index.total == 6
     again = ask(count_to(12), 4)
     stand.submit(again)
     stand.finish()
@@ -504,7 +505,7 @@ def test_whoever_hears_of_a_lost_request_may_abort_its_siblings():
     stand.die()
     stand.submit(requests[2])
     stand.round()
-    assert len(stand.core.running) == 3
+    assert len(stand.core.ledger.running) == 3
     stand.die()
     assert [request.sink.finish.reason for request in requests] == ["error", "abort", "abort"]
     assert stand.core.idle
@@ -537,16 +538,16 @@ def test_what_is_lent_stays_until_it_is_settled():
     first = ask(count_to(10), 2)
     stand.submit(first)
     stand.finish()
-    loan = stand.core.lend("", np.array(count_to(10), np.int64))
+    loan = stand.core.ledger.lend("", np.array(count_to(10), np.int64))
     assert len(loan.slots) == 10
     stand.submit(ask(count_to(12, 1), 8))
     stand.finish()
-    assert stand.core.lend("", np.array(count_to(10), np.int64)).slots.tolist() == loan.slots.tolist()
-    stand.core.settle(loan)
-    stand.core.settle(loan)
+    assert stand.core.ledger.lend("", np.array(count_to(10), np.int64)).slots.tolist() == loan.slots.tolist()
+    stand.core.ledger.settle(loan)
+    stand.core.ledger.settle(loan)
     stand.submit(ask(count_to(20, 2), 8))
     stand.finish()
-    assert len(stand.core.lend("", np.array(count_to(10), np.int64)).slots) < 10
+    assert len(stand.core.ledger.lend("", np.array(count_to(10), np.int64)).slots) < 10
 
 
 def test_only_what_was_published_is_lent():
@@ -554,11 +555,11 @@ def test_only_what_was_published_is_lent():
     stand.submit(ask(count_to(12), 2))
     stand.round()
     stand.plan()
-    loan = stand.core.lend("", np.array(count_to(12), np.int64))
+    loan = stand.core.ledger.lend("", np.array(count_to(12), np.int64))
     assert len(loan.slots) == 6
-    stand.core.settle(loan)
+    stand.core.ledger.settle(loan)
     stand.die()
-    stand.core.settle(loan)
+    stand.core.ledger.settle(loan)
     stand.finish()
 
 
@@ -703,6 +704,6 @@ def test_nothing_to_tell_is_no_update():
 
 def test_a_header_alone_moves_the_clock():
     stand = Stand()
-    assert stand.core.on_header(Header(1, 1, 1, 7, 1000, 0, b"")) and stand.core.applied == 7
-    assert not stand.core.on_header(Header(0, 1, 1, 9, 1000, 0, b"")) and stand.core.applied == 7
+    assert stand.core.on_header(Header(1, 1, 1, 7, 1000, 0, b"")) and stand.core.ledger.applied == 7
+    assert not stand.core.on_header(Header(0, 1, 1, 9, 1000, 0, b"")) and stand.core.ledger.applied == 7
     assert isinstance(stand.worker, PlainWorker)
