@@ -16,7 +16,6 @@ import numpy as np
 
 from aiollm.engine.rows import Column
 
-
 NEVER = 1 << 40  # steps; what nobody takes
 
 

@@ -76,6 +76,7 @@ class PastFuture:
 
     def open(self, view: View) -> Foresight:
         draws = min(self._draws, 200 // max(1, len(view.held)) + 1)
+        self.history.observe(view.kind, view.done)
         return Foresight(view, self._totals(view, draws), self._reserve, lambda new: self._newcomer(new, draws))
 
     def worst(self, view: View) -> int:
