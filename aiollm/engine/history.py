@@ -172,15 +172,15 @@ def _inverse(window: Window, done: Column, cap: Column, chances: NDArray[np.floa
     """Where the conditional distribution reaches `chances`."""
     edges, ranks, tail = window.curve
     count = len(window)
-    below = ranks[np.minimum(done, len(ranks) - 1)]
+    below = ranks.take(done, mode="clip")
     longer = count - below  # edges; the first part reaches from `done` to the first of them, the tail to `cap`
     weight = PRIOR * max(0.0, 1 - count / GROWN)
     prior = weight * (1 - (done / np.maximum(1, cap)) ** 2) if weight else 0.0
-    at = chances * (longer + tail + prior)
+    at = chances * (longer + (tail + prior))
     step = np.minimum(at.astype(np.int64), longer)
     place = below + step
     left = np.maximum(done, edges[place])
-    found: NDArray[np.float64] = left + (edges[np.minimum(place, count - 1) + 1] - left) * (at - step)
+    found: NDArray[np.float64] = left + (edges[place + 1] - left) * (at - step)
     if (beyond := place == count).any():  # as likely twice as long as one and a half times again: x is drawn from 1 / x
         begin = np.maximum(1, left[beyond])
         end = np.maximum(begin, np.broadcast_to(cap, left.shape)[beyond])

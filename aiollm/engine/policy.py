@@ -12,7 +12,7 @@ from aiollm.engine.admission import Foresight, Newcomer, Sums, View
 from aiollm.engine.history import History
 from aiollm.engine.rows import Column
 
-DRAWN = 1000  # lengths in one round, about
+DRAWN = 1000  # lengths in one round, while there are not more rows
 
 
 class Gauge(Protocol):
@@ -77,7 +77,7 @@ class PastFuture:
         self._random = np.random.default_rng(seed)
 
     def open(self, view: View) -> Foresight:
-        draws = min(self._draws, DRAWN // max(1, len(view.held)) + 1)
+        draws = min(self._draws, max(1, DRAWN // max(1, len(view.held))))
         self.history.observe(view.kind, view.done)
         return Foresight(view, self._totals(view, draws), self._reserve, lambda new: self._newcomer(new, draws))
 

@@ -164,16 +164,17 @@ class Scheduler:
     def _grant_credit(self) -> None:
         """Slots for the next steps of every row that has little credit left, all at once."""
         ledger, table = self.ledger, self.ledger.table
-        rows = np.flatnonzero(table.decodes & table.active)
-        ahead = self.credit.ahead(len(rows), self.limits.slots, ledger.available)
-        fed = table.known[rows] - 1  # position of the token that is fed next
-        room, granted = table.room[rows], table.granted[rows]
-        short = granted < np.minimum(room, fed + (ahead + 1) // 2)
+        decoding = table.decodes & table.active
+        ahead = self.credit.ahead(int(np.count_nonzero(decoding)), self.limits.slots, ledger.available)
+        short = decoding & (table.granted < np.minimum(table.room, table.known + ((ahead + 1) // 2 - 1)))
         if not short.any():
             return
-        rows, counts = rows[short], (np.minimum(room, fed + ahead) - granted)[short]
+        rows = np.flatnonzero(short)
+        fed = table.known[rows] - 1  # position of the token that is fed next
+        room, granted = table.room[rows], table.granted[rows]
+        counts = np.minimum(room, fed + ahead) - granted
         if counts.sum() > ledger.available:  # it is tight: who can take a step waits, and the next step comes first
-            needs = (np.minimum(room, fed + 1) - granted)[short]
+            needs = np.minimum(room, fed + 1) - granted
             rows, counts = self._make_room(rows[needs > 0], needs[needs > 0])
         ledger.grant(rows, counts)
 
