@@ -13,7 +13,7 @@ import numpy as np
 from aiollm.engine.integrity import check
 from aiollm.engine.ledger import Limits
 from aiollm.engine.policy import Conservative, Policy
-from aiollm.engine.request import Finish, PromptToken, Request, Token
+from aiollm.engine.request import Finish, PromptToken, Request, State, Token
 from aiollm.engine.scheduler import DEFAULT, Scheduler, Service
 from aiollm.wire.columns import Runs, ints, pack, pack_floats
 from aiollm.wire.messages import Failed, Header, PromptLogprobs, Result, Update
@@ -218,3 +218,23 @@ class Stand:
         self.worker = PlainWorker(self.core)
         check(self.core)
         return lost
+
+
+def chunks(update: Update) -> list[tuple[int, int, int]]:
+    """(row, start, count) of an update's chunks."""
+    columns = (update.chunk_rows, update.chunk_starts, update.chunk_counts)
+    return list(zip(*(ints(column).tolist() for column in columns), strict=True))
+
+
+def answered(*requests: Request) -> bool:
+    """Every request has exactly the output that its prompt leads to."""
+    for request in requests:
+        expected = reply(request.prompt.tolist(), request.sampling.max_tokens)
+        assert sink(request).ids == expected and sink(request).finish == Finish("length")
+        assert request.state is State.FINISHED
+    return True
+
+
+def count_to(n: int, seed: int = 0) -> list[int]:
+    """A prompt of n tokens."""
+    return [(7 * i + seed) % VOCABULARY for i in range(n)]

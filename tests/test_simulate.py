@@ -6,6 +6,7 @@ from pathlib import Path
 import costs as costing
 import numpy as np
 import pytest
+import report
 import simulate
 import workloads
 from costs import Costs, Work
@@ -89,7 +90,7 @@ def test_every_workload_runs(workload):
     setup = simulate.SETUP | {"warm_up": 2.0, "window": 8.0, "clients": 8}
     row = simulate.serve(workload, "past-future", setup)
     assert row["iterations"] > 100 and 0 < row["memory"] <= 100
-    assert workload in simulate.table([row], simulate.SERVE_COLUMNS)
+    assert workload in report.table([row], simulate.SERVE_COLUMNS)
 
 
 def test_one_key_does_not_take_the_share_of_another():
