@@ -2,8 +2,9 @@
 
 A window of the latest finished lengths is an empirical distribution. The length of a row that has put out d tokens is
 drawn from it on condition that it is longer than d, by the inverse of the distribution with linear interpolation, and
-from the last known length up to max_tokens as its tail. Beyond the paper:
+a tail from the last known length to max_tokens. Beyond the paper:
 
+- In the tail nothing is known, so any doubling of the length is as likely as the next one.
 - Rows that run are evidence too: they were not done so far. Without them a young window has seen short outputs only,
   since these end first, and so has one behind a drift to longer ones.
 - Classes (model, size of max_tokens, tools or not) have windows of their own, and use the pooled one while young.
@@ -181,7 +182,7 @@ def _inverse(window: Window, done: Column, cap: Column, chances: NDArray[np.floa
     place = below + step
     left = np.maximum(done, edges[place])
     found: NDArray[np.float64] = left + (edges[place + 1] - left) * (at - step)
-    if (beyond := place == count).any():  # as likely twice as long as one and a half times again: x is drawn from 1 / x
+    if (beyond := place == count).any():  # uniform in the logarithm of the length
         begin = np.maximum(1, left[beyond])
         end = np.maximum(begin, np.broadcast_to(cap, left.shape)[beyond])
         found[beyond] = begin * (end / begin) ** ((at - step)[beyond] / tail)
