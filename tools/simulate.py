@@ -221,10 +221,14 @@ def main() -> None:
     else:
         if "sharegpt" in args.workloads and not args.lengths:
             parser.error("sharegpt needs --lengths FILE")
-        setup = {"accounting": "honest", **{name: getattr(args, name) for name in SETUP if name != "seed"}}
-        jobs = [[(serve, *pair, setup | {"seed": seed}) for seed in args.seeds] for pair in pairs]
+        setup = {
+            "accounting": "honest",
+            **{name: getattr(args, name) for name in SETUP if name not in ("seed", "lengths")},
+        }
+        whole = setup | {"lengths": args.lengths}
+        jobs = [[(serve, *pair, whole | {"seed": seed}) for seed in args.seeds] for pair in pairs]
         columns, panels = SERVE_COLUMNS, ("goodput", "broken", "memory", "gap_p99")
-        setup |= {"seeds": args.seeds, "lengths": bool(args.lengths)}
+        setup["seeds"] = args.seeds
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(args.jobs) as pool:
         for futures in [[pool.submit(*run) for run in runs] for runs in jobs]:

@@ -194,8 +194,7 @@ def _inverse(window: Window, done: Column, cap: Column, chances: NDArray[np.floa
 
 def _bounded(lengths: NDArray[np.float64], done: Column, cap: Column) -> Column:
     """One more token comes at least, and no more than `cap`."""
-    least = np.minimum(cap, done + 1)
-    return np.minimum(np.maximum(np.rint(lengths).astype(np.int64), least), cap)
+    return np.minimum(np.maximum(np.rint(lengths).astype(np.int64), done + 1), cap)
 
 
 def distance(left: Column, right: Column) -> float:
