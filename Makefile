@@ -57,7 +57,9 @@ operations: $(VENV)/.test
 
 simulate: $(VENV)/.test
 	$(RUN) tools/simulate.py --save simulate_artifact artifact
-	$(RUN) tools/simulate.py --save simulate_serve serve
+	$(RUN) tools/simulate.py --save simulate_serve serve --seeds 1 2 3 4 5 6
+	$(RUN) tools/simulate.py --save simulate_serve_steady serve --seeds 1 2 3 4 5 6 --warm_up 240
+	$(RUN) tools/simulate.py --save simulate_serve_impatient serve --seeds 1 2 3 4 5 6 --impatient
 
 parity: $(VENV)/.test
 	$(RUN) tools/parity.py --save tools/results/parity.json $(ARGS)

@@ -20,11 +20,12 @@ import numpy as np
 from simulator import EOS, Chunk, Device
 
 from aiollm.engine.integrity import check
+from aiollm.engine.ledger import Limits, Loan
 from aiollm.engine.pausing import PauseOrder
 from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture
 from aiollm.engine.queue import Order
 from aiollm.engine.request import Finish, Request, State
-from aiollm.engine.scheduler import Limits, Loan, Scheduler, Service
+from aiollm.engine.scheduler import Scheduler, Service
 from aiollm.wire.columns import pack
 from aiollm.wire.messages import Failed, Result
 from aiollm.wire.sampling import SamplingParams
@@ -152,11 +153,11 @@ class Yard:
 
     def lend(self) -> None:
         if self.requests and len(self.loans) < 2:
-            self.loans.append(self.core.lend("", self.random.choice(self.requests).tokens()))
+            self.loans.append(self.core.ledger.lend("", self.random.choice(self.requests).tokens()))
 
     def settle(self) -> None:
         if self.loans:
-            self.core.settle(self.loans.pop(0))
+            self.core.ledger.settle(self.loans.pop(0))
 
     def expire(self) -> None:
         self.core.expire(self.now)
@@ -184,7 +185,7 @@ class Yard:
         else:
             raise AssertionError("requests hang")
         check(self.core)
-        assert self.core.pool.free + self.core.index.total == self.core.limits.slots
+        assert self.core.ledger.pool.free + self.core.ledger.index.total == self.core.limits.slots
         for request in self.ended:
             assert isinstance(request.sink, Told) and request.sink.finish is not None
             if request.sink.finish.reason in ("stop", "length"):

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from aiollm.engine.integrity import check
+from aiollm.engine.ledger import Limits
 from aiollm.engine.policy import Conservative, Policy
-from aiollm.engine.request import Finish, PromptToken, Request, Token
-from aiollm.engine.scheduler import DEFAULT, Limits, Scheduler, Service
+from aiollm.engine.request import Finish, PromptToken, Request, State, Token
+from aiollm.engine.scheduler import DEFAULT, Scheduler, Service
 from aiollm.wire.columns import Runs, ints, pack, pack_floats
 from aiollm.wire.messages import Failed, Header, PromptLogprobs, Result, Update
 from aiollm.wire.sampling import SamplingParams
@@ -209,7 +210,7 @@ class Stand:
             self.round()
             rounds += 1
             assert rounds < limit, "requests hang"
-        assert self.core.pool.free + self.core.index.total == self.core.limits.slots
+        assert self.core.ledger.pool.free + self.core.ledger.index.total == self.core.limits.slots
         return rounds
 
     def die(self) -> list[Request]:
@@ -217,3 +218,23 @@ class Stand:
         self.worker = PlainWorker(self.core)
         check(self.core)
         return lost
+
+
+def chunks(update: Update) -> list[tuple[int, int, int]]:
+    """(row, start, count) of an update's chunks."""
+    columns = (update.chunk_rows, update.chunk_starts, update.chunk_counts)
+    return list(zip(*(ints(column).tolist() for column in columns), strict=True))
+
+
+def answered(*requests: Request) -> bool:
+    """Every request has exactly the output that its prompt leads to."""
+    for request in requests:
+        expected = reply(request.prompt.tolist(), request.sampling.max_tokens)
+        assert sink(request).ids == expected and sink(request).finish == Finish("length")
+        assert request.state is State.FINISHED
+    return True
+
+
+def count_to(n: int, seed: int = 0) -> list[int]:
+    """A prompt of n tokens."""
+    return [(7 * i + seed) % VOCABULARY for i in range(n)]

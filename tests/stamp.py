@@ -24,11 +24,12 @@ import numpy as np
 import torch
 
 from aiollm.engine.integrity import check
+from aiollm.engine.ledger import Limits, Loan
 from aiollm.engine.pausing import PauseOrder
 from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture
 from aiollm.engine.queue import Order
 from aiollm.engine.request import Finish, PromptToken, Request, State, Token
-from aiollm.engine.scheduler import Limits, Loan, Scheduler, Service
+from aiollm.engine.scheduler import Scheduler, Service
 from aiollm.engine.slots import SlotPool
 from aiollm.kernels.batch import Batch, Sampled, Sampling
 from aiollm.kernels.ops import Ops
@@ -343,7 +344,7 @@ class HastyPool(SlotPool):
 class HastyScheduler(Scheduler):
     def begin_epoch(self) -> None:
         super().begin_epoch()
-        self.pool = HastyPool(self.limits.slots)
+        self.ledger.pool = HastyPool(self.limits.slots)
 
 
 POLICIES = (Aggressive, Aggressive, Aggressive, Conservative, PastFuture, LightLLM)
@@ -469,7 +470,7 @@ class Stage:
         """A reader outside the stream takes a loan (rule F)."""
         if self.clients and len(self.loans) < 2:
             tokens = self.random.choice(self.clients).tokens()
-            self.loans.append((self.core.lend("", tokens), tokens.tolist(), self.worker.pools))
+            self.loans.append((self.core.ledger.lend("", tokens), tokens.tolist(), self.worker.pools))
 
     def copy_out(self) -> None:
         """That reader reads, at a time of its own, and settles."""
@@ -481,7 +482,7 @@ class Stage:
                     raise StampError("a reader outside the stream found other tokens")
                 if v_pool[loan.slots, 0, 0].tolist() != list(range(len(loan.slots))):
                     raise StampError("a reader outside the stream found other positions")
-            self.core.settle(loan)
+            self.core.ledger.settle(loan)
 
     def die(self) -> None:
         """kill -9: some results are still in the pipe, and may arrive after the new worker was started."""
@@ -514,7 +515,7 @@ class Stage:
         else:
             raise StampError("requests hang")
         check(self.core)
-        assert self.core.pool.free + self.core.index.total == self.limits.slots, "slots are missing"
+        assert self.core.ledger.pool.free + self.core.ledger.index.total == self.limits.slots, "slots are missing"
 
 
 def play(seed: int, actions: int) -> Stage:

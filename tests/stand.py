@@ -95,7 +95,7 @@ class Stand:
         core = self.engine.core
         if core is not None:
             await self.until(lambda: core.idle)
-            assert core.pool.free + core.index.total == SLOTS and core.index.pinned == 0
+            assert core.ledger.pool.free + core.ledger.index.total == SLOTS and core.ledger.index.pinned == 0
         self.engine.check_integrity()
         async with self.session.get(self.url + "/health") as response:
             assert response.status == 200

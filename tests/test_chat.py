@@ -143,7 +143,7 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(folder: Path) -> None:
             served.workers.held = True
             process.stdin.write(b"long\n")
             core = served.engine.core
-            await served.until(lambda: core is not None and bool(core.running))
+            await served.until(lambda: core is not None and bool(core.ledger.running))
             for _ in range(3):
                 served.workers.step()
             assert (await process.stdout.readexactly(3)) == b"xxx"
@@ -183,7 +183,7 @@ def test_it_waits_for_a_server_that_loads(folder: Path) -> None:
 def test_an_error_amid_an_answer_ends_a_pipe(folder: Path) -> None:
     async def fail(served: Stand) -> None:
         core = served.engine.core
-        await served.until(lambda: core is not None and bool(core.running))
+        await served.until(lambda: core is not None and bool(core.ledger.running))
         served.engine.on_stopped("the model fell over")
         served.workers.release()
 

@@ -6,14 +6,16 @@ from pathlib import Path
 import costs as costing
 import numpy as np
 import pytest
+import report
 import simulate
 import workloads
 from costs import Costs, Work
 from simulator import Agreement, Ask, World
 
 from aiollm.engine.integrity import check
+from aiollm.engine.ledger import Limits
 from aiollm.engine.policy import Aggressive, Conservative, PastFuture
-from aiollm.engine.scheduler import Limits, Scheduler, Service
+from aiollm.engine.scheduler import Scheduler, Service
 from aiollm.fleet.record import FROM_WORKER, TO_WORKER, Recorder
 from aiollm.wire.messages import Setup, WorkerSettings, encoder
 
@@ -88,7 +90,7 @@ def test_every_workload_runs(workload):
     setup = simulate.SETUP | {"warm_up": 2.0, "window": 8.0, "clients": 8}
     row = simulate.serve(workload, "past-future", setup)
     assert row["iterations"] > 100 and 0 < row["memory"] <= 100
-    assert workload in simulate.table([row], simulate.SERVE_COLUMNS)
+    assert workload in report.table([row], simulate.SERVE_COLUMNS)
 
 
 def test_one_key_does_not_take_the_share_of_another():

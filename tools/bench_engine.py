@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 
 from aiollm.engine.admission import Foresight, View
+from aiollm.engine.ledger import Limits
 from aiollm.engine.policy import PastFuture
 from aiollm.engine.radix import RadixIndex
 from aiollm.engine.request import Finish, PromptToken, Request, Token
-from aiollm.engine.scheduler import Limits, Scheduler
+from aiollm.engine.scheduler import Scheduler
 from aiollm.wire.columns import pack, pack_floats
 from aiollm.wire.messages import Header, Result
 from aiollm.wire.sampling import SamplingParams
@@ -53,13 +54,10 @@ class Nobody:
 
 
 class Full(PastFuture):
-    """Looks at everybody, and admits nobody."""
+    """Looks at everybody, and finds no slot that is left."""
 
     def open(self, view: View) -> Foresight:
-        gauge = super().open(view)
-        join = gauge.join
-        gauge.join = lambda newcomers: join(newcomers) and False  # type: ignore[method-assign]
-        return gauge
+        return super().open(view._replace(slots=0))
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -88,33 +86,34 @@ def scheduler(rows: int) -> dict[str, Any]:
     def result() -> Result:
         nonlocal iteration
         iteration += 1
-        index = [row.index for row in core.running.values() if row.decodes]
-        generations = [core.running[at].generation for at in index]
+        index = [row.index for row in core.ledger.running.values() if row.decodes]
+        generations = [core.ledger.running[at].generation for at in index]
         return Result(
-            header=Header(1, iteration, iteration, core.number, 30_000, 0, b""), rows=pack(index),
+            header=Header(1, iteration, iteration, core.ledger.number, 30_000, 0, b""), rows=pack(index),
             generations=pack(generations), tokens=pack([7] * len(index)), logprobs=pack_floats([0.0] * len(index)),
             hints=bytes(len(index)),
         )  # fmt: skip
 
-    while core.waiting or core._coming:
-        before = len(core.running)
+    while core.waiting or core.ledger.coming:
+        before = len(core.ledger.running)
         spent = timed(lambda: core.plan(0.0))
-        if len(core.running) > before:
-            admitting.append(spent / (len(core.running) - before))
+        if len(core.ledger.running) > before:
+            admitting.append(spent / (len(core.ledger.running) - before))
         core.on_result(result())
-    core.policy = full = Full()
+    core.policy = core.door.policy = full = Full()
     full.history = policy.history
     core.submit(request(random, PROMPT))
     times: dict[str, list[float]] = {"plan": [], "credit": [], "refuse": [], "both": [], "result": []}
     for _ in range(ROUNDS):
         message = result()
         times["result"].append(timed(lambda message=message: core.on_result(message)))
-        granted, looks = int(core.table.granted.sum()), bool(random.integers(2))
-        core._refused = None
+        granted, looks = int(core.ledger.table.granted.sum()), bool(random.integers(2))
+        core.door._refused = None
         if not looks:
-            core._refused = core.waiting.head(0.0), core._retired, core._iterations  # type: ignore[assignment]
+            head, ledger = core.waiting.head(0.0), core.ledger
+            core.door._refused = head, ledger.retired, ledger.iterations  # type: ignore[assignment]
         spent = timed(lambda: core.plan(0.0))
-        topped = int(core.table.granted.sum()) - granted >= rows
+        topped = int(core.ledger.table.granted.sum()) - granted >= rows
         times["both" if topped and looks else "credit" if topped else "refuse" if looks else "plan"].append(spent)
     return {
         "rows": rows, "admit_us": round(statistics.median(admitting), 1),

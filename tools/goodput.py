@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import costs as costing
+import report
 import simulate
 import workloads
 from serving import Server
@@ -134,8 +135,8 @@ def figures(answers: list[Answer], settings: dict[str, Any]) -> dict[str, Any]:
         "goodput": sum(answer.tokens for answer in good) / settings["window"],
         "tokens_per_second": sum(answer.tokens for answer in inside) / settings["window"],
         "answers": len(inside), "good": len(good), "lost": sum(answer.first < 0 for answer in answers),
-        "ttft_p50": simulate.percentile(first, 50), "ttft_p99": simulate.percentile(first, 99),
-        "gap_p50": simulate.percentile(gaps, 50), "gap_p99": simulate.percentile(gaps, 99),
+        "ttft_p50": report.percentile(first, 50), "ttft_p99": report.percentile(first, 99),
+        "gap_p50": report.percentile(gaps, 50), "gap_p99": report.percentile(gaps, 99),
     }  # fmt: skip
 
 
@@ -194,7 +195,7 @@ def main() -> None:
         for policy in args.policies:
             keep = None if args.costs or rows else str(record)
             rows.append(real(policy, settings, keep))
-            print(simulate.table(rows[-1:], COLUMNS), flush=True)
+            print(report.table(rows[-1:], COLUMNS), flush=True)
         if args.costs:
             costs = costing.load(args.costs)
         else:
@@ -207,7 +208,7 @@ def main() -> None:
             row = simulate.serve(args.workload, policy, setup | {"costs": str(fitted)})
             rows.append(row | {"from": "simulated"})
     rows.sort(key=lambda row: args.policies.index(row["policy"]))
-    print("\n" + simulate.table(rows, COLUMNS))
+    print("\n" + report.table(rows, COLUMNS))
     for policy in args.policies:
         measured, predicted = (row["goodput"] for row in rows if row["policy"] == policy)
         apart = predicted / max(1e-9, measured) - 1

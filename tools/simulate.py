@@ -10,9 +10,7 @@ chunks beside decoding rows, and whoever was paused pays for what left the cache
 """
 
 import argparse
-import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,14 +19,15 @@ from typing import Any
 
 import costs as costing
 import numpy as np
+import report
 import workloads
 from simulator import Agreement, Ask, Client, World
 
 from aiollm.engine.admission import Foresight, View
+from aiollm.engine.ledger import Limits
 from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture, Policy
-from aiollm.engine.scheduler import Limits, Scheduler, Service
+from aiollm.engine.scheduler import Scheduler, Service
 
-RESULTS = Path(__file__).parent / "results"
 POOL = workloads.ARTIFACT_POOL
 # Steps, share of memory in use and share of evicted requests, in per cent, that the artifact's own simulator gives.
 PUBLISHED = {
@@ -122,16 +121,12 @@ def serve(workload: str, policy: str, setup: dict[str, Any]) -> dict[str, Any]:
         "goodput": sum(len(client.request.output) for client in kept) / span,
         "tokens_per_second": tokens / span,
         "answers": len(inside), "good": len(kept), "lost": sum(client.first < 0 for client in world.ended),
-        "ttft_p50": percentile(first, 50), "ttft_p99": percentile(first, 99),
-        "gap_p50": percentile(gaps, 50), "gap_p99": percentile(gaps, 99),
+        "broken": 100 * (1 - len(kept) / max(1, len(inside))),
+        "ttft_p50": report.percentile(first, 50), "ttft_p99": report.percentile(first, 99),
+        "gap_p50": report.percentile(gaps, 50), "gap_p99": report.percentile(gaps, 99),
         "cached": 100 * core.found_total / max(1, core.asked_total), "computed": world.device.computed,
         "drifts": core.policy.history.drifts, "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
-
-
-def percentile(values: list[float], share: float) -> float:
-    """NaN of nothing."""
-    return float(np.percentile(values, share)) if values else float("nan")
 
 
 def _asks(workload: str, setup: dict[str, Any]) -> Iterator[Ask]:
@@ -168,75 +163,13 @@ def _follow_up(world: World, conversations: list[list[Ask]]) -> None:
 EVERYTHING = (*workloads.UNIFORM, "reasoning", "thinking", "sharegpt", "chats", "bursts", "drift")
 ARTIFACT_COLUMNS = ("workload", "policy", "steps", "memory", "evicted", "published")
 SERVE_COLUMNS = (
-    "workload", "policy", "goodput", "tokens_per_second", "memory", "evicted", "ttft_p50", "ttft_p99", "gap_p50",
+    "workload", "policy", "goodput", "goodput_sd", "tokens_per_second", "memory", "evicted", "broken", "ttft_p99",
     "gap_p99", "cached", "lost",
 )  # fmt: skip
-
-
-def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
-    """Rows as text, a column as wide as it needs."""
-    cells = [columns, *(tuple(_cell(row.get(name)) for name in columns) for row in rows)]
-    widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
-    lines = [[f"{text:<{width}}" for text, width in zip(row, widths, strict=True)] for row in cells]
-    figures = [[f"{text:>{width}}" for text, width in zip(row, widths, strict=True)] for row in cells]
-    return "\n".join("  ".join([*left[:2], *right[2:]]) for left, right in zip(lines, figures, strict=True))
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
-    return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)
-
-
-def plot(rows: list[dict[str, Any]], names: tuple[str, ...], path: Path) -> None:
-    """Bars by workload and policy, a panel for each of `names`. Needs matplotlib (the extra `plots`)."""
-    try:
-        import matplotlib
-    except ImportError:
-        print(f"{path.name} is not drawn: matplotlib is not installed (pip install matplotlib)")
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    loads, policies = (
-        list(dict.fromkeys(row["workload"] for row in rows)),
-        list(dict.fromkeys(row["policy"] for row in rows)),
-    )
-    figure, panels = pyplot.subplots(1, len(names), figsize=(4.2 * len(names), 3.6), squeeze=False)
-    for panel, name in zip(panels[0], names, strict=True):
-        for at, policy in enumerate(policies):
-            values = [
-                next((r[name] for r in rows if (r["workload"], r["policy"]) == (load, policy)), 0) for load in loads
-            ]
-            places = np.arange(len(loads)) + (at - len(policies) / 2) * 0.8 / len(policies)
-            panel.bar(places, values, 0.8 / len(policies), label=policy, align="edge")
-        panel.set_xticks(range(len(loads)), loads, rotation=20, fontsize=8)
-        panel.set_title(LABELS[name], fontsize=9)
-    panels[0][0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-
-
-LABELS = {
-    "steps": "decode steps", "memory": "share of the pool in use, %", "evicted": "pauses by 100 answers",
-    "goodput": "goodput, tokens/s", "ttft_p99": "first token, p99, s", "gap_p99": "longest gap, p99, s",
-}  # fmt: skip
-
-
-def save(name: str, rows: list[dict[str, Any]], setup: dict[str, Any], panels: tuple[str, ...]) -> None:
-    """Runs as JSON and PNG in tools/results, beside those of other workloads and policies that are there already."""
-    path = RESULTS / f"{name}.json"
-    if path.exists():
-        old = json.loads(path.read_bytes())["runs"]
-        new = {(row["workload"], row["policy"]) for row in rows}
-        rows = [row for row in old if (row["workload"], row["policy"]) not in new] + rows
-        rows.sort(key=lambda row: (list(EVERYTHING).index(row["workload"]), list(POLICIES).index(row["policy"])))
-    about = {
-        "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "numpy": np.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", **setup, "lengths": bool(setup.get("lengths")),
-    }  # fmt: skip
-    path.write_text(json.dumps({"about": about, "runs": rows}, indent=1) + "\n")
-    plot(rows, panels, RESULTS / f"{name}.png")
+RATIOS = (
+    "workload", "policy", "by_conservative", "by_conservative_least", "by_aggressive", "by_aggressive_least",
+    "by_optimum",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -257,13 +190,16 @@ def main() -> None:
         "cap": "max_tokens of every request", "warm_up": "seconds before the window", "window": "seconds that count",
         "order": "of the queue: fcfs, fair, deadline or sla", "pause_order": "fcfs, sjf or hrrn",
         "gap_target": "seconds that an iteration may take; 0 keeps the chunks whole",
-        "lengths": "JSON file of [prompt, output] lengths, for sharegpt", "seed": "of the workload",
+        "lengths": "JSON file of [prompt, output] lengths, for sharegpt",
         "scale": "what all lengths are divided by",
     }  # fmt: skip
     for name, text in helps.items():
         default = SETUP[name]
         kind = str if default is None else type(default)
         served.add_argument(f"--{name}", type=kind, default=default, help=f"{text} (%(default)s)")
+    served.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], help="of the workload; figures are means (%(default)s)"
+    )
     served.add_argument("--impatient", action="store_true", help="clients go away when their stream stands still")
     fitted = commands.add_parser("fit", help="the cost model to what --record kept, or to a result of bench static")
     fitted.add_argument("file", type=Path)
@@ -280,22 +216,31 @@ def main() -> None:
     pairs = [(load, policy) for load in args.workloads for policy in args.policies]
     if args.command == "artifact":
         setup: dict[str, Any] = {"accounting": "artifact", "pool": POOL, "requests": args.requests}
-        jobs: list[tuple[Any, ...]] = [(artifact, *pair, args.requests) for pair in pairs]
+        jobs: list[list[tuple[Any, ...]]] = [[(artifact, *pair, args.requests)] for pair in pairs]
         columns, panels = ARTIFACT_COLUMNS, ("steps", "memory", "evicted")
     else:
         if "sharegpt" in args.workloads and not args.lengths:
             parser.error("sharegpt needs --lengths FILE")
-        setup = {"accounting": "honest", **{name: getattr(args, name) for name in SETUP}}
-        jobs = [(serve, *pair, setup) for pair in pairs]
-        columns, panels = SERVE_COLUMNS, ("goodput", "memory", "evicted", "gap_p99")
+        setup = {
+            "accounting": "honest",
+            **{name: getattr(args, name) for name in SETUP if name not in ("seed", "lengths")},
+        }
+        whole = setup | {"lengths": args.lengths}
+        jobs = [[(serve, *pair, whole | {"seed": seed}) for seed in args.seeds] for pair in pairs]
+        columns, panels = SERVE_COLUMNS, ("goodput", "broken", "memory", "gap_p99")
+        setup["seeds"] = args.seeds
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(args.jobs) as pool:
-        for job in [pool.submit(*job) for job in jobs]:
-            rows.append(job.result())
-            print(table(rows[-1:], columns).split("\n")[1], flush=True)
+        for futures in [[pool.submit(*run) for run in runs] for runs in jobs]:
+            runs = [future.result() for future in futures]
+            rows.append(runs[0] if args.command == "artifact" else report.over_seeds(runs))
+            print(report.table(rows[-1:], columns).split("\n")[1], flush=True)
             if args.save:
-                save(args.save, rows, setup, panels)
-    print("\n" + table(rows, columns))
+                report.save(args.save, rows, setup, panels, (*EVERYTHING, *POLICIES))
+    print("\n" + report.table(rows, columns))
+    if args.command == "serve":
+        report.beside(rows)
+        print("\n" + report.table(rows, RATIOS))
 
 
 if __name__ == "__main__":

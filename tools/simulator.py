@@ -100,7 +100,7 @@ class Device(Replica):
             self._applied = update.number
             chunks = self.apply(update)
             for admit in update.admit:
-                row = self._core.rows[admit.row]
+                row = self._core.ledger.rows[admit.row]
                 if row is not None and row.generation == admit.generation:
                     self.output[admit.row] = self.length(row.request)
         decode, stalled = self.runnable()
@@ -236,7 +236,7 @@ class World:
                 self._launch(self._overlap)  # before the server hears of what ended just now
             self.core.on_result(result)
             self._serve()
-            self.memory.append(int(self.core.table.known[self.core.table.active].sum()))
+            self.memory.append(int(self.core.ledger.table.known[self.core.ledger.table.active].sum()))
 
     def _launch(self, most: int) -> None:
         while len(self._flights) < most and (launched := self.device.run()) is not None:
@@ -270,12 +270,12 @@ class World:
     def _wait(self) -> bool:
         """The device has nothing to do: let time pass until something arrives or expires. False if nothing will."""
         times = [self._coming[0][0]] if self._coming else []
-        if (expiry := self.core.next_expiry) is not None:
+        if (expiry := self.core.waiting.next_expiry) is not None:
             times.append(expiry)
-        sent = self.core.number
+        sent = self.core.ledger.number
         self.now = max(self.now, min(times, default=self.now))
         self._serve()
-        return bool(times) or self.core.number > sent
+        return bool(times) or self.core.ledger.number > sent
 
     def _submit(self, ask: Ask) -> None:
         client = Client(ask, self)

@@ -152,10 +152,10 @@ class EngineGauges(Collector):
 
     def collect(self) -> Iterator[Metric]:
         core = self._engine.core
-        running = len(core.running) if core else 0
+        running = len(core.ledger.running) if core else 0
         waiting = len(core.waiting) if core else 0
-        usage = 1 - core.available / core.limits.slots if core else 0.0
-        cached = (core.index.evictable + core.index.pinned) / core.limits.slots if core else 0.0
+        usage = 1 - core.ledger.available / core.limits.slots if core else 0.0
+        cached = (core.ledger.index.evictable + core.ledger.index.pinned) / core.limits.slots if core else 0.0
         yield GaugeMetricFamily("aiollm_num_requests_running", "Choices that have a row", running)
         yield GaugeMetricFamily("aiollm_num_requests_waiting", "Choices in the queue", waiting)
         yield GaugeMetricFamily("aiollm_kv_cache_usage_perc", "Share of KV slots that running rows hold, 0..1", usage)
@@ -165,11 +165,11 @@ class EngineGauges(Collector):
         yield GaugeMetricFamily("aiollm_num_tokens_waiting", "Tokens of the choices in the queue", tokens)
         rate = core.drain.rate(time.monotonic()) if core else 0.0
         yield GaugeMetricFamily("aiollm_queue_drain_rate", "Choices that leave the queue to run, per second", rate)
-        nodes = core.index.nodes if core else 0
+        nodes = core.ledger.index.nodes if core else 0
         yield GaugeMetricFamily("aiollm_prefix_cache_nodes", "Nodes of the prefix cache", nodes)
-        chunk = core.chunks.tokens(len(core.running)) if core else 0
+        chunk = core.chunks.tokens(len(core.ledger.running)) if core else 0
         yield GaugeMetricFamily("aiollm_chunk_budget", "Prompt tokens that an iteration may take now", chunk)
-        evicted = core.evicted_total + core.index.evicted if core else 0
+        evicted = core.evicted_total + core.ledger.index.evicted if core else 0
         yield CounterMetricFamily("aiollm_prefix_cache_evicted_tokens", "Tokens evicted from the prefix cache", evicted)
         drifts = core.policy.history.drifts if core else 0
         yield CounterMetricFamily("aiollm_length_drifts", "Times the history of output lengths was begun anew", drifts)

@@ -63,7 +63,7 @@ async def token_load(http: web.Request) -> web.Response:
     engine = http.app[PARTS].engine
     limits, core = engine.limits, engine.core
     assert core is not None, "there are limits"
-    used, worst = (limits.slots - core.available) / limits.slots, core.worst() / limits.slots
+    used, worst = (limits.slots - core.ledger.available) / limits.slots, core.worst() / limits.slots
     load = {"current_load": used, "logical_max_load": worst, "dynamic_max_load": worst}
     return web.Response(body=encode(load), content_type="application/json")
 

@@ -16,6 +16,8 @@ import numpy as np
 
 from aiollm.engine.rows import Column
 
+NEVER = 1 << 40  # steps; what nobody takes
+
 
 class View(NamedTuple):
     """The running rows in columns of one length; see rows.Table. Sizes are slots."""
@@ -71,57 +73,54 @@ class Sums:
 class Peaks:
     """The peak formula over several draws of the steps to come: `held` [n], `steps` [draws, n].
 
-    Newcomers are sorted in one by one, which is linear in n.
+    Columns are the moments before a row ends, those of the longest first; before them stands one in which nobody is
+    there, so that every row has one before its own. Newcomers are put in one by one, which is linear in n.
     """
 
     def __init__(self, held: Column, steps: Column) -> None:
-        order = np.argsort(-steps, axis=1, kind="stable")
-        self._steps = steps[np.arange(len(steps))[:, None], order]
-        self._alive = np.arange(1, held.shape[0] + 1) * self._steps + np.cumsum(held[order], axis=1)
-        self._places = order
-        self._extra = 0
+        draws, count = steps.shape
+        order = np.argsort(-steps, axis=1)  # of rows that end together the order makes no difference
+        self._steps, self._alive, self._places = (np.empty((draws, count + 1), np.int64) for _ in range(3))
+        self._steps[:, 0], self._alive[:, 0], self._places[:, 0] = NEVER, 0, -1
+        self._places[:, 1:] = order
+        self._steps[:, 1:] = steps[np.arange(draws)[:, None], order]
+        self._alive[:, 1:] = np.arange(1, count + 1) * self._steps[:, 1:] + np.cumsum(held[order], axis=1)
 
     def worst(self) -> int:
         """Slots in use at the worst moment of any draw, without those that are shared."""
-        return int(self._alive.max(initial=0))
+        return int(self._alive.max())
 
     def share(self, place: int, slots: int) -> None:
         """Row `place` no longer frees these: until it ends they are counted with the shared ones from now on."""
         before = np.cumsum(self._places == place, axis=1) == 0
         self._alive += np.where(before, slots, 0)  # while the row is there, it and the shared ones make no difference
-        self._extra += slots
 
     def worst_with(self, held: int, steps: Column) -> int:
         """`with_one(...).worst()` at a fraction of its cost."""
-        most = 0
-        for mine, alive, step in zip(self._steps, self._alive, steps.tolist(), strict=True):
-            at = len(mine) - int(np.searchsorted(mine[::-1], step))
-            above = int(alive[at - 1]) - at * int(mine[at - 1]) if at else self._extra
-            most = max(most, (at + 1) * step + above + held, int(alive[:at].max(initial=0)))
-            if at < len(mine):
-                most = max(most, int((alive[at:] + mine[at:]).max()) + held)
-        return most
+        _, own, others = self._with(held, steps)
+        return max(int(own.max()), int(others.max()))
 
     def with_one(self, held: int, steps: Column) -> "Peaks":
         """The same with one row more; `steps` [draws]."""
-        draws, count = self._steps.shape
+        at, own, others = self._with(held, steps)
+        draws, width = others.shape
+        columns, draw = np.arange(width + 1), np.arange(draws)
+        old = np.minimum(columns - (columns > at[:, None]), width - 1) + draw[:, None] * width
         joined = Peaks.__new__(Peaks)
-        joined._extra = self._extra
-        joined._steps, joined._alive, joined._places = (np.empty((draws, count + 1), np.int64) for _ in range(3))
-        for draw in range(draws):
-            mine, alive, step = self._steps[draw], self._alive[draw], int(steps[draw])
-            at = len(mine) - int(np.searchsorted(mine[::-1], step))  # behind those that take as long
-            above = (
-                int(alive[at - 1]) - at * int(mine[at - 1]) if at else self._extra
-            )  # what the rows before it hold now
-            for column, old, new in (
-                (joined._steps, mine, step),
-                (joined._places, self._places[draw], count),
-                (joined._alive, alive, (at + 1) * step + above + held),
-            ):
-                column[draw, :at], column[draw, at], column[draw, at + 1 :] = old[:at], new, old[at:]
-            joined._alive[draw, at + 1 :] += mine[at:] + held
+        joined._steps, joined._alive, joined._places = (
+            column.take(old) for column in (self._steps, others, self._places)
+        )
+        joined._steps[draw, at], joined._alive[draw, at], joined._places[draw, at] = steps, own, width - 1
         return joined
+
+    def _with(self, held: int, steps: Column) -> tuple[Column, Column, Column]:
+        """Where a newcomer stands in each draw, behind those that take as long; slots in use before it ends, and before
+        the others do."""
+        sooner = self._steps < steps[:, None]
+        at = self._steps.shape[1] - sooner.sum(axis=1)
+        last = np.arange(len(at)), at - 1
+        own = self._alive[last] - last[1] * self._steps[last] + at * steps + held
+        return at, own, self._alive + sooner * (self._steps + held)
 
 
 class Foresight:
@@ -138,9 +137,9 @@ class Foresight:
         self._slots, self._shared, self._used = view.slots, view.shared, view.used
         self._peaks = Peaks(view.held - view.delay, steps + view.delay)
         self._reserve, self._foresee = reserve, foresee
-        mass = view.known + steps.sum(axis=0) / len(steps)
-        self._mass = float(mass.sum())
-        self._guessed = self._mass - float(mass @ view.certain)
+        self._mass = self._guessed = float(view.known.sum()) + float(steps.sum()) / len(steps)
+        if view.certain.any():
+            self._guessed -= float((view.known + steps.mean(axis=0)) @ view.certain)
 
     def worst(self) -> int:
         """Slots in use at the worst moment if nobody joins."""

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from aiollm.engine.integrity import check
+from aiollm.engine.ledger import Limits
 from aiollm.engine.policy import Policy
 from aiollm.engine.request import Finish, Request
-from aiollm.engine.scheduler import DEFAULT, Limits, Scheduler, Service
+from aiollm.engine.scheduler import DEFAULT, Scheduler, Service
 from aiollm.wire.messages import Failed, FromWorker, Header, Loading, Ready, Result, Update
 
 log = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ class Engine:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
         if self.core is not None:
-            for request in [*self.core.waiting, *(row.request for row in self.core.running.values())]:
+            for request in [*self.core.waiting, *(row.request for row in self.core.ledger.running.values())]:
                 self.core.abort(request, Finish("error", error="the server is shutting down"))
         self._wake()
 
@@ -198,7 +199,7 @@ class Engine:
         """No worker will come back: everything ends with the reason."""
         self.state, self.error = "stopped", error
         if self.core is not None:
-            for request in [*self.core.waiting, *(row.request for row in self.core.running.values())]:
+            for request in [*self.core.waiting, *(row.request for row in self.core.ledger.running.values())]:
                 self.core.abort(request, Finish("error", error=error))
         self._settle()
 
@@ -241,15 +242,15 @@ class Engine:
 
     def _tell_cost(self, core: Scheduler) -> None:
         """What results and plans have cost since the last iteration."""
-        self.on_cost(self._thought, core.index.seconds - self._indexed)
-        self._thought, self._indexed = 0.0, core.index.seconds
+        self.on_cost(self._thought, core.ledger.index.seconds - self._indexed)
+        self._thought, self._indexed = 0.0, core.ledger.index.seconds
 
     def _watch_queue(self) -> None:
         """Give up what has waited for too long, now and at the time when the next request will have."""
         if self.core is None:
             return
         self.core.expire(time.monotonic())
-        due = self.core.next_expiry
+        due = self.core.waiting.next_expiry
         if self._expiry is not None and self._expiry[0] != due:
             self._expiry[1].cancel()
             self._expiry = None

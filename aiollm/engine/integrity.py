@@ -9,15 +9,16 @@ from aiollm.engine.scheduler import Scheduler
 
 def check(core: Scheduler) -> None:
     """Raises AssertionError unless every slot is exactly one of free, held by a row, or owned by one index node."""
-    owners = core.pool.check().astype(np.int32)
-    np.add.at(owners, core.index.check(), 1)
+    ledger = core.ledger
+    owners = ledger.pool.check().astype(np.int32)
+    np.add.at(owners, ledger.index.check(), 1)
     pins: dict[int, int] = {}
-    for index, row in core.running.items():
-        assert core.rows[index] is row and row.request.row == index and row.request.state is State.RUNNING
-        known, table = row.request.known, core.table
+    for index, row in ledger.running.items():
+        assert ledger.rows[index] is row and row.request.row == index and row.request.state is State.RUNNING
+        known, table = row.request.known, ledger.table
         assert table.active[index] and table.generation[index] == row.generation, "a column belongs to another life"
         assert (table.known[index], table.decodes[index]) == (known, row.decodes), "columns are behind"
-        assert row.decodes != (index in core._coming), "a row that waits for its prompt is unknown"
+        assert row.decodes != (index in ledger.coming), "a row that waits for its prompt is unknown"
         assert 0 <= row.indexed <= row.granted <= max(row.room, len(row.tokens))
         assert row.indexed <= row.sent <= len(row.tokens) and row.node.end == row.indexed
         assert row.request.known < row.limit or not row.decodes, "a row outlived its limit"
@@ -30,11 +31,11 @@ def check(core: Scheduler) -> None:
         for node in held:
             assert node.pins >= pins[id(node)]
     assert (owners == 1).all(), f"slots without one owner: {np.flatnonzero(owners != 1)[:8].tolist()}"
-    if not core.running and not core.loans:
-        assert core.index.pinned == 0, "nobody runs, yet tokens are pinned"
-    assert np.flatnonzero(core.table.active).tolist() == sorted(core.running), "columns of rows that do not run"
+    if not ledger.running and not ledger.loans:
+        assert ledger.index.pinned == 0, "nobody runs, yet tokens are pinned"
+    assert np.flatnonzero(ledger.table.active).tolist() == sorted(ledger.running), "columns of rows that do not run"
     assert core.waiting.tokens == sum(request.known for request in core.waiting), "waiting tokens are miscounted"
-    free = set(core._free_rows)
-    assert len(free) == len(core._free_rows) and free.isdisjoint(core.running)
-    assert len(free) + len(core.running) == core.limits.rows
+    free = set(ledger.free_rows)
+    assert len(free) == len(ledger.free_rows) and free.isdisjoint(ledger.running)
+    assert len(free) + len(ledger.running) == core.limits.rows
     assert all(request.state is State.WAITING for request in core.waiting)

@@ -1,68 +1,88 @@
 """Reads the columns of a result and decides, token by token, whether a request ends (rule G)."""
 
 import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
+
+import numpy as np
 
 from aiollm.engine.request import Finish, PromptToken, Request, Token
+from aiollm.engine.rows import Row, Table
 from aiollm.wire.columns import floats, ints
 from aiollm.wire.messages import PromptLogprobs, Result
 
 log = logging.getLogger(__name__)
 Top = tuple[tuple[int, float], ...]
+NOT_FINITE = Finish("error", error="the model produced logits that are not finite")
 UNWRITTEN = Finish("error", error="the output of this request could not be written")
 
 
 class Judge:
-    """One result, unpacked. `rows` holds (row, generation) of each drawn token, in order."""
+    """The drawn tokens of one result. `rows` are their rows, `alive` says which of these still live the life that the
+    token is for, and `taken` how many tokens somebody took, once `ends` is through."""
 
-    def __init__(self, result: Result) -> None:
-        self.rows = list(zip(ints(result.rows).tolist(), ints(result.generations).tolist(), strict=True))
-        self._tokens = ints(result.tokens).tolist()
-        self._logprobs = floats(result.logprobs).tolist()
-        self._top = result.top
-        self._top_ids = ints(result.top_ids).tolist()
-        self._top_logprobs = floats(result.top_logprobs).tolist()
+    def __init__(self, result: Result, running: Sequence[Row | None], table: Table) -> None:
+        self.rows = ints(result.rows)
+        self.alive = table.active[self.rows] & (table.generation[self.rows] == ints(result.generations))
+        self.taken = int(np.count_nonzero(self.alive))
+        self._result, self._running = result, running
 
-    def token(self, request: Request, at: int) -> Finish | None:
-        """Append token `at` to its request; how the request ends, if it does."""
-        id = self._tokens[at]
-        if id < 0:
-            return Finish("error", error="the model produced logits that are not finite")
-        sampling, output = request.sampling, request.output
-        output.append(id)
-        top: Top = ()
-        if sampling.top_logprobs > 0:
-            begin = at * self._top
-            end = begin + min(self._top, sampling.top_logprobs)
-            top = tuple(zip(self._top_ids[begin:end], self._top_logprobs[begin:end], strict=True))
-        ends = id in sampling.stop_ids and len(output) > sampling.min_tokens
-        try:
-            stop = request.sink.token(Token(id, self._logprobs[at], top, ends))
-        except Exception:
-            log.exception("the output of request %s failed", request.id)
-            return UNWRITTEN
-        if ends:
-            return Finish("stop", None if id in request.eos_ids else id)
-        if stop is not None:
-            return Finish("stop", stop)
-        if len(output) >= sampling.max_tokens:
-            return Finish("length")
-        return None
+    def ends(self) -> Iterator[tuple[Row, Finish]]:
+        """Append all tokens to their requests, in order. A row that ends by its token is given out, to be retired
+        before the next token is looked at, with how it ends."""
+        result, running = self._result, self._running
+        ids, logprobs = ints(result.tokens).tolist(), floats(result.logprobs).tolist()
+        columns = (self.rows.tolist(), self.alive.tolist(), ids, logprobs, _tops(result, len(ids)))
+        for index, alive, id, logprob, top in zip(*columns, strict=True):
+            row = running[index]
+            if row is None or not alive:
+                self.taken -= alive  # it ended by a token before this one
+                continue
+            request = row.request
+            if id < 0:
+                yield row, NOT_FINITE
+                continue
+            sampling, output = request.sampling, request.output
+            output.append(id)
+            ends = id in sampling.stop_ids and len(output) > sampling.min_tokens
+            wanted = top[: max(0, sampling.top_logprobs)] if top else top
+            try:
+                stop = request.sink.token(Token(id, logprob, wanted, ends))
+            except Exception:
+                log.exception("the output of request %s failed", request.id)
+                yield row, UNWRITTEN
+                continue
+            if ends:
+                yield row, Finish("stop", None if id in request.eos_ids else id)
+            elif stop is not None:
+                yield row, Finish("stop", stop)
+            elif len(output) >= sampling.max_tokens:
+                yield row, Finish("length")
 
-    def prompt_logprobs(self, request: Request, part: PromptLogprobs) -> Finish | None:
-        """Hand over logprobs of prompt tokens that the request has not seen yet; how the request ends, if it does."""
-        logprobs = floats(part.logprobs).tolist()
-        ids, values = ints(part.top_ids).tolist(), floats(part.top_logprobs).tolist()
-        top = len(ids) // max(1, len(logprobs))
-        pairs = list(zip(ids, values, strict=True))
-        tokens = [
-            PromptToken(part.start + i, logprobs[i], tuple(pairs[i * top : i * top + top]))
-            for i in range(max(0, request.prompt_seen - part.start), len(logprobs))
-        ]
-        request.prompt_seen += len(tokens)
-        try:
-            if tokens:
-                request.sink.prompt_tokens(tokens)
-        except Exception:
-            log.exception("the output of request %s failed", request.id)
-            return UNWRITTEN
-        return None
+
+def _tops(result: Result, count: int) -> Iterable[Top]:
+    """The alternatives of each token."""
+    if not result.top:
+        return repeat((), count)
+    pairs = list(zip(ints(result.top_ids).tolist(), floats(result.top_logprobs).tolist(), strict=True))
+    return [tuple(pairs[at * result.top : (at + 1) * result.top]) for at in range(count)]
+
+
+def prompt_logprobs(request: Request, part: PromptLogprobs) -> Finish | None:
+    """Hand over logprobs of prompt tokens that the request has not seen yet; how the request ends, if it does."""
+    logprobs = floats(part.logprobs).tolist()
+    ids, values = ints(part.top_ids).tolist(), floats(part.top_logprobs).tolist()
+    top = len(ids) // max(1, len(logprobs))
+    pairs = list(zip(ids, values, strict=True))
+    tokens = [
+        PromptToken(part.start + i, logprobs[i], tuple(pairs[i * top : i * top + top]))
+        for i in range(max(0, request.prompt_seen - part.start), len(logprobs))
+    ]
+    request.prompt_seen += len(tokens)
+    try:
+        if tokens:
+            request.sink.prompt_tokens(tokens)
+    except Exception:
+        log.exception("the output of request %s failed", request.id)
+        return UNWRITTEN
+    return None

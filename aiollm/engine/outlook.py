@@ -1,14 +1,14 @@
 """From rows and index to what admission needs to know of them."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from aiollm.engine.admission import Newcomer, View
-from aiollm.engine.radix import Node, RadixIndex
+from aiollm.engine.ledger import Ledger
+from aiollm.engine.radix import Node
 from aiollm.engine.request import Request
-from aiollm.engine.rows import Column, Row, Table
+from aiollm.engine.rows import Column
 
 
 class Outlook(NamedTuple):
@@ -22,19 +22,20 @@ class Outlook(NamedTuple):
     """Of them, those of one step."""
 
 
-def look(table: Table, index: RadixIndex, slots: int, budget: int, coming: Iterable[Row]) -> Outlook:
-    """`coming` are the rows that do not decode yet, in the order in which they will be computed.
+def look(ledger: Ledger, budget: int) -> Outlook:
+    """`budget` prompt tokens are computed in a step, those of the rows that do not decode yet in their order.
 
     A row that ends frees what it alone holds: its own slots, and the nodes that nobody else pins. Nodes of several
     rows, or of a loan, are counted once and stay.
     """
+    table, index = ledger.table, ledger.index
     rows = np.flatnonzero(table.active)
     known, granted, indexed = table.known[rows], table.granted[rows], table.indexed[rows]
     alone = index.alone[rows + 1]
     shared = index.pinned - int(alone.sum())
     steps = np.zeros(len(table.active), np.int64)
     pending = 0
-    for row in coming:
+    for row in ledger.coming.values():
         pending += len(row.tokens) - row.sent
         steps[row.index] = -(-pending // budget)
     view = View(
@@ -47,7 +48,7 @@ def look(table: Table, index: RadixIndex, slots: int, budget: int, coming: Itera
         delay=steps[rows],
         shared=shared,
         used=shared + int((np.maximum(known, granted) - indexed + alone).sum()),
-        slots=slots,
+        slots=ledger.limits.slots,
     )
     return Outlook(view, rows, pending, budget)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from aiollm.engine.radix import Keys, Node
 from aiollm.wire.columns import Ints, Runs, pack
 from aiollm.wire.messages import Admit, Update
 
@@ -67,6 +68,8 @@ class Draft:
         self.chunk_rows: list[int] = []
         self.chunk_starts: list[int] = []
         self.chunk_counts: list[int] = []
+        self.indexed: dict[tuple[int, int, int], tuple[Node, Keys]] = {}
+        """The chunks that went into the index: (row, generation, start) -> root and tokens up to the chunk's end."""
 
     def __bool__(self) -> bool:
         return bool(self.retire or self.admit or self.slots or self.tokens or self.chunk_rows)

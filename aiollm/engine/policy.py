@@ -12,6 +12,8 @@ from aiollm.engine.admission import Foresight, Newcomer, Sums, View
 from aiollm.engine.history import History
 from aiollm.engine.rows import Column
 
+DRAWN = 1000  # lengths in one round, while there are not more rows
+
 
 class Gauge(Protocol):
     def join(self, newcomers: Sequence[Newcomer]) -> bool:
@@ -65,17 +67,18 @@ class Aggressive:
 class PastFuture:
     """Lengths are drawn from those of finished requests, several times; the largest of the peaks counts.
 
-    Few rows are drawn more often than many, whose errors cancel out. Within a draw the rows' chances are spread evenly
-    over [0, 1) in random order, so that a draw is not high or low as a whole.
+    Rows are drawn independently, as their lengths are. Few rows are drawn more often than many: their errors weigh
+    more, and a draw costs less.
     """
 
-    def __init__(self, reserve: float = 0.035, draws: int = 5, seed: int = 0) -> None:
+    def __init__(self, reserve: float = 0.0075, draws: int = 20, seed: int = 0) -> None:
         self.history = History()
         self._reserve, self._draws = reserve, draws
         self._random = np.random.default_rng(seed)
 
     def open(self, view: View) -> Foresight:
-        draws = min(self._draws, 200 // max(1, len(view.held)) + 1)
+        draws = min(self._draws, max(1, DRAWN // max(1, len(view.held))))
+        self.history.observe(view.kind, view.done)
         return Foresight(view, self._totals(view, draws), self._reserve, lambda new: self._newcomer(new, draws))
 
     def worst(self, view: View) -> int:
@@ -86,8 +89,7 @@ class PastFuture:
         count = len(view.held)
         if view.certain.all():
             return np.broadcast_to(view.cap, (draws, count))
-        ranks = self._random.permuted(np.broadcast_to(np.arange(count), (draws, count)), axis=1)
-        chances = (ranks + self._random.random((draws, count))) / count
+        chances = self._random.random((draws, count))
         drawn = self.history.draw(view.kind, view.done, view.cap, chances)
         return np.where(view.certain, view.cap, drawn) if view.certain.any() else drawn
 

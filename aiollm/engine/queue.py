@@ -71,11 +71,12 @@ class Lane:
 class Queue:
     """`tokens` are the known tokens of all that wait."""
 
-    def __init__(self, order: Order = "fair", target: float = 10.0) -> None:
-        """`target` is the time to the first token that `sla` wants for all, and `deadline` for those without one."""
+    def __init__(self, order: Order = "fair", target: float = 10.0, timeout: float = 0.0) -> None:
+        """`target` is the time to the first token that `sla` wants for all, and `deadline` for those without one.
+        After `timeout` a request that never ran `expired`; 0 is never."""
         self.order = order
         self.tokens = 0
-        self._target = target
+        self._target, self._timeout = target, timeout
         self._serial = count()
         self._entries: dict[int, Entry] = {}  # by id() of the request
         self._returned, self._late = Lane(), Lane()
@@ -84,6 +85,7 @@ class Queue:
         self.served = np.zeros(1)
         """Virtual tokens by lane."""
         self._waiting = [0]  # requests by lane
+        self._expiries: list[tuple[float, int, Request]] = []
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -126,6 +128,23 @@ class Queue:
             self._enter(self._returned, seniority(request)[0], request)
         else:
             self._enter(self._lanes[lane if self.order == "fair" else 0], self._key(request), request)
+            if limits := [limit for limit in (request.patience, self._timeout or None) if limit is not None]:
+                heapq.heappush(self._expiries, (request.arrived + min(limits), request.serial, request))
+
+    @property
+    def next_expiry(self) -> float | None:
+        """When `expired` has something to tell at the earliest."""
+        while self._expiries and not self._may_expire(self._expiries[0][2]):
+            heapq.heappop(self._expiries)
+        return self._expiries[0][0] if self._expiries else None
+
+    def expired(self, now: float) -> Iterator[Request]:
+        """Requests that waited for as long as they or the queue allow, and never ran; to be removed one by one."""
+        while (expiry := self.next_expiry) is not None and expiry <= now:
+            yield heapq.heappop(self._expiries)[2]
+
+    def _may_expire(self, request: Request) -> bool:
+        return id(request) in self._entries and request.admitted is None
 
     def remove(self, request: Request) -> None:
         """Take a request out, from wherever it stands; KeyError where it does not wait."""

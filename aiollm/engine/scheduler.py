@@ -1,52 +1,33 @@
-"""The core: who runs, who waits, which token lies in which slot. Plain synchronous code, time passed in.
+"""The core: who runs, who waits, and what the workers are told. Plain synchronous code, time passed in.
 
-`plan` drafts the next update for the workers; `on_result` and `on_failed` judge what they report (rule G). One
-iteration is one update with chunks at most, so slots freed here may be given away at once: whatever is in flight was
-launched earlier on the same stream.
+`plan` drafts the next update for the workers; `on_result` and `on_failed` judge what they report (rule G). Which row
+holds which slot stands in the ledger.
 """
 
 import logging
 from collections import deque
-from heapq import heappop, heappush
-from itertools import count
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aiollm.engine.credit import CreditPolicy
-from aiollm.engine.judge import Judge
-from aiollm.engine.outlook import Outlook, look, newcomers
+from aiollm.engine.door import Door
+from aiollm.engine.judge import Judge, prompt_logprobs
+from aiollm.engine.ledger import Ledger, Limits
 from aiollm.engine.pace import ChunkBudget, Drain
 from aiollm.engine.pausing import PauseOrder, victim
-from aiollm.engine.plan import Draft
-from aiollm.engine.policy import Gauge, PastFuture, Policy
+from aiollm.engine.policy import PastFuture, Policy
 from aiollm.engine.queue import OUTPUT_WEIGHT, Order, Queue, seniority
-from aiollm.engine.radix import Keys, Node, RadixIndex, path
+from aiollm.engine.radix import Keys, Node
 from aiollm.engine.request import Finish, Request, State
-from aiollm.engine.rows import Column, Row, Table
-from aiollm.engine.slots import SlotPool
+from aiollm.engine.rows import Column, Row
 from aiollm.wire.columns import Ints, ints
-from aiollm.wire.messages import Admit, Failed, Header, Result, Update
+from aiollm.wire.messages import Failed, Header, Result, Update
 
 log = logging.getLogger(__name__)
 
 CHUNKS_AHEAD = 3  # updates with chunks that may be sent and not yet published (rule E)
-ROUND = 10  # iterations after which a request that did not fit is looked at again, as nobody ended meanwhile
-
-
-class Limits(NamedTuple):
-    """Sizes are tokens unless said otherwise."""
-
-    rows: int
-    """Requests that run at once."""
-    slots: int
-    max_length: int
-    """Prompt and output together."""
-    chunk_budget: int = 2048
-    """Prompt tokens of one update, at most."""
-    chunk_size: int = 2048
-    """Prompt tokens of one row in one update."""
-    prefix_cache: bool = True
 
 
 class Service(NamedTuple):
@@ -65,17 +46,8 @@ class Service(NamedTuple):
 DEFAULT = Service()
 
 
-class Loan(NamedTuple):
-    """KV that somebody outside the stream reads."""
-
-    epoch: int
-    node: Node
-    slots: Ints
-
-
 class Sent(NamedTuple):
-    """An update with chunks that is not published yet. `indexed` are those that went into the index:
-    (row, generation, start) -> root and tokens up to the chunk's end."""
+    """An update with chunks that is not published yet; `indexed` as in its draft."""
 
     number: int
     tokens: int
@@ -89,37 +61,22 @@ class Scheduler:
         self.limits = limits
         self.policy = policy or PastFuture()
         self.service = service
-        self.waiting = Queue(service.order, service.ttft_target)
+        self.waiting = Queue(service.order, service.ttft_target, service.queue_timeout)
         self.credit = CreditPolicy()
         self.chunks = ChunkBudget(limits.chunk_budget, service.gap_target)
         self.drain = Drain()
+        self.epoch = 0
         self.paused_total = 0
         self.evicted_total = self.found_total = self.asked_total = 0
-        self.epoch = 0
-        self._expiries: list[tuple[float, int, Request]] = []
-        self._serial = count()
         self._now = 0.0
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
-        """Empty pool, index and rows, numbers from 1: a fresh worker."""
-        limits = self.limits
-        self.pool = SlotPool(limits.slots)
-        self.index = RadixIndex(limits.rows + 1)
-        self.table = Table(limits.rows, limits.max_length)
-        self.rows: list[Row | None] = [None] * limits.rows
-        self.running: dict[int, Row] = {}  # by row index, in order of admission
-        self._coming: dict[int, Row] = {}  # of them, those that do not decode yet
-        self._free_rows = list(range(limits.rows - 1, -1, -1))
-        self._generations = [0] * limits.rows
-        self.number = 0
-        self.applied = 0
-        self.loans = 0
-        self._iterations = self._retired = 0
-        self._refused: tuple[Request, int, int] | None = None  # who did not fit, after how many retired and iterations
-        self._draft = Draft()
-        self._sent: deque[Sent] = deque()
+        """A fresh worker."""
         self.epoch += 1
+        self.ledger = Ledger(self.epoch, self.limits)
+        self.door = Door(self.ledger, self.waiting, self.policy, self.chunks)
+        self._sent: deque[Sent] = deque()
 
     # What the outside asks for
 
@@ -144,34 +101,17 @@ class Scheduler:
             at = end
         for request in requests:
             self.waiting.push(request)
-            if (expires := self._expiry(request)) is not None:
-                heappush(self._expiries, (expires, next(self._serial), request))
-
-    def _expiry(self, request: Request) -> float | None:
-        limits = [limit for limit in (request.patience, self.service.queue_timeout or None) if limit is not None]
-        return request.arrived + min(limits) if limits else None
-
-    @property
-    def next_expiry(self) -> float | None:
-        """When `expire` has something to do at the earliest."""
-        while self._expiries and not self._expires(self._expiries[0][2]):
-            heappop(self._expiries)
-        return self._expiries[0][0] if self._expiries else None
-
-    def _expires(self, request: Request) -> bool:
-        return request.state is State.WAITING and request.admitted is None
 
     def expire(self, now: float) -> None:
         """Give up requests that waited too long and never began."""
-        while (expires := self.next_expiry) is not None and expires <= now:
-            request = heappop(self._expiries)[2]
+        for request in self.waiting.expired(now):
             error = f"the request waited for {now - request.arrived:.0f} s and did not begin"
             self.abort(request, Finish("timeout", error=error))
 
     def abort(self, request: Request, finish: Finish = Finish("abort")) -> None:
         """End a request at any stage; its row is retired by the next update."""
         if request.state is State.RUNNING:
-            self._retire(self._row(request))
+            self.ledger.retire(self.ledger.row(request))
         elif request.state is State.WAITING:
             self.waiting.remove(request)
         else:
@@ -180,16 +120,16 @@ class Scheduler:
 
     def pause(self, request: Request) -> None:
         """Rule H: retire and queue again with the tokens known now; its KV stays in the index while space lasts."""
-        self._draft.slots.forget(request.row)
-        self._retire(self._row(request))
+        self.ledger.draft.slots.forget(request.row)
+        self.ledger.retire(self.ledger.row(request))
         request.pauses += 1
         self.paused_total += 1
         self._requeue([request])
 
     def lose_worker(self) -> list[Request]:
         """Rule M: a new epoch. Running requests wait again, once; those that lost a worker before are returned."""
-        running = [row.request for row in self.running.values()]
-        self.evicted_total += self.index.evicted
+        running = [row.request for row in self.ledger.running.values()]
+        self.evicted_total += self.ledger.index.evicted
         self.begin_epoch()
         for request in running:
             request.deaths += 1
@@ -199,41 +139,17 @@ class Scheduler:
             self.abort(request, Finish("error", error="the worker process died twice under this request"))
         return lost
 
-    def lend(self, namespace: str, tokens: Keys) -> Loan:
-        """Rule F: pin the cached prefix of `tokens` for a reader outside the stream (a copy to a host or a peer).
-
-        Only what was published is lent, and it stays until `settle`.
-        """
-        node, slots = self.index.match(self.index.root(namespace), tokens)
-        unpublished = [step for step in path(node) if step.number > self.applied]
-        if unpublished:
-            node = unpublished[-1].parent or node
-        self.index.pin(node)
-        self.loans += 1
-        return Loan(self.epoch, node, slots[: node.end])
-
-    def settle(self, loan: Loan) -> None:
-        """The reader is done with a loan."""
-        if loan.epoch == self.epoch:
-            self.loans -= 1
-            self.index.unpin(loan.node)
-
     @property
     def idle(self) -> bool:
-        return not (self.waiting or self.running)
+        return not (self.waiting or self.ledger.running)
 
     @property
     def outstanding_chunks(self) -> int:
         return len(self._sent)
 
-    @property
-    def available(self) -> int:
-        """Slots that are free, or cached for nobody who runs."""
-        return self.pool.free + self.index.evictable
-
     def worst(self) -> int:
         """Slots that the running rows are foreseen to use at their worst moment."""
-        return self.policy.worst(self._look().view)
+        return self.policy.worst(self.door.look().view)
 
     # The next update
 
@@ -243,42 +159,31 @@ class Scheduler:
         self._grant_credit()
         if len(self._sent) < CHUNKS_AHEAD:
             self._send_chunks(now)
-        if not self._draft:
-            return None
-        self.number += 1
-        update = self._draft.packed(self.number)
-        self._draft = Draft()
-        return update
-
-    def _take(self, wanted: int) -> Ints:
-        """Up to `wanted` slots, evicting where the pool is dry."""
-        if wanted > self.pool.free:
-            self.pool.give(self.index.evict(wanted - self.pool.free))
-        return self.pool.take(min(wanted, self.pool.free))
+        return self.ledger.update()
 
     def _grant_credit(self) -> None:
         """Slots for the next steps of every row that has little credit left, all at once."""
-        table = self.table
-        rows = np.flatnonzero(table.decodes & table.active)
-        ahead = self.credit.ahead(len(rows), self.limits.slots, self.available)
-        fed = table.known[rows] - 1  # position of the token that is fed next
-        room, granted = table.room[rows], table.granted[rows]
-        short = granted < np.minimum(room, fed + (ahead + 1) // 2)
+        ledger, table = self.ledger, self.ledger.table
+        decoding = table.decodes & table.active
+        ahead = self.credit.ahead(int(np.count_nonzero(decoding)), self.limits.slots, ledger.available)
+        short = decoding & (table.granted < np.minimum(table.room, table.known + ((ahead + 1) // 2 - 1)))
         if not short.any():
             return
-        rows, counts = rows[short], (np.minimum(room, fed + ahead) - granted)[short]
-        if counts.sum() > self.available:  # it is tight: who can take a step waits, and the next step comes first
-            needs = (np.minimum(room, fed + 1) - granted)[short]
+        rows = np.flatnonzero(short)
+        fed = table.known[rows] - 1  # position of the token that is fed next
+        room, granted = table.room[rows], table.granted[rows]
+        counts = np.minimum(room, fed + ahead) - granted
+        if counts.sum() > ledger.available:  # it is tight: who can take a step waits, and the next step comes first
+            needs = np.minimum(room, fed + 1) - granted
             rows, counts = self._make_room(rows[needs > 0], needs[needs > 0])
-        slots = self._take(int(counts.sum()))
-        self._draft.slots.extend(rows, table.put(rows, counts, slots), counts, slots)
+        ledger.grant(rows, counts)
 
     def _make_room(self, rows: Column, counts: Column) -> tuple[Column, Column]:
         """Pause others, or some of `rows` themselves, until what is left of them can have its slots."""
-        while counts.sum() > self.available:
+        while counts.sum() > self.ledger.available:
             row = self._victim()
             if row is None:  # what it lacks is on loan
-                row = self.rows[int(rows[-1])]
+                row = self.ledger.rows[int(rows[-1])]
                 assert row is not None
             kept = rows != row.index
             rows, counts = rows[kept], counts[kept]
@@ -289,134 +194,49 @@ class Scheduler:
         """Who makes room for the others."""
         steps: dict[int, int] = {}
         if self.service.pause_order != "fcfs":
-            outlook = self._look()
+            outlook = self.door.look()
             view, middle = outlook.view, np.full((1, len(outlook.rows)), 0.5)
             total = self.policy.history.draw(view.kind, view.done, view.cap, middle)[0]
             left = np.where(view.certain, view.cap, total) - view.done
             steps = dict(zip(outlook.rows.tolist(), left.tolist(), strict=True))
-        return victim(self.running.values(), self.service.pause_order, steps, self._now)
+        return victim(self.ledger.running.values(), self.service.pause_order, steps, self._now)
 
     def _send_chunks(self, now: float) -> None:
         """Draft chunks of rows whose prompt is not computed yet, then of requests that may join them."""
-        table = self.table
+        ledger = self.ledger
+        table = ledger.table
         streams = np.count_nonzero(table.decodes & table.active & (table.known < table.room))
         budget = whole = self.chunks.tokens(int(streams))
-        indexed: dict[tuple[int, int, int], tuple[Node, Keys]] = {}
         for row in self._next_prompts():
             if budget > 0:
-                budget = self._send_chunk(row, budget, indexed)
-        gauge: tuple[Outlook, Gauge] | None = None
-        while budget > 0 and (head := self._next(now)) is not None:
-            if gauge is None:
-                outlook = self._look()
-                gauge = outlook, self.policy.open(outlook.view)
-            joined = self._joining(head, *gauge)
-            if not joined and not self.running:  # who is alone fits: `submit` saw to it
-                joined, gauge = (head,), None
-                for other in head.group:
-                    other.group = ()  # they never fit together
-            if not joined:
-                self._refused = head, self._retired, self._iterations
-                break
+                budget -= ledger.compute(row, budget)
+        for joined in self.door.round(now) if budget > 0 else ():
             for request in joined:
                 row = self._begin(request, now)
-                budget = self._send_chunk(row, budget, indexed) if budget > 0 else budget
-        if self._draft.chunk_rows:
-            self._sent.append(Sent(self.number + 1, whole - budget, indexed))
+                if budget > 0:
+                    budget -= ledger.compute(row, budget)
+            if budget <= 0:
+                break
+        if ledger.draft.chunk_rows:
+            self._sent.append(Sent(ledger.number + 1, whole - budget, ledger.draft.indexed))
 
     def _next_prompts(self) -> list[Row]:
         """The rows whose prompt is not computed yet, first come, first served. Where the pool is dry the most senior
         one comes first, and juniors make room for it before the first chunk is drafted."""
-        if self.available or not self._coming:
-            return list(self._coming.values())
-        senior = min(self._coming.values(), key=lambda row: seniority(row.request))
-        while not self.available and (other := self._victim()) is not None and other is not senior:
+        ledger, coming = self.ledger, self.ledger.coming
+        if ledger.available or not coming:
+            return list(coming.values())
+        senior = min(coming.values(), key=lambda row: seniority(row.request))
+        while not ledger.available and (other := self._victim()) is not None and other is not senior:
             self.pause(other.request)
-        return [senior, *(row for row in self._coming.values() if row is not senior)]
-
-    def _send_chunk(self, row: Row, budget: int, indexed: dict[tuple[int, int, int], tuple[Node, Keys]]) -> int:
-        """Draft the next chunk of a row, after taking over what others have sent by now; the budget that is left."""
-        if self._may_match(row.request) and row.sent == row.indexed:
-            self._match(row)
-        slots = self._take(min(len(row.tokens) - row.sent, budget, self.limits.chunk_size))
-        if not len(slots):
-            return budget
-        start, end = row.put(slots), row.sent + len(slots)
-        self._draft.chunk(row.index, start, slots)
-        if self.limits.prefix_cache and row.indexed == start:
-            node = self.index.extend(row.node, row.tokens[start:end], slots, self.number + 1)
-            if node is not None:
-                self._move_pin(row, node)
-                indexed[row.index, row.generation, start] = (
-                    self.index.root(row.request.namespace), row.tokens[:end],
-                )  # fmt: skip
-        row.sent = end
-        self.waiting.serve(row.request, end - start)
-        if row.decodes:
-            del self._coming[row.index]
-            slots = self._take(min(2, max(0, row.room - end)))  # the last chunk brings the first credit
-            self._draft.slots.add(row.index, row.put(slots), slots)
-        return budget - (end - start)
-
-    def _may_match(self, request: Request) -> bool:
-        return self.limits.prefix_cache and not request.wants_prompt_logprobs
-
-    def _match(self, row: Row) -> None:
-        """Extend a row's cached prefix; its last token is always computed, for the logits."""
-        node, slots = self.index.match(row.node, row.tokens[row.sent : -1])
-        if len(slots):
-            self._move_pin(row, node)
-            self._draft.slots.add(row.index, row.put(slots), slots)
-            row.sent += len(slots)
-
-    def _move_pin(self, row: Row, node: Node) -> None:
-        """Pin down to `node`, which lies below what the row has pinned."""
-        self.index.pin(node, row.holder, above=row.node)
-        row.node, row.indexed = node, node.end
-
-    def _look(self) -> Outlook:
-        budget = self.chunks.tokens(len(self.running))
-        return look(self.table, self.index, self.limits.slots, budget, self._coming.values())
-
-    def _next(self, now: float) -> Request | None:
-        """The request to be looked at now: the head of the queue, unless it did not fit a moment ago."""
-        if not self.waiting or not self._free_rows:
-            return None
-        head = self.waiting.head(now)
-        if head is None or self._refused is None or self._refused[0] is not head:
-            return head
-        _, retired, iterations = self._refused
-        return head if retired != self._retired or self._iterations - iterations >= ROUND else None
-
-    def _joining(self, head: Request, outlook: Outlook, gauge: Gauge) -> tuple[Request, ...]:
-        """The head of the queue and the rest of its group, if they fit; else nobody."""
-        group: tuple[Request, ...] = (head,)
-        if head.admitted is None and 1 < len(head.group) <= self.limits.rows:
-            group = tuple(new for new in head.group if new.admitted is None and new.state is State.WAITING)
-        found = self.index.peek(self.index.root(head.namespace), head.tokens()[:-1]) if self._may_match(head) else []
-        kind = self.policy.history.number(head.kind)
-        if len(group) > len(self._free_rows) or not gauge.join(newcomers(outlook, found, group, kind)):
-            return ()
-        return group
+        return [senior, *(row for row in coming.values() if row is not senior)]
 
     def _begin(self, request: Request, now: float) -> Row:
-        """Give a waiting request a row; only now it pins what is cached of it (rule I)."""
+        """Let a waiting request run."""
         self.waiting.remove(request)
         self.drain.left(now)
-        index = self._free_rows.pop()
-        self._generations[index] += 1
-        root = self.index.root(request.namespace)
-        row = Row(self.table, index, self._generations[index], request, root)
-        self.table.kind[index] = self.policy.history.number(request.kind)
-        self.table.lane[index] = self.waiting.lane(request)
-        self.rows[index] = self.running[index] = self._coming[index] = row
-        request.state, request.row = State.RUNNING, index
-        self._draft.admit.append(
-            Admit(index, row.generation, len(request.prompt), len(row.tokens), row.limit, request.sampling)
-        )
-        self._draft.tokens.add(index, 0, row.tokens)
-        if self._may_match(request):
-            self._match(row)
+        row = self.ledger.begin(request, self.policy.history.number(request.kind), self.waiting.lane(request))
+        request.state, request.row = State.RUNNING, row.index
         if request.admitted is None:
             request.admitted = now
             request.cached_tokens = row.sent
@@ -430,10 +250,11 @@ class Scheduler:
         """Take a result header; False for one of an epoch that is over."""
         if header.epoch != self.epoch:
             return False
-        self._iterations += 1
-        chunks = self._sent[0] if self._sent and self._sent[0].number == header.applied > self.applied else None
+        ledger = self.ledger
+        ledger.iterations += 1
+        chunks = self._sent[0] if self._sent and self._sent[0].number == header.applied > ledger.applied else None
         self.chunks.observe(header.device_us * 1e-6, chunks.tokens if chunks else 0)
-        self.applied = max(self.applied, header.applied)
+        ledger.applied = max(ledger.applied, header.applied)
         self.credit.observe(header.device_us, bool(header.stalled))
         return True
 
@@ -442,28 +263,23 @@ class Scheduler:
         if not self.on_header(result.header):
             return 0
         self._published(result.header.applied)
-        judge = Judge(result)
+        ledger = self.ledger
         for part in result.prompts:
-            row = self._alive(part.row, part.generation)
-            if row is not None and (finish := judge.prompt_logprobs(row.request, part)) is not None:
-                self._retire(row)
-                self._finish(row.request, finish)
-        taken = 0
-        for at, (index, generation) in enumerate(judge.rows):
-            if (row := self._alive(index, generation)) is not None:
-                taken += 1
-                if (finish := judge.token(row.request, at)) is not None:
-                    self._retire(row)
-                    self._finish(row.request, finish)
-        self._count(ints(result.rows), ints(result.generations))
-        return taken
+            owner = ledger.alive(part.row, part.generation)
+            if owner is not None and (error := prompt_logprobs(owner.request, part)) is not None:
+                ledger.retire(owner)
+                self._finish(owner.request, error)
+        judge = Judge(result, ledger.rows, ledger.table)
+        for row, finish in judge.ends():
+            ledger.retire(row)
+            self._finish(row.request, finish)
+        self._count(judge.rows, judge.alive)
+        return judge.taken
 
-    def _count(self, rows: Ints, generations: Ints) -> None:
-        """Keep the columns up with what was drawn for rows that are still there."""
-        table = self.table
-        np.add.at(self.waiting.served, table.lane[rows], OUTPUT_WEIGHT)
-        alive = rows[table.active[rows] & (table.generation[rows] == generations)]
-        np.add.at(table.known, alive, 1)
+    def _count(self, rows: Ints, alive: NDArray[np.bool_]) -> None:
+        """Keep the columns up with what was drawn; those of rows that ended by it mean nothing any more."""
+        np.add.at(self.waiting.served, self.ledger.table.lane[rows], OUTPUT_WEIGHT)
+        np.add.at(self.ledger.table.known, rows[alive], 1)
 
     def on_failed(self, failed: Failed) -> None:
         """Rule E: fail the rows of a broken iteration, poison what its chunks should have stored."""
@@ -471,60 +287,20 @@ class Scheduler:
             return
         rows, generations = ints(failed.rows).tolist(), ints(failed.generations).tolist()
         for index, generation in zip(rows, generations, strict=True):
-            if (row := self._alive(index, generation)) is not None:
-                self._retire(row, keep=False)
+            if (row := self.ledger.alive(index, generation)) is not None:
+                self.ledger.retire(row, keep=False)
                 self._finish(row.request, Finish("error", error=failed.error))
         sent = self._sent[0] if self._sent else Sent(0, 0, {})
         for key in zip(rows, generations, ints(failed.starts).tolist(), strict=True):
             if key in sent.indexed:
-                top = self.index.cut(*sent.indexed[key], key[2], sent.number)
+                top = self.ledger.index.cut(*sent.indexed[key], key[2], sent.number)
                 if top is not None:
-                    self._poison(top)
+                    self._requeue(self.ledger.poison(top))
         self._published(failed.header.applied)
 
     def _published(self, applied: int) -> None:
         while self._sent and self._sent[0].number <= applied:
             self._sent.popleft()
-
-    def _poison(self, top: Node) -> None:
-        """Take a subtree that holds garbage out of the index; rows that stand on it start again."""
-        standing = [row for row in self.running.values() if top in path(row.node)]
-        for row in standing:
-            self._draft.slots.forget(row.index)
-            self._retire(row, keep=False)
-        self.pool.give(self.index.remove(top))
-        self._requeue([row.request for row in standing])
-
-    # Rows
-
-    def _alive(self, index: int, generation: int) -> Row | None:
-        row = self.rows[index]
-        return row if row is not None and row.generation == generation else None
-
-    def _row(self, request: Request) -> Row:
-        row = self.rows[request.row]
-        assert row is not None and row.request is request, "a request lost its row"
-        return row
-
-    def _retire(self, row: Row, keep: bool = True) -> None:
-        """The one end of a row's life: known tokens go to the index, every other slot of the row goes back."""
-        own = row.slots[row.indexed : row.granted]
-        stored = row.stored
-        if keep and self.limits.prefix_cache and stored > row.indexed:
-            keys = row.request.tokens()[row.indexed : stored]
-            node, slots = self.index.match(row.node, keys)
-            if len(slots) < len(keys):
-                self.index.extend(node, keys[len(slots) :], own[len(slots) : len(keys)])
-            own = np.concatenate([own[: len(slots)], own[len(keys) :]])
-        self.index.unpin(row.node, row.holder)
-        self.pool.give(own)
-        self.rows[row.index] = None
-        self.table.active[row.index] = False
-        del self.running[row.index]
-        self._coming.pop(row.index, None)
-        self._free_rows.append(row.index)
-        self._draft.retire.append(row.index)
-        self._retired += 1
 
     def _requeue(self, requests: list[Request]) -> None:
         """Back into the queue, before whatever never ran."""

@@ -28,7 +28,7 @@ async def leave(writer: asyncio.StreamWriter) -> None:
 
 def running(served: Stand) -> int:
     assert served.engine.core is not None
-    return len(served.engine.core.running)
+    return len(served.engine.core.ledger.running)
 
 
 @pytest.mark.parametrize(("path", "body"), CASES)

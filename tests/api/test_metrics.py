@@ -64,7 +64,7 @@ def test_gauges_show_what_runs_now_and_a_client_that_left_is_counted(folder: Pat
             task = asyncio.create_task(served.post("/v1/completions", {"prompt": "x" * 40, "n": 10}))
             core = served.engine.core
             assert core is not None
-            await served.until(lambda: len(core.running) == 8)
+            await served.until(lambda: len(core.ledger.running) == 8)
             during = await scrape(served)
             assert (during["aiollm_num_requests_running"], during["aiollm_num_requests_waiting"]) == (8, 2)
             assert during["aiollm_kv_cache_usage_perc"] > 0

@@ -291,7 +291,7 @@ def test_the_load_is_what_rows_hold_and_will_hold(served: Runner) -> None:
         body = {"inputs": "y" * 24, "parameters": {"max_new_tokens": 401}}
         task = asyncio.create_task(served.stand.post("/generate", body))
         core = served.stand.engine.core
-        await served.stand.until(lambda: core is not None and bool(core.running))
+        await served.stand.until(lambda: core is not None and bool(core.ledger.running))
         during = await load()
         served.stand.workers.release()
         assert (await task)[0] == 200
@@ -331,7 +331,7 @@ def test_an_error_within_a_stream_is_its_last_event(folder: Path) -> None:
             served.workers.held = True
             task = asyncio.create_task(served.events("/generate_stream", {"inputs": "x"}))
             core = served.engine.core
-            await served.until(lambda: core is not None and bool(core.running))
+            await served.until(lambda: core is not None and bool(core.ledger.running))
             served.engine.on_stopped("the model fell over")
             events = await task
             served.workers.release()

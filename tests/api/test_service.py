@@ -22,7 +22,7 @@ async def held(served: Stand, rows: int = 8, **headers: str) -> asyncio.Task[Any
     task = asyncio.create_task(served.post(TEXT, {**BODY, "n": rows}, **headers))
     core = served.engine.core
     assert core is not None
-    await served.until(lambda: len(core.running) == rows)
+    await served.until(lambda: len(core.ledger.running) == rows)
     return task
 
 

@@ -26,7 +26,7 @@ def texts(events: bytes) -> str:
 
 def running(served: Stand) -> int:
     assert served.engine.core is not None
-    return len(served.engine.core.running)
+    return len(served.engine.core.ledger.running)
 
 
 def test_what_comes_while_a_client_does_not_read_shares_an_event_once_it_does(
@@ -93,7 +93,7 @@ def test_the_device_comes_first_then_texts_are_made_and_then_written(
         core = stand.engine.core
         assert core is not None
         both = [asyncio.create_task(stand.events(PATH, {"prompt": "p", "seed": 0})) for _ in range(2)]
-        await stand.until(lambda: len(core.running) == 2)
+        await stand.until(lambda: len(core.ledger.running) == 2)
         for _ in range(4):
             stand.workers.step()
             await asyncio.sleep(0)

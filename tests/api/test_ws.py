@@ -195,7 +195,7 @@ def test_cancel_aborts_in_the_engine_and_says_what_was_generated(served: Runner)
         workers.held = True
         async with connected(served.stand) as link:
             await link.send_json(chat())
-            await served.stand.until(lambda: bool(core.running))
+            await served.stand.until(lambda: bool(core.ledger.running))
             for _ in range(3):
                 workers.step()
             start, delta = await link.receive_json(), await link.receive_json()
@@ -223,7 +223,7 @@ def test_the_end_of_a_socket_aborts_all_of_it(served: Runner, close: bool) -> No
         async with connected(served.stand) as link:
             for id in "abc":
                 await link.send_json(chat(id))
-            await served.stand.until(lambda: len(core.running) == 3)
+            await served.stand.until(lambda: len(core.ledger.running) == 3)
             if close:
                 await link.close()
             else:

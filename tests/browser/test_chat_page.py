@@ -33,7 +33,7 @@ async def held(page: Page, served: Stand, text: str, question: str = "hi", steps
     await ask(page, question)
     core = served.engine.core
     assert core is not None
-    await served.until(lambda: bool(core.running))
+    await served.until(lambda: bool(core.ledger.running))
     for _ in range(steps):
         served.workers.step()
     await page.until("document.querySelector('.assistant .text').innerText.length > 0")
@@ -192,8 +192,8 @@ def test_settings_reach_the_engine_and_are_kept(chatting: Any) -> None:
         await ask(page, "hi")
         core = served.engine.core
         assert core is not None
-        await served.until(lambda: bool(core.running))
-        sampling = next(iter(core.running.values())).request.sampling
+        await served.until(lambda: bool(core.ledger.running))
+        sampling = next(iter(core.ledger.running.values())).request.sampling
         assert (sampling.temperature, sampling.max_tokens) == (0.7, 5)
         served.workers.release()
         await answered(page)

@@ -114,9 +114,10 @@ def test_choices_of_one_prompt_count_it_once():
 
 def by_slot(core, requests, cached_slots):
     """The peak with `requests`, counted slot by slot: what one row alone uses goes with it, the rest stays."""
-    rows = [row.slots[: row.granted].tolist() for row in core.running.values()] + [cached_slots for _ in requests]
+    running = list(core.ledger.running.values())
+    rows = [row.slots[: row.granted].tolist() for row in running] + [cached_slots for _ in requests]
     users = Counter(slot for slots in rows for slot in slots)
-    everybody = [row.request for row in core.running.values()] + requests
+    everybody = [row.request for row in running] + requests
     held = [
         sum(users[slot] == 1 for slot in slots) + request.known - len(slots)
         for slots, request in zip(rows, everybody, strict=True)
@@ -143,9 +144,9 @@ def test_what_rows_share_counts_once_and_what_they_own_until_they_end(prefix_cac
             stand.plan()
             core = stand.core
             request = ask(prompt(), rng.randint(1, 12))
-            found = core.index.peek(core.index.root(""), request.tokens()[:-1])
+            found = core.ledger.index.peek(core.ledger.index.root(""), request.tokens()[:-1])
             cached = [slot for node, length in found for slot in node.slots[:length].tolist()]
-            outlook = core._look()
+            outlook = core.door.look()
             gauge = foresight(outlook.view)
             assert gauge._shared + gauge._peaks.worst() == by_slot(core, [], [])
             (newcomer,) = newcomers(outlook, found, (request,), 0)
@@ -165,9 +166,9 @@ def test_a_shared_prefix_is_not_freed_by_the_row_that_computed_it():
     system = [1] * 20
     stand.submit(ask(system, 2), ask([*system, 2], 10))
     stand.plan()
-    assert len(stand.core.running) == 2
+    assert len(stand.core.ledger.running) == 2
     stand.submit(ask([3] * 5, 8))
     stand.plan()
-    assert len(stand.core.running) == 2, "20 shared, 10 and 12 of their own: 42 of 40"
+    assert len(stand.core.ledger.running) == 2, "20 shared, 10 and 12 of their own: 42 of 40"
     stand.finish()
     assert stand.core.paused_total == 0

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from aiollm.engine.history import CLASSES, GROWN, POOLED, RECENT, WINDOW, YOUNG, History, Window, distance
+from aiollm.engine.history import CLASSES, GROWN, POOLED, PRIOR, RECENT, WINDOW, YOUNG, History, Window, distance
 
 CAP = 4096
 
@@ -40,7 +40,7 @@ def test_draws_for_a_row_that_is_longer_are_from_the_longer_ones(done):
 
 def test_a_row_longer_than_all_that_is_known_may_become_as_long_as_it_may():
     lengths = drawn(history_of(lengths_like(3)), 2500)
-    assert lengths.min() > 2500 and lengths.max() <= CAP and abs(np.median(lengths) - (2500 + CAP) / 2) < 50
+    assert lengths.min() > 2500 and lengths.max() <= CAP and abs(np.median(lengths) - np.sqrt(2500 * CAP)) < 50
 
 
 def test_draws_keep_to_max_tokens():
@@ -51,13 +51,44 @@ def test_draws_keep_to_max_tokens():
 
 def test_without_a_history_lengths_are_neither_the_worst_nor_nothing():
     lengths = drawn(History())
-    assert abs(lengths.mean() - CAP * 2 / 3) < 100 and lengths.std() > CAP / 5
+    mean = (PRIOR * CAP * 2 / 3 + CAP / np.log(CAP)) / (PRIOR + 1)
+    assert abs(lengths.mean() - mean) < 100 and lengths.std() > CAP / 5
     assert drawn(History(), done=2000).min() > 2000
 
 
 def test_what_is_imagined_fades_as_requests_end():
     means = [drawn(history_of(lengths_like(5, count, 90, 110))).mean() for count in (0, 8, 20, 40, GROWN)]
     assert means == sorted(means, reverse=True) and means[-1] < 140
+
+
+def begun_together(count, after, name="chat"):
+    """A history `after` so many steps: shorter outputs have ended, the others run."""
+    lengths, history = np.sort(lengths_like(11, count)), History()
+    for length in lengths[lengths <= after].tolist():
+        running = np.full(np.sum(lengths >= length), length)
+        history.observe(np.full_like(running, history.number(name)), running)
+        history.add(name, length)
+    running = lengths[lengths > after]
+    history.observe(np.full_like(running, history.number(name)), np.full_like(running, after))
+    return lengths, history
+
+
+@pytest.mark.parametrize("after", [700, 1100, 1700])
+def test_rows_that_run_are_evidence_of_longer_outputs(after):
+    lengths, history = begun_together(300, after)
+    assert abs(np.mean(drawn(history) > after) - np.mean(lengths > after)) < 0.04
+    known = np.sort(lengths[lengths <= after])
+    seen = drawn(history)
+    assert distance(known, np.sort(seen[seen <= after])) < 0.06
+
+
+def test_rows_that_run_do_not_count_where_the_window_is_full():
+    """As many as run now began before its first length and ended in it."""
+    history = history_of(lengths_like(12, 2 * WINDOW))
+    before = drawn(history)
+    history.add("chat", 1000)
+    history.observe(np.full(500, history.number("chat")), np.full(500, 1900))
+    assert distance(np.sort(before), np.sort(drawn(history))) < 0.01
 
 
 def test_a_class_uses_the_pool_until_it_has_a_history():
@@ -98,7 +129,7 @@ def test_a_drift_makes_the_window_forget():
     assert window.drifts == 0 and len(window) == WINDOW
     for length in lengths_like(9, 2 * RECENT, 1000, 3000):
         window.add(int(length))
-    assert window.drifts > 0 and np.mean(window.sorted < 300) < 0.2
+    assert window.drifts > 0 and np.mean(window.curve.edges < 300) < 0.2
 
 
 def test_what_stays_the_same_is_not_taken_for_a_drift():

@@ -12,45 +12,45 @@ def core():
     stand.submit(ask([1, 2, 3, 4], 9), ask([1, 2, 3, 5], 9), ask([7], 3))
     stand.round()
     stand.round()
-    assert len(stand.core.running) == 2 and len(stand.core.waiting) == 1
+    assert len(stand.core.ledger.running) == 2 and len(stand.core.waiting) == 1
     return stand.core
 
 
 def leak(core):
-    core.pool.take(1)
+    core.ledger.pool.take(1)
 
 
 def free_what_a_row_holds(core):
-    row = core.running[0]
-    core.pool.give(row.slots[row.granted - 1 : row.granted].copy())
+    row = core.ledger.running[0]
+    core.ledger.pool.give(row.slots[row.granted - 1 : row.granted].copy())
 
 
 def give_a_slot_to_two_rows(core):
-    a, b = core.running.values()
+    a, b = core.ledger.running.values()
     a.slots[a.granted - 1] = b.slots[b.granted - 1]
 
 
 def lose_a_prefix(core):
-    row = core.running[0]
+    row = core.ledger.running[0]
     row.slots[:2] = row.slots[1::-1].copy()
 
 
 def forget_a_pin(core):
-    core.index.unpin(core.running[1].node, core.running[1].holder)
+    core.ledger.index.unpin(core.ledger.running[1].node, core.ledger.running[1].holder)
 
 
 def keep_a_pin(core):
-    for row in [*core.running.values()]:
+    for row in [*core.ledger.running.values()]:
         core.abort(row.request)
-    core.index.pin(next(iter(core.index.root("").children.values())))
+    core.ledger.index.pin(next(iter(core.ledger.index.root("").children.values())))
 
 
 def go_past_the_limit(core):
-    core.running[0].request.output += [1] * 9
+    core.ledger.running[0].request.output += [1] * 9
 
 
 def lose_a_row(core):
-    core._free_rows.append(1)
+    core.ledger.free_rows.append(1)
 
 
 def run_while_waiting(core):

@@ -1,30 +1,34 @@
 import pytest
 from plain_worker import Sink, ask, sink
 
-from aiollm.engine.judge import UNWRITTEN, Judge
+from aiollm.engine.judge import UNWRITTEN, Judge, prompt_logprobs
+from aiollm.engine.radix import RadixIndex
 from aiollm.engine.request import Finish, Request
+from aiollm.engine.rows import Row, Table
 from aiollm.wire.columns import pack, pack_floats
 from aiollm.wire.messages import Header, PromptLogprobs, Result
 
 HEADER = Header(1, 1, 1, 1, 0, 0, b"")
 
 
-def judge(tokens, top=0, top_ids=(), top_logprobs=()):
-    count = len(tokens)
-    return Judge(
-        Result(
-            header=HEADER, rows=pack(range(count)), generations=pack([5] * count), tokens=pack(tokens),
-            logprobs=pack_floats([-i / 4 for i in range(count)]), hints=bytes(count), top=top,
-            top_ids=pack(top_ids), top_logprobs=pack_floats(top_logprobs),
-        )
+def judge(requests, rows, tokens, generation=5, top=0, top_ids=(), top_logprobs=()):
+    """Tokens for the rows of `requests`, which are of generation 5."""
+    table, root = Table(len(requests), 20), RadixIndex().root("")
+    running = [Row(table, at, 5, request, root) for at, request in enumerate(requests)]
+    result = Result(
+        header=HEADER, rows=pack(rows), generations=pack([generation] * len(rows)), tokens=pack(tokens),
+        logprobs=pack_floats([-i / 4 for i in range(len(rows))]), hints=bytes(len(rows)), top=top,
+        top_ids=pack(top_ids), top_logprobs=pack_floats(top_logprobs),
     )  # fmt: skip
+    return Judge(result, running, table), running
 
 
 def ends(request, *tokens):
-    """How a request ends by its next tokens."""
+    """How a request ends by its next tokens, which come one by one; its row is retired at once."""
     for token in tokens:
-        finish = judge([token]).token(request, 0)
-        if finish is not None:
+        verdicts, rows = judge([request], [0], [token])
+        for row, finish in verdicts.ends():
+            assert row is rows[0] and verdicts.taken == 1
             return finish
     return None
 
@@ -33,12 +37,28 @@ def part(start, values, ids=(), tops=()):
     return PromptLogprobs(0, 5, start, pack_floats(values), pack(ids), pack_floats(tops))
 
 
-def test_rows_and_tokens_are_read_in_order():
-    request, verdicts = ask([1], max_tokens=9), judge([7, 8])
-    assert verdicts.rows == [(0, 5), (1, 5)]
-    assert verdicts.token(request, 1) is None and verdicts.token(request, 0) is None
-    assert request.output == sink(request).ids == [8, 7]
-    assert [token.logprob for token in sink(request).tokens] == [-0.25, 0.0]
+def test_tokens_are_handed_out_in_order():
+    first, second = ask([1], max_tokens=9), ask([1], max_tokens=9)
+    verdicts, _ = judge([first, second], [1, 0, 1], [7, 8, 9])
+    assert list(verdicts.ends()) == [] and verdicts.taken == 3
+    assert (first.output, second.output) == ([8], [7, 9]) == (sink(first).ids, sink(second).ids)
+    assert [token.logprob for token in sink(second).tokens] == [0.0, -0.5]
+
+
+def test_tokens_of_an_earlier_life_of_a_row_are_nobodys():
+    request = ask([1], max_tokens=9)
+    verdicts, _ = judge([request], [0], [7], generation=4)
+    assert list(verdicts.ends()) == [] and verdicts.taken == 0 and request.output == []
+
+
+def test_nothing_follows_a_rows_last_token():
+    """Several tokens of one row in one result, of which the second is the last one."""
+    first, second = ask([1], max_tokens=2), ask([1], max_tokens=9)
+    verdicts, rows = judge([first, second], [0, 0, 0, 1], [5, 6, 7, 8])
+    for row, finish in verdicts.ends():
+        assert finish == Finish("length")
+        rows[row.index] = None
+    assert first.output == [5, 6] and second.output == [8] and verdicts.taken == 3
 
 
 def test_length_ends_a_request():
@@ -84,8 +104,9 @@ def test_logits_that_are_not_finite_end_a_request_without_a_token():
 @pytest.mark.parametrize(("wanted", "expected"), [(-1, ()), (0, ()), (1, ((3, -1.0),)), (2, ((3, -1.0), (4, -2.0)))])
 def test_every_row_gets_the_alternatives_it_asked_for(wanted, expected):
     request = ask([1], top_logprobs=wanted)
-    verdicts = judge([7, 8], top=2, top_ids=[1, 2, 3, 4], top_logprobs=[-9, -9, -1, -2])
-    verdicts.token(request, 1)
+    requests = [ask([1], top_logprobs=2), request]
+    verdicts, _ = judge(requests, [0, 1], [7, 8], top=2, top_ids=[1, 2, 3, 4], top_logprobs=[-9, -9, -1, -2])
+    assert list(verdicts.ends()) == []
     assert sink(request).tokens[0].top == expected
 
 
@@ -100,14 +121,14 @@ def test_an_output_that_cannot_be_written_ends_its_request_only(caplog):
     assert "pipe is gone" in caplog.text
     request = ask([1, 2, 3], prompt_logprobs=0)
     request.sink.prompt_tokens = broken
-    assert judge([]).prompt_logprobs(request, part(1, [-1, -2])) == UNWRITTEN
+    assert prompt_logprobs(request, part(1, [-1, -2])) == UNWRITTEN
 
 
 def test_prompt_logprobs_come_once_and_in_order():
-    request, verdicts = ask([1, 2, 3, 4, 5], prompt_logprobs=1), judge([])
-    assert verdicts.prompt_logprobs(request, part(1, [-1, -2], [8, 9], [-0.5, -1.5])) is None
-    assert verdicts.prompt_logprobs(request, part(1, [-1, -2], [8, 9], [-0.5, -1.5])) is None, "again, after a pause"
-    verdicts.prompt_logprobs(request, part(2, [-2, -3, -4], [9, 7, 6], [-1.5, -2.5, -3.5]))
+    request = ask([1, 2, 3, 4, 5], prompt_logprobs=1)
+    assert prompt_logprobs(request, part(1, [-1, -2], [8, 9], [-0.5, -1.5])) is None
+    assert prompt_logprobs(request, part(1, [-1, -2], [8, 9], [-0.5, -1.5])) is None, "again, after a pause"
+    prompt_logprobs(request, part(2, [-2, -3, -4], [9, 7, 6], [-1.5, -2.5, -3.5]))
     seen = [(token.position, token.logprob, token.top) for token in sink(request).prompt]
     assert seen == [(1, -1, ((8, -0.5),)), (2, -2, ((9, -1.5),)), (3, -3, ((7, -2.5),)), (4, -4, ((6, -3.5),))]
     assert not request.wants_prompt_logprobs

@@ -1,6 +1,7 @@
 import operations
 import pytest
 
+from aiollm.engine.ledger import Ledger
 from aiollm.engine.rows import Row
 from aiollm.engine.scheduler import Scheduler
 
@@ -14,18 +15,18 @@ def test_random_operations_leave_every_slot_with_one_owner():
 
 def known_without_a_count(patch: pytest.MonkeyPatch) -> None:
     """Columns keep up with what was drawn."""
-    patch.setattr(Scheduler, "_count", lambda self, rows, generations: None)
+    patch.setattr(Scheduler, "_count", lambda self, rows, alive: None)
 
 
 def retired_but_active(patch: pytest.MonkeyPatch) -> None:
     """A row that ended is out of the columns."""
-    original = Scheduler._retire
+    original = Ledger.retire
 
-    def retire(self: Scheduler, row: Row, keep: bool = True) -> None:
+    def retire(self: Ledger, row: Row, keep: bool = True) -> None:
         original(self, row, keep)
         self.table.active[row.index] = True
 
-    patch.setattr(Scheduler, "_retire", retire)
+    patch.setattr(Ledger, "retire", retire)
 
 
 def requeued_without_a_state(patch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ def running(*arrivals, outputs=(), priorities=()):
     for request in requests:
         stand.submit(request)
         stand.round()
-    return list(stand.core.running.values())
+    return list(stand.core.ledger.running.values())
 
 
 def steps(rows, *counts):

@@ -29,7 +29,9 @@ def test_aggressive_takes_what_fits_now():
 
 
 def test_past_future_takes_what_the_past_says():
-    assert 40 <= admitted(taught(PastFuture(), [100] * 500), most=200) <= 49, "about 200 slots each, and a reserve"
+    assert 40 <= admitted(taught(PastFuture(reserve=0.02), [100] * 500), most=200) <= 49, (
+        "about 200 slots each, and a reserve"
+    )
     assert admitted(taught(PastFuture(), [900] * 500)) <= 10
 
 

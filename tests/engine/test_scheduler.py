@@ -2,34 +2,14 @@ import random
 
 import numpy as np
 import pytest
-from plain_worker import VOCABULARY, PlainWorker, Sink, Stand, ask, reply, sink
+from plain_worker import PlainWorker, Sink, Stand, answered, ask, chunks, count_to, reply, sink
 
 from aiollm.engine.pace import PIECE
 from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture
 from aiollm.engine.request import Finish, State
-from aiollm.engine.scheduler import CHUNKS_AHEAD, ROUND
+from aiollm.engine.scheduler import CHUNKS_AHEAD
 from aiollm.wire.columns import ints
-from aiollm.wire.messages import Failed, Header, Update
-
-
-def chunks(update):
-    """(row, start, count) of an update's chunks."""
-    columns = (update.chunk_rows, update.chunk_starts, update.chunk_counts)
-    return list(zip(*(ints(column).tolist() for column in columns), strict=True))
-
-
-def answered(*requests):
-    """Every request has exactly the output that its prompt leads to."""
-    for request in requests:
-        expected = reply(request.prompt.tolist(), request.sampling.max_tokens)
-        assert sink(request).ids == expected and sink(request).finish == Finish("length")
-        assert request.state is State.FINISHED
-    return True
-
-
-def count_to(n, seed=0):
-    return [(7 * i + seed) % VOCABULARY for i in range(n)]
-
+from aiollm.wire.messages import Failed, Header
 
 # Prefill
 
@@ -101,114 +81,6 @@ def test_a_big_request_is_not_overtaken_by_small_ones():
         assert small.state is State.WAITING or big.state is State.RUNNING
     stand.finish()
     assert answered(first, big, small)
-
-
-# The prefix cache
-
-
-def test_a_second_request_computes_only_what_the_first_did_not():
-    stand = Stand()
-    a = ask(count_to(12), 4)
-    stand.submit(a)
-    stand.finish()
-    before = stand.worker.computed
-    b = ask([*count_to(12), 9, 9], 4)
-    stand.submit(b)
-    stand.finish()
-    assert stand.worker.computed - before == 2 and b.cached_tokens == 12
-    assert answered(a, b)
-
-
-def test_the_output_of_a_request_is_cached_too_but_for_its_last_token():
-    stand = Stand()
-    a = ask(count_to(12), 6)
-    stand.submit(a)
-    stand.finish()
-    b = ask([*count_to(12), *sink(a).ids, 3], 2)
-    stand.submit(b)
-    stand.finish()
-    assert b.cached_tokens == 12 + 5
-    assert answered(b)
-
-
-def test_a_prompt_that_is_cached_whole_still_computes_its_last_token():
-    stand = Stand()
-    first, again = ask(count_to(12), 4), ask(count_to(12), 4)
-    stand.submit(first)
-    stand.finish()
-    before = stand.worker.computed
-    stand.submit(again)
-    stand.finish()
-    assert stand.worker.computed - before == 1 and again.cached_tokens == 11
-    assert answered(again)
-
-
-@pytest.mark.parametrize("budget", [64, 5])
-def test_copies_of_a_prompt_share_it_even_when_they_come_together(budget):
-    stand = Stand(rows=4, chunk_budget=budget, chunk_size=budget)
-    copies = [ask(count_to(15), 4) for _ in range(4)]
-    stand.submit(*copies)
-    if budget > 15:
-        update = stand.plan()
-        assert update is not None and [count for _, _, count in chunks(update)] == [15, 1, 1, 1]
-    stand.finish()
-    assert stand.worker.computed == 15 + 3
-    assert answered(*copies)
-
-
-def test_prompt_logprobs_need_every_token_computed():
-    stand = Stand()
-    stand.submit(ask(count_to(12), 2))
-    stand.finish()
-    before = stand.worker.computed
-    request = ask(count_to(12), 2, prompt_logprobs=0)
-    stand.submit(request)
-    stand.finish()
-    assert stand.worker.computed - before == 12 and request.cached_tokens == 0
-    assert [int(token.logprob) for token in sink(request).prompt] == count_to(12)[1:]
-    assert answered(request)
-
-
-def test_prompt_logprobs_survive_a_pause_once_each():
-    stand = Stand(chunk_budget=5)
-    request = ask(count_to(12), 4, prompt_logprobs=0)
-    stand.submit(request)
-    stand.round()
-    stand.round()
-    stand.core.pause(request)
-    stand.finish()
-    assert [int(token.logprob) for token in sink(request).prompt] == count_to(12)[1:]
-    assert answered(request)
-
-
-def test_namespaces_do_not_share():
-    stand = Stand()
-    for salt in ("a", "b", "a"):
-        request = ask(count_to(12), 2, namespace=salt)
-        stand.submit(request)
-        stand.finish()
-        assert answered(request)
-    assert stand.worker.computed == 12 + 12 + 1
-
-
-def test_namespaces_of_clients_that_went_leave_nothing_behind():
-    stand = Stand(slots=40, prefix_cache=True)
-    for at in range(50):
-        request, other = ask(count_to(12), 2, namespace=f"salt {at}"), ask(count_to(30), 8, namespace=f"other {at}")
-        stand.submit(request, other)
-        stand.plan()
-        stand.core.abort(other)
-        stand.finish()
-    assert len(stand.core.index.roots) <= 40 / 12 + 1
-
-
-def test_without_the_prefix_cache_everything_is_computed_and_given_back():
-    stand = Stand(prefix_cache=False)
-    requests = [ask(count_to(12), 4) for _ in range(3)]
-    stand.submit(*requests)
-    stand.finish()
-    assert stand.worker.computed == 36 and stand.core.pool.free == 100
-    assert answered(*requests)
 
 
 # Ends
@@ -306,7 +178,7 @@ def test_a_request_can_be_aborted_at_any_stage(stage, prefix_cache):
     assert sink(request).finish == Finish("length" if stage == "finished" else "abort")
     stand.finish()
     assert answered(other)
-    assert len(stand.core._free_rows) == 2
+    assert len(stand.core.ledger.free_rows) == 2
 
 
 # Pauses
@@ -390,11 +262,11 @@ def test_the_oldest_prompt_gets_its_memory_from_those_that_came_later(prompts):
     requests = [ask(count_to(size, at), 3, float(at)) for at, size in enumerate(prompts)]
     stand.submit(*requests)
     stand.round()
-    loan = stand.core.lend("", np.array(count_to(29, 5), np.int64))
-    assert len(loan.slots) == 29 and len(stand.core.running) == len(prompts)
+    loan = stand.core.ledger.lend("", np.array(count_to(29, 5), np.int64))
+    assert len(loan.slots) == 29 and len(stand.core.ledger.running) == len(prompts)
     stand.finish()
     assert answered(*requests) and requests[0].pauses == 0 and requests[-1].pauses > 0
-    stand.core.settle(loan)
+    stand.core.ledger.settle(loan)
 
 
 def test_worst_case_admission_needs_no_pause_where_all_rows_run_in_step():
@@ -423,7 +295,7 @@ def test_a_failed_iteration_fails_its_rows_and_nobody_else():
     stand.receive()
     assert sink(failing).finish == Finish("error", error="boom")
     assert next_one.state is State.WAITING, "it stood on garbage"
-    assert stand.core.index.total == 0
+    assert stand.core.ledger.index.total == 0
     stand.finish()
     assert answered(next_one) and next_one.pauses == 0
 
@@ -435,7 +307,7 @@ def test_a_failed_chunk_spoils_only_what_it_was_to_compute():
     stand.plan()
     stand.worker.fails = True
     stand.receive()
-    assert stand.core.index.total == 6
+    assert stand.core.ledger.index.total == 6
     again = ask(count_to(12), 4)
     stand.submit(again)
     stand.finish()
@@ -515,7 +387,7 @@ def test_whoever_hears_of_a_lost_request_may_abort_its_siblings():
     stand.die()
     stand.submit(requests[2])
     stand.round()
-    assert len(stand.core.running) == 3
+    assert len(stand.core.ledger.running) == 3
     stand.die()
     assert [request.sink.finish.reason for request in requests] == ["error", "abort", "abort"]
     assert stand.core.idle
@@ -538,39 +410,6 @@ def test_results_of_a_worker_that_died_are_not_heard():
     assert request.state is State.RUNNING and stand.core.outstanding_chunks == 1
     stand.finish()
     assert answered(request)
-
-
-# Loans
-
-
-def test_what_is_lent_stays_until_it_is_settled():
-    stand = Stand(rows=1, slots=30)
-    first = ask(count_to(10), 2)
-    stand.submit(first)
-    stand.finish()
-    loan = stand.core.lend("", np.array(count_to(10), np.int64))
-    assert len(loan.slots) == 10
-    stand.submit(ask(count_to(12, 1), 8))
-    stand.finish()
-    assert stand.core.lend("", np.array(count_to(10), np.int64)).slots.tolist() == loan.slots.tolist()
-    stand.core.settle(loan)
-    stand.core.settle(loan)
-    stand.submit(ask(count_to(20, 2), 8))
-    stand.finish()
-    assert len(stand.core.lend("", np.array(count_to(10), np.int64)).slots) < 10
-
-
-def test_only_what_was_published_is_lent():
-    stand = Stand(chunk_budget=6)
-    stand.submit(ask(count_to(12), 2))
-    stand.round()
-    stand.plan()
-    loan = stand.core.lend("", np.array(count_to(12), np.int64))
-    assert len(loan.slots) == 6
-    stand.core.settle(loan)
-    stand.die()
-    stand.core.settle(loan)
-    stand.finish()
 
 
 # Everything at once
@@ -605,115 +444,8 @@ def test_random_worlds_answer_every_request_exactly(policy, prefix_cache):
         assert answered(*requests)
 
 
-# Groups
-
-
-def choices(prompt, count, max_tokens=4):
-    """Requests with one prompt, as `n` asks for them."""
-    array = np.array(prompt, np.int64)
-    made = [ask(prompt, max_tokens) for _ in range(count)]
-    for request in made:
-        request.prompt = array
-    return made
-
-
-def submit_together(stand, requests):
-    stand.core.submit(*requests)
-    return requests
-
-
-def test_choices_of_one_prompt_begin_together_or_wait():
-    stand = Stand(rows=4, slots=200)
-    running = ask(count_to(5, 1), 6)
-    stand.submit(running)
-    stand.round()
-    group = submit_together(stand, choices(count_to(9), 4))
-    later = ask(count_to(5, 2), 2, arrived=1.0)
-    stand.submit(later)
-    stand.round()
-    assert {request.state for request in (*group, later)} == {State.WAITING}, "three rows are free, and four wanted"
-    while group[0].state is State.WAITING:
-        stand.round()
-    assert {request.state for request in group} == {State.RUNNING}
-    computed = stand.worker.computed
-    stand.finish()
-    assert answered(running, *group, later)
-    assert computed <= 5 + 9 + 3, "the prompt once, and the last token of each"
-
-
-def test_memory_for_all_of_a_group_is_there_before_the_first_one_begins():
-    stand = Stand(rows=8, slots=60, chunk_budget=64, chunk_size=64)
-    running = ask(count_to(10, 1), 20)
-    stand.submit(running)
-    stand.round()
-    group = submit_together(stand, choices(count_to(10), 3, 10))
-    stand.round()
-    assert {request.state for request in group} == {State.WAITING}, "29 and 9 + 3 * 10 of 60"
-    stand.finish()
-    assert answered(running, *group) and stand.core.paused_total == 0
-
-
-@pytest.mark.parametrize(("rows", "slots"), [(2, 200), (8, 30)])
-def test_a_group_that_never_fits_as_a_whole_begins_one_by_one(rows, slots):
-    stand = Stand(rows=rows, slots=slots)
-    group = submit_together(stand, choices(count_to(10), 5, 8))
-    stand.finish()
-    assert answered(*group)
-
-
-def test_choices_that_were_aborted_hold_up_nobody():
-    stand = Stand(rows=3, slots=200)
-    running = ask(count_to(5, 1), 6)
-    stand.submit(running)
-    stand.round()
-    group = submit_together(stand, choices(count_to(9), 3))
-    stand.core.abort(group[0])
-    stand.round()
-    assert [request.state for request in group[1:]] == [State.RUNNING] * 2
-    stand.finish()
-    assert answered(running, *group[1:])
-
-
-def test_a_waiting_request_that_does_not_fit_is_looked_at_again_when_something_ended_or_after_a_while():
-    stand = Stand(rows=4, slots=40)
-    running, waiting = ask(count_to(10), 25), ask(count_to(10, 1), 25)
-    stand.submit(running, waiting)
-    looks, rounds = [], 0
-    open_gauge = stand.core.policy.open
-    stand.core.policy.open = lambda view: looks.append(view) or open_gauge(view)
-    while waiting.state is State.WAITING:
-        stand.round()
-        rounds += 1
-    assert running.state is State.FINISHED
-    assert len(looks) <= 2 + rounds / ROUND
-    stand.finish()
-    assert answered(running, waiting)
-
-
-def test_a_waiting_request_is_asked_again_when_its_prefix_has_come_in():
-    stand = Stand(rows=2, slots=52, chunk_budget=10, chunk_size=8)
-    first, second = ask(count_to(30), 15), ask([*count_to(30), 1], 5)
-    stand.submit(first, second)
-    stand.round()
-    assert second.state is State.WAITING
-    while second.state is State.WAITING:
-        stand.round()
-        assert first.state is State.RUNNING, "30 shared, 14 and 6 of their own"
-    stand.finish()
-    assert answered(first, second) and stand.worker.computed == 30 + 1 and stand.core.paused_total == 0
-
-
-def test_nothing_to_tell_is_no_update():
-    stand = Stand()
-    assert stand.plan() is None
-    stand.submit(ask(count_to(4), 2))
-    first = stand.plan()
-    assert isinstance(first, Update) and first.number == 1
-    assert stand.plan() is None
-
-
 def test_a_header_alone_moves_the_clock():
     stand = Stand()
-    assert stand.core.on_header(Header(1, 1, 1, 7, 1000, 0, b"")) and stand.core.applied == 7
-    assert not stand.core.on_header(Header(0, 1, 1, 9, 1000, 0, b"")) and stand.core.applied == 7
+    assert stand.core.on_header(Header(1, 1, 1, 7, 1000, 0, b"")) and stand.core.ledger.applied == 7
+    assert not stand.core.on_header(Header(0, 1, 1, 9, 1000, 0, b"")) and stand.core.ledger.applied == 7
     assert isinstance(stand.worker, PlainWorker)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import stamp
 
-from aiollm.engine import judge, radix, request, rows, scheduler
+from aiollm.engine import judge, ledger, radix, request, rows, scheduler
+from aiollm.wire.columns import ints
 from aiollm.wire.messages import Result, Update
 from aiollm.workers import arrivals, loop, staging, state, step
 from aiollm.workers import rows as worker_rows
@@ -91,7 +92,14 @@ def posts_without_generations(patch: pytest.MonkeyPatch) -> None:
 
 def results_without_generations(patch: pytest.MonkeyPatch) -> None:
     """B: results compare (row, generation)."""
-    patch.setattr(scheduler.Scheduler, "_alive", lambda self, index, generation: self.rows[index])
+    original = judge.Judge.__init__
+
+    def init(self: judge.Judge, result: Result, running: list[rows.Row | None], table: rows.Table) -> None:
+        original(self, result, running, table)
+        self.alive = table.active[self.rows]
+
+    patch.setattr(judge.Judge, "__init__", init)
+    patch.setattr(ledger.Ledger, "alive", lambda self, index, generation: self.rows[index])
 
 
 def header_of_now(patch: pytest.MonkeyPatch) -> None:
@@ -178,52 +186,52 @@ def dropped_chunks(patch: pytest.MonkeyPatch) -> None:
 
 def unpoisoned_chunks(patch: pytest.MonkeyPatch) -> None:
     """E: a failed chunk poisons its slots."""
-    patch.setattr(scheduler.Scheduler, "_poison", lambda self, top: None)
+    patch.setattr(ledger.Ledger, "poison", lambda self, top: [])
 
 
 def matched_before_sent(patch: pytest.MonkeyPatch) -> None:
     """E: a prompt's tokens may be matched once their chunk is sent, not before."""
-    original = scheduler.Scheduler._begin
+    original = ledger.Ledger.begin
 
-    def begin(self: scheduler.Scheduler, request: request.Request, now: float) -> rows.Row:
-        row = original(self, request, now)
+    def begin(self: ledger.Ledger, request: request.Request, kind: int, lane: int) -> rows.Row:
+        row = original(self, request, kind, lane)
         if self.limits.prefix_cache and row.sent == row.indexed < len(row.tokens):
             count = min(len(row.tokens) - row.sent, self.available)
-            slots = self._take(count)
+            slots = self.take(count)
             node = self.index.extend(row.node, row.tokens[row.sent : row.sent + count], slots) if count else None
             if node is None:
                 self.pool.give(slots)
             else:
                 self._move_pin(row, node)
-                self._draft.slots.add(row.index, row.put(slots), slots)
+                self.draft.slots.add(row.index, row.put(slots), slots)
                 row.sent += max(0, count - 1)
         return row
 
-    patch.setattr(scheduler.Scheduler, "_begin", begin)
+    patch.setattr(ledger.Ledger, "begin", begin)
 
 
 def loans_without_pins(patch: pytest.MonkeyPatch) -> None:
     """F: a reader outside the stream pins until it is done."""
-    original = scheduler.Scheduler.lend
+    original = ledger.Ledger.lend
 
-    def lend(self: scheduler.Scheduler, namespace: str, tokens: np.ndarray) -> scheduler.Loan:
+    def lend(self: ledger.Ledger, namespace: str, tokens: np.ndarray) -> ledger.Loan:
         loan = original(self, namespace, tokens)
         self.index.unpin(loan.node)
         return loan._replace(node=self.index.root(namespace))
 
-    patch.setattr(scheduler.Scheduler, "lend", lend)
+    patch.setattr(ledger.Ledger, "lend", lend)
 
 
 def loans_of_unpublished_slots(patch: pytest.MonkeyPatch) -> None:
     """F: outside the stream only published KV may be read."""
 
-    def lend(self: scheduler.Scheduler, namespace: str, tokens: np.ndarray) -> scheduler.Loan:
+    def lend(self: ledger.Ledger, namespace: str, tokens: np.ndarray) -> ledger.Loan:
         node, slots = self.index.match(self.index.root(namespace), tokens)
         self.index.pin(node)
         self.loans += 1
-        return scheduler.Loan(self.epoch, node, slots)
+        return ledger.Loan(self.epoch, node, slots)
 
-    patch.setattr(scheduler.Scheduler, "lend", lend)
+    patch.setattr(ledger.Ledger, "lend", lend)
 
 
 def last_token_in_the_index(patch: pytest.MonkeyPatch) -> None:
@@ -238,13 +246,13 @@ def last_token_in_the_index(patch: pytest.MonkeyPatch) -> None:
 
 def retire_frees_too_little(patch: pytest.MonkeyPatch) -> None:
     """G: one retire frees all that was granted."""
-    original = scheduler.Scheduler._retire
+    original = ledger.Ledger.retire
 
-    def retire(self: scheduler.Scheduler, row: rows.Row, keep: bool = True) -> None:
+    def retire(self: ledger.Ledger, row: rows.Row, keep: bool = True) -> None:
         self.table.granted[row.index] = max(row.indexed, row.stored, row.granted - 1)
         original(self, row, keep)
 
-    patch.setattr(scheduler.Scheduler, "_retire", retire)
+    patch.setattr(ledger.Ledger, "retire", retire)
 
 
 def hints_as_verdicts(patch: pytest.MonkeyPatch) -> None:
@@ -252,9 +260,9 @@ def hints_as_verdicts(patch: pytest.MonkeyPatch) -> None:
     original = scheduler.Scheduler.on_result
 
     def on_result(self: scheduler.Scheduler, result: Result) -> int:
-        for at, (index, generation) in enumerate(judge.Judge(result).rows):
-            if result.hints[at] and (row := self._alive(index, generation)) is not None:
-                self._retire(row)
+        for hint, index, generation in zip(result.hints, ints(result.rows), ints(result.generations), strict=True):
+            if hint and (row := self.ledger.alive(int(index), int(generation))) is not None:
+                self.ledger.retire(row)
                 self._finish(row.request, request.Finish("stop"))
         return original(self, result)
 
@@ -269,10 +277,10 @@ def resume_from_the_prompt(patch: pytest.MonkeyPatch) -> None:
 def unpinned_prefixes(patch: pytest.MonkeyPatch) -> None:
     """I: admission pins."""
 
-    def move_pin(self: scheduler.Scheduler, row: rows.Row, node: radix.Node) -> None:
+    def move_pin(self: ledger.Ledger, row: rows.Row, node: radix.Node) -> None:
         row.node, row.indexed = node, node.end
 
-    patch.setattr(scheduler.Scheduler, "_move_pin", move_pin)
+    patch.setattr(ledger.Ledger, "_move_pin", move_pin)
     patch.setattr(radix.RadixIndex, "unpin", lambda self, node, holder=0: None)
 
 
@@ -283,8 +291,9 @@ def pins_while_waiting(patch: pytest.MonkeyPatch) -> None:
     def submit(self: scheduler.Scheduler, *requests: request.Request) -> None:
         original(self, *requests)
         waiting = requests[0]
-        node, _ = self.index.match(self.index.root(""), waiting.tokens()[:-1])
-        self.index.pin(node)
+        index = self.ledger.index
+        node, _ = index.match(index.root(""), waiting.tokens()[:-1])
+        index.pin(node)
 
     patch.setattr(scheduler.Scheduler, "submit", submit)
 
