@@ -13,6 +13,7 @@ from aiollm.kernels.batch import Batch
 from aiollm.kernels.cases import on
 from aiollm.kernels.ops import Ops, triton_ops
 from aiollm.workers.families.registry import describe
+from aiollm.workers.groups import lifetimes
 from aiollm.workers.model.decoder import Decoder
 from aiollm.workers.tp import TensorParallel
 from aiollm.workers.weights import load
@@ -124,7 +125,8 @@ def logits_of_transformers(checkpoint: Path) -> list[torch.Tensor]:
 
 
 class Session:
-    """A decoder with a KV pool of scattered slots, for the sequences of PROMPTS."""
+    """A decoder with a KV pool of scattered slots, for the sequences of PROMPTS. What was never stored is NaN, and so
+    is whatever a slot table names that windows do not show."""
 
     def __init__(self, checkpoint: Path, ops: Ops, dtype: torch.dtype = torch.float32, quantized: bool = False) -> None:
         description = describe(json.loads((checkpoint / "config.json").read_text()))
@@ -133,11 +135,13 @@ class Session:
         quantize = ops.quantize if quantized else None
         self.device = torch.device("cuda" if ops == triton_ops() else "cpu")
         weights = load(checkpoint, spec, description.names, dtype=dtype, device=self.device, tp=tp, quantize=quantize)
-        self.decoder = Decoder(spec, weights, ops, tp)
-        shape = (301, spec.kv_heads, spec.head_dim)
-        pools = torch.full((spec.layers, 2, *shape), torch.nan, dtype=dtype, device=self.device)
-        self.kv = [(k_pool, v_pool) for k_pool, v_pool in pools]
-        self.slots = torch.randperm(300, generator=torch.Generator().manual_seed(1)).view(3, 100)
+        self.groups = lifetimes(spec)
+        self.decoder = Decoder(spec, weights, ops, tp, [group for group, _ in self.groups.places])
+        count = 300 * self.groups.each
+        shape = (count + 1, spec.kv_heads, spec.head_dim)
+        pools = torch.full((self.groups.pools, 2, *shape), torch.nan, dtype=dtype, device=self.device)
+        self.kv = [(pools[pool, 0], pools[pool, 1]) for _, pool in self.groups.places]
+        self.slots = torch.randperm(count, generator=torch.Generator().manual_seed(1)).view(-1, 3, 100)
         self.lengths = [0, 0, 0]
 
     def step(self, new: dict[int, int]) -> dict[int, torch.Tensor]:
@@ -147,15 +151,22 @@ class Session:
         for row in rows:
             self.lengths[row] += new[row]
         counts = torch.tensor([0, *new.values()])
+        slots = [torch.cat([group[row, spans[row]] for row in rows]) for group in self.slots]
+        tables = self.slots.int()
+        for row in rows:
+            tables[1:, row, : max(0, spans[row].start + 1 - self.groups.window)] = self.slots.numel()
         batch = Batch(
             rows=torch.tensor(rows),
             starts=counts.cumsum(0).int(),
             lengths=torch.tensor([self.lengths[row] for row in rows], dtype=torch.int32),
             positions=torch.cat([torch.tensor(spans[row]) for row in rows]),
-            slots=torch.cat([self.slots[row, spans[row]] for row in rows]),
-            slot_table=self.slots.int(),
+            slots=slots[0],
+            slot_table=tables[0],
             max_new=max(new.values()),
             max_length=max(self.lengths[row] for row in rows),
+            windowed=tuple(
+                (own.to(self.device), table.to(self.device)) for own, table in zip(slots[1:], tables[1:], strict=True)
+            ),
         )
         ids = torch.cat([PROMPTS[row][spans[row].start : spans[row].stop] for row in rows])
         ids, batch = on(self.device, ids, batch)

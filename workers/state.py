@@ -11,11 +11,13 @@ _OFF = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 class State:
-    """Tables of `rows` rows, and one that holds padding, by `max_length` positions; 8 bytes each."""
+    """Tables of `rows` rows, and one that holds padding, by `max_length` positions; 4 bytes each. There is a slot table
+    for each group of layers."""
 
-    def __init__(self, rows: int, max_length: int, device: torch.device) -> None:
-        self.slot_table = torch.zeros((rows + 1, max_length), dtype=torch.int32, device=device)
-        self.tokens = torch.zeros((rows + 1, max_length), dtype=torch.int32, device=device)
+    def __init__(self, rows: int, max_length: int, device: torch.device, groups: int = 1) -> None:
+        shape = (rows + 1, max_length)
+        self.slot_tables = [torch.zeros(shape, dtype=torch.int32, device=device) for _ in range(groups)]
+        self.tokens = torch.zeros(shape, dtype=torch.int32, device=device)
         # A line of the table is a column of its own for a kernel: it begins at a multiple of 16 bytes.
         self.floats = torch.tensor(_OFF, device=device)[:, None].repeat(1, -(-(rows + 1) // 4) * 4)
         self.top_k = torch.zeros(rows + 1, dtype=torch.int32, device=device)
@@ -32,11 +34,12 @@ class State:
 
     def pad_into(self, slot: int) -> None:
         """Keys and values of padding go to this slot, which belongs to nobody."""
-        self.slot_table[self.hold] = slot
+        for table in self.slot_tables:
+            table[self.hold] = slot
 
     @property
     def nbytes(self) -> int:
-        return self.slot_table.nbytes + self.tokens.nbytes
+        return sum(table.nbytes for table in (*self.slot_tables, self.tokens))
 
     def upload(self, updates: int, columns: Tensors) -> None:
         """Lay down what that many updates brought, in their order: the columns of uploads.py."""
@@ -45,22 +48,24 @@ class State:
             self.top_k[rows] = columns["admit.top_k"]
             self.seeds[rows] = columns["admit.seeds"]
             self.prompt_lengths[rows] = columns["admit.prompt_lengths"]
-        lay(self.slot_table, "slots", updates, columns)
-        lay(self.tokens, "tokens", updates, columns)
+        lay(self.slot_tables, "slots", updates, columns)
+        lay([self.tokens], "tokens", updates, columns)
 
     def batch(self, columns: Tensors, max_new: int, max_length: int, ops: Ops) -> tuple[torch.Tensor, Batch]:
         """The token ids to compute, [tokens] int64, and where they belong."""
-        positions = columns["positions"]
-        ids, slots = ops.inputs(columns["token_rows"], positions, self.tokens, self.slot_table)
+        rows, positions = columns["token_rows"], columns["positions"]
+        table, *windowed = self.slot_tables
+        ids, slots = ops.inputs(rows, positions, self.tokens, table)
         batch = Batch(
             rows=columns["rows"],
             starts=columns["starts"],
             lengths=columns["lengths"],
             positions=positions,
             slots=slots,
-            slot_table=self.slot_table,
+            slot_table=table,
             max_new=max_new,
             max_length=max_length,
+            windowed=tuple((ops.inputs(rows, positions, self.tokens, other)[1], other) for other in windowed),
         )
         return ids, batch
 

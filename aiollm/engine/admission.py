@@ -6,6 +6,7 @@ still take; just before row i finishes, rows 1..i are alive and each has grown b
     peak = max_i (i * b_i + sum_{j <= i} a_j),    a = slots held now, b = steps to come
 
 A row whose prompt is still being computed begins to grow `delay` steps later: a is smaller and b longer by that much.
+What layers with a window take of a row until it is as long as the window counts with `a` from the beginning.
 Slots that several rows hold are counted once, and as if they stayed.
 """
 
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aiollm.engine.rows import Column
+from aiollm.engine.window import Window
 
 
 class View(NamedTuple):
@@ -35,6 +37,7 @@ class View(NamedTuple):
     used: int
     """In use now or as soon as all known tokens are computed; credit counts."""
     slots: int
+    window: Window = Window()
 
 
 class Newcomer(NamedTuple):
@@ -69,15 +72,17 @@ class Sums:
 
 
 class Peaks:
-    """The peak formula over several draws of the steps to come: `held` [n], `steps` [draws, n].
+    """The peak formula over several draws of the steps to come: `held` [n] or [draws, n], `steps` [draws, n].
 
     Newcomers are sorted in one by one, which is linear in n.
     """
 
     def __init__(self, held: Column, steps: Column) -> None:
         order = np.argsort(-steps, axis=1, kind="stable")
-        self._steps = steps[np.arange(len(steps))[:, None], order]
-        self._alive = np.arange(1, held.shape[0] + 1) * self._steps + np.cumsum(held[order], axis=1)
+        draws = np.arange(len(steps))[:, None]
+        self._steps = steps[draws, order]
+        held = held[order] if held.ndim == 1 else held[draws, order]
+        self._alive = np.arange(1, steps.shape[1] + 1) * self._steps + np.cumsum(held, axis=1)
         self._places = order
         self._extra = 0
 
@@ -91,25 +96,25 @@ class Peaks:
         self._alive += np.where(before, slots, 0)  # while the row is there, it and the shared ones make no difference
         self._extra += slots
 
-    def worst_with(self, held: int, steps: Column) -> int:
+    def worst_with(self, held: Column, steps: Column) -> int:
         """`with_one(...).worst()` at a fraction of its cost."""
         most = 0
-        for mine, alive, step in zip(self._steps, self._alive, steps.tolist(), strict=True):
+        for mine, alive, own, step in zip(self._steps, self._alive, held.tolist(), steps.tolist(), strict=True):
             at = len(mine) - int(np.searchsorted(mine[::-1], step))
             above = int(alive[at - 1]) - at * int(mine[at - 1]) if at else self._extra
-            most = max(most, (at + 1) * step + above + held, int(alive[:at].max(initial=0)))
+            most = max(most, (at + 1) * step + above + own, int(alive[:at].max(initial=0)))
             if at < len(mine):
-                most = max(most, int((alive[at:] + mine[at:]).max()) + held)
+                most = max(most, int((alive[at:] + mine[at:]).max()) + own)
         return most
 
-    def with_one(self, held: int, steps: Column) -> "Peaks":
-        """The same with one row more; `steps` [draws]."""
+    def with_one(self, held: Column, steps: Column) -> "Peaks":
+        """The same with one row more; `held` and `steps` [draws]."""
         draws, count = self._steps.shape
         joined = Peaks.__new__(Peaks)
         joined._extra = self._extra
         joined._steps, joined._alive, joined._places = (np.empty((draws, count + 1), np.int64) for _ in range(3))
         for draw in range(draws):
-            mine, alive, step = self._steps[draw], self._alive[draw], int(steps[draw])
+            mine, alive, own, step = self._steps[draw], self._alive[draw], int(held[draw]), int(steps[draw])
             at = len(mine) - int(np.searchsorted(mine[::-1], step))  # behind those that take as long
             above = (
                 int(alive[at - 1]) - at * int(mine[at - 1]) if at else self._extra
@@ -117,10 +122,10 @@ class Peaks:
             for column, old, new in (
                 (joined._steps, mine, step),
                 (joined._places, self._places[draw], count),
-                (joined._alive, alive, (at + 1) * step + above + held),
+                (joined._alive, alive, (at + 1) * step + above + own),
             ):
                 column[draw, :at], column[draw, at], column[draw, at + 1 :] = old[:at], new, old[at:]
-            joined._alive[draw, at + 1 :] += mine[at:] + held
+            joined._alive[draw, at + 1 :] += mine[at:] + own
         return joined
 
 
@@ -135,8 +140,9 @@ class Foresight:
 
     def __init__(self, view: View, totals: Column, reserve: float, foresee: Callable[[Newcomer], Column]) -> None:
         steps = np.maximum(0, totals - view.done - 1)  # the last token needs no slot
-        self._slots, self._shared, self._used = view.slots, view.shared, view.used
-        self._peaks = Peaks(view.held - view.delay, steps + view.delay)
+        self._slots, self._shared, self._used, self._window = view.slots, view.shared, view.used, view.window
+        held = view.held + view.window.growth(view.known, steps)
+        self._peaks = Peaks(held - view.delay, steps + view.delay)
         self._reserve, self._foresee = reserve, foresee
         mass = view.known + steps.sum(axis=0) / len(steps)
         self._mass = float(mass.sum())
@@ -151,6 +157,10 @@ class Foresight:
         used, mass, guessed, again = self._used, self._mass, self._guessed, False
         shared = self._shared + sum(new.shared for new in newcomers)
         steps = [np.maximum(0, self._foresee(new) - new.done - 1) for new in newcomers]
+        held = [
+            np.full(len(left), new.held - new.delay, np.int64) + self._window.growth(new.known, left)
+            for new, left in zip(newcomers, steps, strict=True)
+        ]
         for new, left in zip(newcomers, steps, strict=True):
             share = new.known + float(left.sum()) / len(left)
             used += new.held + new.shared
@@ -158,13 +168,12 @@ class Foresight:
             guessed += 0 if new.certain else share
             again |= new.done > 0
         limit = self._slots * (1 - (1 + again) * self._reserve * guessed / max(1.0, mass))
-        first, only = newcomers[0], steps[0] + newcomers[0].delay
-        least = shared + self._peaks.worst_with(first.held - first.delay, only)
+        least = shared + self._peaks.worst_with(held[0], steps[0] + newcomers[0].delay)
         if max(used, least) > limit:  # one look tells of most that do not fit
             return False
         peaks = self._peaks
-        for new, left in zip(newcomers, steps, strict=True):
-            peaks = peaks.with_one(new.held - new.delay, left + new.delay)
+        for new, own, left in zip(newcomers, held, steps, strict=True):
+            peaks = peaks.with_one(own, left + new.delay)
             for place, slots in new.owners:
                 peaks.share(place, slots)
         if shared + peaks.worst() > limit:

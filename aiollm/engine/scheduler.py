@@ -15,16 +15,18 @@ import numpy as np
 
 from aiollm.engine.credit import CreditPolicy
 from aiollm.engine.judge import Judge
+from aiollm.engine.node import Keys, Node, path
 from aiollm.engine.outlook import Outlook, look, newcomers
 from aiollm.engine.pace import ChunkBudget, Drain
 from aiollm.engine.pausing import PauseOrder, victim
 from aiollm.engine.plan import Draft
 from aiollm.engine.policy import Gauge, PastFuture, Policy
 from aiollm.engine.queue import OUTPUT_WEIGHT, Order, Queue, seniority
-from aiollm.engine.radix import Keys, Node, RadixIndex, path
+from aiollm.engine.radix import RadixIndex
 from aiollm.engine.request import Finish, Request, State
 from aiollm.engine.rows import Column, Row, Table
 from aiollm.engine.slots import SlotPool
+from aiollm.engine.window import Window
 from aiollm.wire.columns import Ints, ints
 from aiollm.wire.messages import Admit, Failed, Header, Result, Update
 
@@ -47,6 +49,12 @@ class Limits(NamedTuple):
     chunk_size: int = 2048
     """Prompt tokens of one row in one update."""
     prefix_cache: bool = True
+    window: Window = Window()
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that can run, prompt and output together: the last one needs no slot."""
+        return min(self.max_length, self.window.longest(self.slots, self.chunk_size) + 1)
 
 
 class Service(NamedTuple):
@@ -66,10 +74,11 @@ DEFAULT = Service()
 
 
 class Loan(NamedTuple):
-    """KV that somebody outside the stream reads."""
+    """KV that somebody outside the stream reads: slots [groups, tokens], those of windows from position `kept` on."""
 
     epoch: int
     node: Node
+    kept: int
     slots: Ints
 
 
@@ -105,8 +114,8 @@ class Scheduler:
         """Empty pool, index and rows, numbers from 1: a fresh worker."""
         limits = self.limits
         self.pool = SlotPool(limits.slots)
-        self.index = RadixIndex(limits.rows + 1)
-        self.table = Table(limits.rows, limits.max_length)
+        self.index = RadixIndex(limits.rows + 1, limits.window)
+        self.table = Table(limits.rows, limits.max_length, limits.window.each)
         self.rows: list[Row | None] = [None] * limits.rows
         self.running: dict[int, Row] = {}  # by row index, in order of admission
         self._coming: dict[int, Row] = {}  # of them, those that do not decode yet
@@ -125,7 +134,7 @@ class Scheduler:
 
     def fits(self, prompt: int, max_tokens: int) -> bool:
         """Whether a request of these lengths can run at all."""
-        return prompt + max_tokens <= self.limits.max_length and prompt + max_tokens - 1 <= self.limits.slots
+        return prompt + max_tokens <= self.limits.longest
 
     def submit(self, *requests: Request) -> None:
         """Queue requests; none of them, and ValueError, where one can never run. Neighbours with the same prompt begin
@@ -204,19 +213,20 @@ class Scheduler:
 
         Only what was published is lent, and it stays until `settle`.
         """
-        node, slots = self.index.match(self.index.root(namespace), tokens)
+        node, _ = self.index.match(self.index.root(namespace), tokens)
         unpublished = [step for step in path(node) if step.number > self.applied]
         if unpublished:
-            node = unpublished[-1].parent or node
-        self.index.pin(node)
+            above = unpublished[-1].parent or node
+            node, _ = self.index.match(self.index.root(namespace), tokens[: above.end])
+        kept = self.index.pin(node, low=node.end - self.limits.window.behind)
         self.loans += 1
-        return Loan(self.epoch, node, slots[: node.end])
+        return Loan(self.epoch, node, kept, self.index.slots(node, 0))
 
     def settle(self, loan: Loan) -> None:
         """The reader is done with a loan."""
         if loan.epoch == self.epoch:
             self.loans -= 1
-            self.index.unpin(loan.node)
+            self.index.unpin(loan.node, kept=loan.kept)
 
     @property
     def idle(self) -> bool:
@@ -240,6 +250,7 @@ class Scheduler:
     def plan(self, now: float) -> Update | None:
         """Everything there is to tell the workers now, or None."""
         self._now = now
+        self._release()
         self._grant_credit()
         if len(self._sent) < CHUNKS_AHEAD:
             self._send_chunks(now)
@@ -251,23 +262,51 @@ class Scheduler:
         return update
 
     def _take(self, wanted: int) -> Ints:
-        """Up to `wanted` slots, evicting where the pool is dry."""
-        if wanted > self.pool.free:
-            self.pool.give(self.index.evict(wanted - self.pool.free))
-        return self.pool.take(min(wanted, self.pool.free))
+        """Slots of up to `wanted` tokens, [groups, tokens], evicting where the pool is dry."""
+        return self._take_each(self.limits.window.each, wanted)
+
+    def _take_each(self, each: int, wanted: int) -> Ints:
+        """`each` slots of up to `wanted` tokens."""
+        if each * wanted > self.pool.free:
+            self.pool.give(self.index.evict(each * wanted - self.pool.free))
+        tokens = min(wanted, self.pool.free // each)
+        return self.pool.take(each * tokens).reshape(each, tokens)
+
+    def _release(self) -> None:
+        """Take back slots of windows that nothing still to be sent looks back to: what was sent before this update runs
+        before it. Rows that know more tokens are further on than that."""
+        window, table = self.limits.window, self.table
+        if not window.groups:
+            return
+        for index in np.flatnonzero(table.active & (table.known - window.behind >= table.low + window.step)).tolist():
+            row = self.rows[index]
+            assert row is not None
+            low = window.low(row.next)
+            if low >= row.low + window.step:
+                self._release_row(row, low)
+
+    def _release_row(self, row: Row, low: int) -> None:
+        """Take back a row's slots of windows before position `low`."""
+        begin, end = max(row.indexed, row.low), min(low, row.granted)
+        if begin < end:
+            self.pool.give(row.slots[1:, begin:end].ravel())
+        row.low = max(row.low, low)
+        row.kept = self.index.release(row.node, row.kept, low)
 
     def _grant_credit(self) -> None:
         """Slots for the next steps of every row that has little credit left, all at once."""
         table = self.table
         rows = np.flatnonzero(table.decodes & table.active)
-        ahead = self.credit.ahead(len(rows), self.limits.slots, self.available)
+        each = self.limits.window.each
+        ahead = self.credit.ahead(len(rows), self.limits.slots // each, self.available // each)
         fed = table.known[rows] - 1  # position of the token that is fed next
         room, granted = table.room[rows], table.granted[rows]
         short = granted < np.minimum(room, fed + (ahead + 1) // 2)
         if not short.any():
             return
         rows, counts = rows[short], (np.minimum(room, fed + ahead) - granted)[short]
-        if counts.sum() > self.available:  # it is tight: who can take a step waits, and the next step comes first
+        # Where it is tight, who can take a step waits, and the next step comes first.
+        if each * counts.sum() > self.available:
             needs = (np.minimum(room, fed + 1) - granted)[short]
             rows, counts = self._make_room(rows[needs > 0], needs[needs > 0])
         slots = self._take(int(counts.sum()))
@@ -275,7 +314,7 @@ class Scheduler:
 
     def _make_room(self, rows: Column, counts: Column) -> tuple[Column, Column]:
         """Pause others, or some of `rows` themselves, until what is left of them can have its slots."""
-        while counts.sum() > self.available:
+        while self.limits.window.each * counts.sum() > self.available:
             row = self._victim()
             if row is None:  # what it lacks is on loan
                 row = self.rows[int(rows[-1])]
@@ -326,10 +365,11 @@ class Scheduler:
     def _next_prompts(self) -> list[Row]:
         """The rows whose prompt is not computed yet, first come, first served. Where the pool is dry the most senior
         one comes first, and juniors make room for it before the first chunk is drafted."""
-        if self.available or not self._coming:
+        each = self.limits.window.each
+        if self.available >= each or not self._coming:
             return list(self._coming.values())
         senior = min(self._coming.values(), key=lambda row: seniority(row.request))
-        while not self.available and (other := self._victim()) is not None and other is not senior:
+        while self.available < each and (other := self._victim()) is not None and other is not senior:
             self.pause(other.request)
         return [senior, *(row for row in self._coming.values() if row is not senior)]
 
@@ -337,18 +377,21 @@ class Scheduler:
         """Draft the next chunk of a row, after taking over what others have sent by now; the budget that is left."""
         if self._may_match(row.request) and row.sent == row.indexed:
             self._match(row)
-        slots = self._take(min(len(row.tokens) - row.sent, budget, self.limits.chunk_size))
-        if not len(slots):
+        start, wanted = row.sent, min(len(row.tokens) - row.sent, budget, self.limits.chunk_size)
+        new = self._complete(row, wanted)
+        at = row.granted
+        row.put(self._take(new))
+        end = row.granted
+        if end == start:
             return budget
-        start, end = row.put(slots), row.sent + len(slots)
-        self._draft.chunk(row.index, start, slots)
-        if self.limits.prefix_cache and row.indexed == start:
-            node = self.index.extend(row.node, row.tokens[start:end], slots, self.number + 1)
+        self._draft.chunk(row.index, start, row.slots[:, start:end].copy())
+        if self.limits.prefix_cache and row.indexed == at < end:
+            slots, windows = row.slots[0, at:end], row.slots[1:, at:end]
+            node = self.index.extend(row.node, row.tokens[at:end], slots, self.number + 1, windows)
             if node is not None:
-                self._move_pin(row, node)
-                indexed[row.index, row.generation, start] = (
-                    self.index.root(row.request.namespace), row.tokens[:end],
-                )  # fmt: skip
+                self._move_pin(row, node, self.limits.window.low(start))
+        if row.indexed > start:
+            indexed[row.index, row.generation, start] = (self.index.root(row.request.namespace), row.tokens[:end])
         row.sent = end
         self.waiting.serve(row.request, end - start)
         if row.decodes:
@@ -357,25 +400,55 @@ class Scheduler:
             self._draft.slots.add(row.index, row.put(slots), slots)
         return budget - (end - start)
 
+    def _complete(self, row: Row, wanted: int) -> int:
+        """Of the next `wanted` tokens, compute again those whose windows the index has lost, in their places; how many
+        are left for slots of their own.
+
+        None where the index goes on: that is matched once these are computed, or computed again once it is published.
+        """
+        window, start = self.limits.window, row.sent
+        if not window.groups or row.sent != row.indexed or self.loans or not self._may_match(row.request):
+            return wanted
+        end = start + wanted
+        while row.indexed < end:
+            found = self.index.step(row.node, row.tokens[row.indexed : min(end, len(row.tokens) - 1)])
+            if found is None:
+                break
+            child, length = found
+            length = min(length, self.available // (window.groups + (not child.pins)))
+            if child.windows is not None or child.number > self.applied or not length:
+                return 0
+            node = self.index.take_over(child, length)
+            self._move_pin(row, node, window.low(start))
+            self.index.complete(node, self._take_each(window.groups, length))
+            node.number = self.number + 1
+            row.put(self.index.slots(node, node.start))
+        return end - row.indexed
+
     def _may_match(self, request: Request) -> bool:
         return self.limits.prefix_cache and not request.wants_prompt_logprobs
 
     def _match(self, row: Row) -> None:
         """Extend a row's cached prefix; its last token is always computed, for the logits."""
-        node, slots = self.index.match(row.node, row.tokens[row.sent : -1])
-        if len(slots):
-            self._move_pin(row, node)
+        node, found = self.index.match(row.node, row.tokens[row.sent : -1])
+        if len(found):
+            low = max(0, node.end - self.limits.window.behind)
+            self._release_row(row, low)
+            self._move_pin(row, node, low)
+            slots = self.index.slots(node, row.sent)
             self._draft.slots.add(row.index, row.put(slots), slots)
-            row.sent += len(slots)
+            row.sent = node.end
 
-    def _move_pin(self, row: Row, node: Node) -> None:
-        """Pin down to `node`, which lies below what the row has pinned."""
-        self.index.pin(node, row.holder, above=row.node)
+    def _move_pin(self, row: Row, node: Node, low: int) -> None:
+        """Pin down to `node`, which lies below what the row has pinned, and guard what ends behind `low`."""
+        kept = self.index.pin(node, row.holder, row.node, low)
+        if row.kept == row.node.end:  # nothing above is guarded
+            row.kept = kept
         row.node, row.indexed = node, node.end
 
     def _look(self) -> Outlook:
         budget = self.chunks.tokens(len(self.running))
-        return look(self.table, self.index, self.limits.slots, budget, self._coming.values())
+        return look(self.table, self.index, self.limits.slots, self.limits.window, budget, self._coming.values())
 
     def _next(self, now: float) -> Request | None:
         """The request to be looked at now: the head of the queue, unless it did not fit a moment ago."""
@@ -507,16 +580,16 @@ class Scheduler:
 
     def _retire(self, row: Row, keep: bool = True) -> None:
         """The one end of a row's life: known tokens go to the index, every other slot of the row goes back."""
-        own = row.slots[row.indexed : row.granted]
-        stored = row.stored
-        if keep and self.limits.prefix_cache and stored > row.indexed:
-            keys = row.request.tokens()[row.indexed : stored]
-            node, slots = self.index.match(row.node, keys)
-            if len(slots) < len(keys):
-                self.index.extend(node, keys[len(slots) :], own[len(slots) : len(keys)])
-            own = np.concatenate([own[: len(slots)], own[len(keys) :]])
-        self.index.unpin(row.node, row.holder)
-        self.pool.give(own)
+        begin = end = row.indexed
+        if keep and self.limits.prefix_cache and row.stored > begin:
+            end = row.stored
+            begin = self._keep(row, end)
+        low, slots = max(row.indexed, row.low), row.slots
+        self.index.unpin(row.node, row.holder, row.kept)
+        self.pool.give(np.concatenate([
+            slots[0, row.indexed : begin], slots[0, end : row.granted],
+            slots[1:, low : max(low, begin)].ravel(), slots[1:, max(low, end) : row.granted].ravel(),
+        ]))  # fmt: skip
         self.rows[row.index] = None
         self.table.active[row.index] = False
         del self.running[row.index]
@@ -524,6 +597,20 @@ class Scheduler:
         self._free_rows.append(row.index)
         self._draft.retire.append(row.index)
         self._retired += 1
+
+    def _keep(self, row: Row, end: int) -> int:
+        """Give the index what it has not of a row's tokens up to `end`; the position where that begins."""
+        tokens = row.request.tokens()
+        node, known = self.index.trace(row.node, tokens[row.indexed : end])
+        begin = row.indexed + known
+        middle = min(max(begin, row.low), end)  # windows are there from here on
+        for start, stop in ((begin, middle), (middle, end)):
+            if start < stop:
+                windows = row.slots[1:, start:stop] if start >= row.low else None
+                kept = self.index.extend(node, tokens[start:stop], row.slots[0, start:stop], windows=windows)
+                assert kept is not None, "the index goes on where it ended"
+                node = kept
+        return begin
 
     def _requeue(self, requests: list[Request]) -> None:
         """Back into the queue, before whatever never ran."""

@@ -380,7 +380,7 @@ def test_the_oldest_prompt_gets_its_memory_from_those_that_came_later(prompts):
     stand.submit(*requests)
     stand.round()
     loan = stand.core.lend("", np.array(count_to(29, 5), np.int64))
-    assert len(loan.slots) == 29 and len(stand.core.running) == len(prompts)
+    assert loan.slots.shape == (1, 29) and len(stand.core.running) == len(prompts)
     stand.finish()
     assert answered(*requests) and requests[0].pauses == 0 and requests[-1].pauses > 0
     stand.core.settle(loan)
@@ -538,7 +538,7 @@ def test_what_is_lent_stays_until_it_is_settled():
     stand.submit(first)
     stand.finish()
     loan = stand.core.lend("", np.array(count_to(10), np.int64))
-    assert len(loan.slots) == 10
+    assert loan.slots.shape == (1, 10)
     stand.submit(ask(count_to(12, 1), 8))
     stand.finish()
     assert stand.core.lend("", np.array(count_to(10), np.int64)).slots.tolist() == loan.slots.tolist()
@@ -546,7 +546,7 @@ def test_what_is_lent_stays_until_it_is_settled():
     stand.core.settle(loan)
     stand.submit(ask(count_to(20, 2), 8))
     stand.finish()
-    assert len(stand.core.lend("", np.array(count_to(10), np.int64)).slots) < 10
+    assert len(stand.core.lend("", np.array(count_to(10), np.int64)).slots[0]) < 10
 
 
 def test_only_what_was_published_is_lent():
@@ -555,7 +555,7 @@ def test_only_what_was_published_is_lent():
     stand.round()
     stand.plan()
     loan = stand.core.lend("", np.array(count_to(12), np.int64))
-    assert len(loan.slots) == 6
+    assert loan.slots.shape == (1, 6)
     stand.core.settle(loan)
     stand.die()
     stand.core.settle(loan)

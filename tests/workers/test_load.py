@@ -98,13 +98,23 @@ def test_the_longest_sequence_fits_the_model_the_pool_and_the_wish(
 ) -> None:
     runner, ready = load(settings(folder, max_length=asked, slots=slots), nobody)
     assert ready.max_length == found
-    assert runner.state.slot_table.shape == (5, found)
+    assert runner.state.slot_tables[0].shape == (5, found)
 
 
 def test_without_a_number_of_slots_the_free_memory_decides(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiollm.workers.kv.available_memory", lambda: 1 << 20)
     _, ready = load(settings(folder, slots=0, mem_fraction=0.5), nobody)
     assert ready.slots == (1 << 19) // (2 * 3 * 2 * 8 * 4)
+
+
+def test_a_token_counts_once_for_each_group_of_layers(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "gemma3", num_hidden_layers=6, sliding_window_pattern=3)
+    runner, ready = load(settings(tmp_path, slots=50), nobody)
+    assert (ready.slots, ready.window, ready.windowed) == (50, 11, 2)
+    assert ready.max_length == 151, "of the others' slots, a long request takes but the last ones"
+    assert len(runner.state.slot_tables) == 3
+    assert len({pool.data_ptr() for pool, _ in runner.kv}) == 2 and runner.kv[0][0].shape[0] == 151
+    assert dict(ready.budget)["KV cache"] == 151 * 2 * 2 * 2 * 12 * 4
 
 
 def test_the_threads_are_those_that_were_asked_for(folder: Path) -> None:
@@ -148,7 +158,7 @@ def test_a_missing_tensor_is_named(copy: Path) -> None:
 
 def test_warming_up_leaves_no_trace_in_the_rows(folder: Path) -> None:
     runner, _ = load(settings(folder), nobody)
-    assert not runner.state.slot_table[:4].any() and not runner.state.tokens[:4].any()
+    assert not runner.state.slot_tables[0][:4].any() and not runner.state.tokens[:4].any()
 
 
 def test_each_rank_has_a_gpu_of_its_own(folder: Path) -> None:

@@ -1,12 +1,14 @@
 """The contract of the loop on the stamp device: random worlds pass, and no world survives a missing rule."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import stamp
 
-from aiollm.engine import judge, radix, request, rows, scheduler
+from aiollm.engine import judge, radix, request, rows, scheduler, window
+from aiollm.engine.node import Node, path
 from aiollm.wire.messages import Result, Update
 from aiollm.workers import arrivals, loop, staging, state, step
 from aiollm.workers import rows as worker_rows
@@ -190,11 +192,12 @@ def matched_before_sent(patch: pytest.MonkeyPatch) -> None:
         if self.limits.prefix_cache and row.sent == row.indexed < len(row.tokens):
             count = min(len(row.tokens) - row.sent, self.available)
             slots = self._take(count)
-            node = self.index.extend(row.node, row.tokens[row.sent : row.sent + count], slots) if count else None
+            tokens = row.tokens[row.sent : row.sent + slots.shape[1]]
+            node = self.index.extend(row.node, tokens, slots[0], windows=slots[1:]) if len(tokens) else None
             if node is None:
-                self.pool.give(slots)
+                self.pool.give(slots.ravel())
             else:
-                self._move_pin(row, node)
+                self._move_pin(row, node, 0)
                 self._draft.slots.add(row.index, row.put(slots), slots)
                 row.sent += max(0, count - 1)
         return row
@@ -208,7 +211,7 @@ def loans_without_pins(patch: pytest.MonkeyPatch) -> None:
 
     def lend(self: scheduler.Scheduler, namespace: str, tokens: np.ndarray) -> scheduler.Loan:
         loan = original(self, namespace, tokens)
-        self.index.unpin(loan.node)
+        self.index.unpin(loan.node, kept=loan.kept)
         return loan._replace(node=self.index.root(namespace))
 
     patch.setattr(scheduler.Scheduler, "lend", lend)
@@ -218,10 +221,10 @@ def loans_of_unpublished_slots(patch: pytest.MonkeyPatch) -> None:
     """F: outside the stream only published KV may be read."""
 
     def lend(self: scheduler.Scheduler, namespace: str, tokens: np.ndarray) -> scheduler.Loan:
-        node, slots = self.index.match(self.index.root(namespace), tokens)
-        self.index.pin(node)
+        node, _ = self.index.match(self.index.root(namespace), tokens)
+        kept = self.index.pin(node, low=node.end - self.limits.window.behind)
         self.loans += 1
-        return scheduler.Loan(self.epoch, node, slots)
+        return scheduler.Loan(self.epoch, node, kept, self.index.slots(node, 0))
 
     patch.setattr(scheduler.Scheduler, "lend", lend)
 
@@ -269,11 +272,11 @@ def resume_from_the_prompt(patch: pytest.MonkeyPatch) -> None:
 def unpinned_prefixes(patch: pytest.MonkeyPatch) -> None:
     """I: admission pins."""
 
-    def move_pin(self: scheduler.Scheduler, row: rows.Row, node: radix.Node) -> None:
+    def move_pin(self: scheduler.Scheduler, row: rows.Row, node: Node, low: int) -> None:
         row.node, row.indexed = node, node.end
 
     patch.setattr(scheduler.Scheduler, "_move_pin", move_pin)
-    patch.setattr(radix.RadixIndex, "unpin", lambda self, node, holder=0: None)
+    patch.setattr(radix.RadixIndex, "unpin", lambda self, node, holder=0, kept=0: None)
 
 
 def pins_while_waiting(patch: pytest.MonkeyPatch) -> None:
@@ -313,6 +316,65 @@ def one_column_too_early(patch: pytest.MonkeyPatch) -> None:
         return original(self, room) | {"last": original(self, room)["sampled_rows"]}
 
     patch.setattr(arrivals.Arrivals, "_columns", columns)
+
+
+def nothing_is_guarded(patch: pytest.MonkeyPatch) -> None:
+    """What windows show of the index is not lost."""
+    original = radix.RadixIndex.pin
+
+    def pin(self: radix.RadixIndex, node: Node, holder: int = 0, above: Any = None, low: int = 0) -> int:
+        return original(self, node, holder, above, node.end)
+
+    patch.setattr(radix.RadixIndex, "pin", pin)
+
+
+def windows_that_go_back_too_early(patch: pytest.MonkeyPatch) -> None:
+    """The last position that is seen counts."""
+    patch.setattr(window.Window, "behind", property(lambda self: max(0, self.tokens - 2) if self.groups else 0))
+
+
+def windows_that_go_back_with_their_chunk(patch: pytest.MonkeyPatch) -> None:
+    """A chunk still looks back from where it begins: no other one of its update may have those slots."""
+    original = scheduler.Scheduler._send_chunk
+
+    def send_chunk(self: scheduler.Scheduler, row: rows.Row, budget: int, indexed: Any) -> int:
+        left = original(self, row, budget, indexed)
+        if self.limits.window.groups and row.sent < len(row.tokens):
+            self._release_row(row, self.limits.window.low(row.sent))
+        return left
+
+    patch.setattr(scheduler.Scheduler, "_send_chunk", send_chunk)
+
+
+def matches_where_windows_are_lost(patch: pytest.MonkeyPatch) -> None:
+    """A match ends where all that windows show from there is complete."""
+    patch.setattr(radix.RadixIndex, "_usable", lambda self, node, keys: list(self._walk(node, keys)))
+
+
+def completed_but_not_poisoned(patch: pytest.MonkeyPatch) -> None:
+    """What a failed chunk should have completed holds garbage."""
+    original = scheduler.Scheduler._complete
+
+    def complete(self: scheduler.Scheduler, row: rows.Row, wanted: int) -> int:
+        left = original(self, row, wanted)
+        for node in path(row.node):
+            node.number *= node.number != self.number + 1
+        return left
+
+    patch.setattr(scheduler.Scheduler, "_complete", complete)
+
+
+WINDOWS: list[Break] = [
+    nothing_is_guarded, windows_that_go_back_too_early, windows_that_go_back_with_their_chunk,
+    matches_where_windows_are_lost, completed_but_not_poisoned,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("remove", WINDOWS)
+def test_no_world_with_windows_survives_without(remove: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove(monkeypatch)
+    with pytest.raises((stamp.StampError, AssertionError, ValueError, MemoryError, IndexError)):
+        stamp.run(STEPS)
 
 
 RULES: dict[str, list[Break]] = {
