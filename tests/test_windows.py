@@ -26,7 +26,7 @@ MIXED = {
     "ministral": {},
     "olmo3": {},
 }
-OUTPUT = 30
+OUTPUT = 80
 
 
 @pytest.mark.parametrize("family", MIXED)
@@ -53,7 +53,7 @@ def test_a_small_pool_says_what_transformers_say(family: str, tmp_path: Path) ->
             cached += sum(found for _, found in answers)
             chosen = rng.sample(range(8), 4) if turn else range(8)
             going_on = [[*prompts[at], *answers[at][0], *rng.randbytes(3)] for at in chosen]
-            prompts = [prompt for prompt in going_on if len(prompt) < 75] + prompts[:3]
+            prompts = [prompt for prompt in going_on if len(prompt) < 70] + prompts[:3]
             prompts = (prompts * 8)[:8]
         metrics = server.get("/metrics")[1]
         log = server.log()

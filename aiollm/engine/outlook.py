@@ -12,6 +12,8 @@ from aiollm.engine.request import Request
 from aiollm.engine.rows import Column, Row, Table
 from aiollm.engine.window import Window
 
+PASSING = 4  # part of the pool that is kept free, at most, for what layers with a window keep of a chunk till the next
+
 
 class Outlook(NamedTuple):
     """The running rows as admission sees them. `rows` are their indices, in the order of the view's columns."""
@@ -51,7 +53,7 @@ def look(table: Table, index: RadixIndex, slots: int, window: Window, budget: in
         delay=steps[rows],
         shared=shared,
         used=shared + int((stored - indexed + window.seen(stored - begin) + alone).sum()),
-        slots=slots,
+        slots=slots - min(window.groups * budget, slots // PASSING),
         window=window,
     )
     return Outlook(view, rows, pending, budget)
