@@ -15,9 +15,10 @@ class State:
     for each group of layers."""
 
     def __init__(self, rows: int, max_length: int, device: torch.device, groups: int = 1) -> None:
-        shape = (rows + 1, max_length)
-        self.slot_tables = [torch.zeros(shape, dtype=torch.int32, device=device) for _ in range(groups)]
-        self.tokens = torch.zeros(shape, dtype=torch.int32, device=device)
+        wide = -(-max_length // 4) * 4  # so that each table begins at a multiple of 16 bytes
+        tables = torch.zeros((groups, rows + 1, wide), dtype=torch.int32, device=device)
+        self.slot_tables = tables[:, :, :max_length]
+        self.tokens = torch.zeros((rows + 1, max_length), dtype=torch.int32, device=device)
         # A line of the table is a column of its own for a kernel: it begins at a multiple of 16 bytes.
         self.floats = torch.tensor(_OFF, device=device)[:, None].repeat(1, -(-(rows + 1) // 4) * 4)
         self.top_k = torch.zeros(rows + 1, dtype=torch.int32, device=device)
@@ -34,12 +35,11 @@ class State:
 
     def pad_into(self, slot: int) -> None:
         """Keys and values of padding go to this slot, which belongs to nobody."""
-        for table in self.slot_tables:
-            table[self.hold] = slot
+        self.slot_tables[:, self.hold] = slot
 
     @property
     def nbytes(self) -> int:
-        return sum(table.nbytes for table in (*self.slot_tables, self.tokens))
+        return self.slot_tables.nbytes + self.tokens.nbytes
 
     def upload(self, updates: int, columns: Tensors) -> None:
         """Lay down what that many updates brought, in their order: the columns of uploads.py."""
@@ -49,12 +49,12 @@ class State:
             self.seeds[rows] = columns["admit.seeds"]
             self.prompt_lengths[rows] = columns["admit.prompt_lengths"]
         lay(self.slot_tables, "slots", updates, columns)
-        lay([self.tokens], "tokens", updates, columns)
+        lay(self.tokens[None], "tokens", updates, columns)
 
     def batch(self, columns: Tensors, max_new: int, max_length: int, ops: Ops) -> tuple[torch.Tensor, Batch]:
         """The token ids to compute, [tokens] int64, and where they belong."""
         rows, positions = columns["token_rows"], columns["positions"]
-        table, *windowed = self.slot_tables
+        table, *windowed = self.slot_tables.unbind()
         ids, slots = ops.inputs(rows, positions, self.tokens, table)
         batch = Batch(
             rows=columns["rows"],

@@ -40,13 +40,12 @@ def columns(updates: Sequence[Update], bias: Bias) -> dict[str, Column]:
     return found
 
 
-def lay(tables: Sequence[torch.Tensor], name: str, count: int, columns: Tensors) -> None:
-    """Write the runs called `name` of `count` updates into `tables` [rows, positions], one update after the other."""
+def lay(tables: torch.Tensor, name: str, count: int, columns: Tensors) -> None:
+    """Write the runs called `name` of `count` updates into `tables` [n, rows, positions], update by update."""
     for at in range(count):
         if (values := columns.get(f"{name}.{at}.values")) is not None:
             rows, positions = columns[f"{name}.{at}.rows"], columns[f"{name}.{at}.positions"]
-            for table, own in zip(tables, values.view(len(tables), -1).unbind(), strict=True):
-                table[rows, positions] = own
+            tables[:, rows, positions] = values.view(len(tables), -1)
 
 
 def _laid(name: str, runs: Runs) -> dict[str, Column]:

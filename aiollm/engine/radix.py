@@ -208,9 +208,9 @@ class RadixIndex:
             self._enlist(step)
 
     @_timed
-    def release(self, node: Node, kept: int, low: int) -> int:
+    def release(self, node: Node, kept: int, low: int, tail: int) -> int:
         """Guard no longer what ends at `low` or before, of the nodes from `kept` on that a holder of `node` guards; the
-        new `kept`. Windows that were never matched are the first to be lost."""
+        new `kept`. Windows up to `tail` that were never matched are the first to be lost."""
         first = node.end
         for step in path(node):
             if step.start < kept:
@@ -221,7 +221,7 @@ class RadixIndex:
             self._weigh(step, -1)
             step.guards -= 1
             self._weigh(step, 1)
-            if not step.hits:
+            if not step.hits and step.end <= tail:
                 step.aged = 0
             self._enlist(step)
         return first

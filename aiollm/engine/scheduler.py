@@ -218,7 +218,7 @@ class Scheduler:
         if unpublished:
             above = unpublished[-1].parent or node
             node, _ = self.index.match(self.index.root(namespace), tokens[: above.end])
-        kept = self.index.pin(node, low=node.end - self.limits.window.behind)
+        kept = self.index.pin(node, low=self.limits.window.low(node.end))
         self.loans += 1
         return Loan(self.epoch, node, kept, self.index.slots(node, 0))
 
@@ -291,7 +291,8 @@ class Scheduler:
         if begin < end:
             self.pool.give(row.slots[1:, begin:end].ravel())
         row.low = max(row.low, low)
-        row.kept = self.index.release(row.node, row.kept, low)
+        tail = self.limits.window.low(len(row.request.prompt))  # where others are likely to part from it
+        row.kept = self.index.release(row.node, row.kept, low, tail)
 
     def _grant_credit(self) -> None:
         """Slots for the next steps of every row that has little credit left, all at once."""
@@ -432,8 +433,9 @@ class Scheduler:
         """Extend a row's cached prefix; its last token is always computed, for the logits."""
         node, found = self.index.match(row.node, row.tokens[row.sent : -1])
         if len(found):
-            low = max(0, node.end - self.limits.window.behind)
-            self._release_row(row, low)
+            low = self.limits.window.low(node.end)
+            if low > row.low:
+                self._release_row(row, low)
             self._move_pin(row, node, low)
             slots = self.index.slots(node, row.sent)
             self._draft.slots.add(row.index, row.put(slots), slots)
@@ -580,6 +582,9 @@ class Scheduler:
 
     def _retire(self, row: Row, keep: bool = True) -> None:
         """The one end of a row's life: known tokens go to the index, every other slot of the row goes back."""
+        window = self.limits.window
+        if (low := window.low(row.next - window.step)) > row.low:
+            self._release_row(row, low)  # nodes are as short as `Window.worst` has it
         begin = end = row.indexed
         if keep and self.limits.prefix_cache and row.stored > begin:
             end = row.stored

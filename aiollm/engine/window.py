@@ -49,8 +49,8 @@ class Window(NamedTuple):
         return self.groups and self.groups * np.clip(tokens, 0, self.reach)
 
     def low(self, position: int) -> int:
-        """Where what is seen from a position begins."""
-        return max(0, position - self.behind)
+        """Where what every layer sees from a position begins."""
+        return max(0, position - self.behind) if self.groups else 0
 
     def worst(self, tokens: int, chunk: int) -> int:
         """Slots that a row of so many tokens holds at most, when chunks have `chunk` tokens: a node of the index, a

@@ -27,7 +27,7 @@ def lose(index, node):
     """Let a node lose its windows: nobody matched it, and whoever computed it is past it."""
     node.hits = 0
     kept = index.pin(node, low=node.start)
-    index.unpin(node, kept=index.release(node, kept, node.end))
+    index.unpin(node, kept=index.release(node, kept, node.end, node.end))
     wanted = node.windows.size
     freed = index.evict(wanted)
     assert len(freed) == wanted and node.windows is None
@@ -44,7 +44,7 @@ def index():
 
 def test_a_model_without_windows_takes_a_slot_for_a_token():
     none = Window()
-    assert (none.each, none.behind, none.low(7), none.worst(9, 5), none.longest(9, 5)) == (1, 0, 7, 9, 9)
+    assert (none.each, none.behind, none.low(7), none.worst(9, 5), none.longest(9, 5)) == (1, 0, 0, 9, 9)
     assert none.growth(3, np.array([1, 2])) == 0 == none.seen(np.array([5]))
 
 
@@ -97,7 +97,7 @@ def test_guarded_windows_stay_and_the_others_count_as_free(index):
     second = put(index, 200, [5, 6], first)
     assert index.evictable == 18
     assert index.pin(second, low=3) == 0 and index.evictable == 0
-    assert index.release(second, 0, 4) == 4, "the first node ends there"
+    assert index.release(second, 0, 4, 0) == 4, "the first node ends there"
     assert (index.evictable, index.pinned) == (8, 4 + 6)
     index.check()
     assert sorted(index.evict(99).tolist()) == list(range(104, 112))
@@ -106,15 +106,16 @@ def test_guarded_windows_stay_and_the_others_count_as_free(index):
     assert index.evictable == index.total == 4 + 6
 
 
-def test_windows_that_were_never_matched_are_lost_first(index):
+@pytest.mark.parametrize(("tail", "first"), [(2, 202), (1, 102)], ids=["before the end", "at the end of a prompt"])
+def test_windows_that_were_never_matched_are_lost_first(index, tail, first):
     used, passed = put(index, 100, [1, 2]), put(index, 200, [3, 4])
-    index.match(index.root(""), keys(3, 4))
     index.match(index.root(""), keys(1, 2))
+    index.match(index.root(""), keys(3, 4))
+    passed.hits = 0
     for node in (used, passed):
-        node.hits = int(node is used)
         index.pin(node)
-        assert index.release(node, 0, 2) == 2
-    assert sorted(index.evict(1).tolist()) == list(range(202, 206))
+        assert index.release(node, 0, 2, tail) == 2
+    assert sorted(index.evict(1).tolist())[-4:] == list(range(first, first + 4))
     index.check()
 
 
@@ -132,7 +133,7 @@ def test_a_split_parts_windows_too(index):
     assert (upper.windows.tolist(), node.windows.tolist()) == ([[103], [106]], [[104, 105], [107, 108]])
     assert (upper.guards, node.guards) == (1, 1)
     index.check()
-    assert index.release(node, 0, 1) == 1, "each half on its own"
+    assert index.release(node, 0, 1, 0) == 1, "each half on its own"
     index.check()
 
 

@@ -222,7 +222,7 @@ def loans_of_unpublished_slots(patch: pytest.MonkeyPatch) -> None:
 
     def lend(self: scheduler.Scheduler, namespace: str, tokens: np.ndarray) -> scheduler.Loan:
         node, _ = self.index.match(self.index.root(namespace), tokens)
-        kept = self.index.pin(node, low=node.end - self.limits.window.behind)
+        kept = self.index.pin(node, low=self.limits.window.low(node.end))
         self.loans += 1
         return scheduler.Loan(self.epoch, node, kept, self.index.slots(node, 0))
 

@@ -26,7 +26,7 @@ def test_later_updates_are_laid_over_earlier_ones() -> None:
     updates = [begin(1, 1, [10, 11, 12]), begin(2, 1, [30, 31], generation=2, retire=[1])]
     found = {name: torch.from_numpy(np.array(column)) for name, column in columns(updates, NO_BIAS).items()}
     table = torch.zeros((2, 4), dtype=torch.int32)
-    lay([table], "tokens", 2, found)
+    lay(table[None], "tokens", 2, found)
     assert table.tolist() == [[0, 0, 0, 0], [30, 31, 12, 0]]
 
 
