@@ -29,6 +29,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     mem_fraction: float = 0.9
     max_length: int = 0
     """Longest sequence, prompt and output together; 0 takes the smaller of the model's context and the pool."""
+    windowed: int = -1
+    """Groups of layers with a window; -1 takes what the model and the device's memory suggest."""
     chunk_budget: int = 2048
     """Largest number of prompt tokens in one iteration."""
     graphs: bool = True

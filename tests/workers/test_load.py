@@ -114,6 +114,11 @@ def test_a_token_counts_once_for_each_group_of_layers(tmp_path: Path) -> None:
     assert ready.max_length == 151, "of the others' slots, a long request takes but the last ones"
     assert len(runner.state.slot_tables) == 3
     assert len({pool.data_ptr() for pool, _ in runner.kv}) == 2 and runner.kv[0][0].shape[0] == 151
+    _, again = load(settings(tmp_path, slots=50, windowed=2), nobody)
+    _, alike = load(settings(tmp_path, slots=50, windowed=0), nobody)
+    _, short = load(settings(tmp_path, max_length=11), nobody)
+    assert short.windowed == 0, "no request outlives a window"
+    assert (again.windowed, alike.windowed, alike.window, alike.max_length) == (2, 0, 0, 51)
     assert dict(ready.budget)["KV cache"] == 151 * 2 * 2 * 2 * 12 * 4
 
 
