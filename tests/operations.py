@@ -79,10 +79,9 @@ class Yard:
     def __init__(self, seed: int) -> None:
         r = self.random = random.Random(seed)
         window, chunk_size = Window(r.choice([1, 2, 5, 20, 90]), r.choice([0, 0, 1, 3])), r.choice([3, 16, 64])
-        slots = max(r.choice([LONGEST, 100, 250]), window.worst(LONGEST - 1, chunk_size))
-        limits = Limits(
-            r.choice([1, 2, 5, 9]), slots, LONGEST, r.choice([4, 16, 64]), chunk_size, r.random() < 0.9, window
-        )  # fmt: skip
+        budget = r.choice([4, 16, 64])
+        slots = max(r.choice([LONGEST, 100, 250]), window.worst(LONGEST - 1, min(budget, chunk_size)))
+        limits = Limits(r.choice([1, 2, 5, 9]), slots, LONGEST, budget, chunk_size, r.random() < 0.9, window)
         service = Service(
             r.choice(get_args(Order)), r.choice(get_args(PauseOrder)), r.choice([1.0, 50.0]), r.choice([0.0, 0.01]),
             r.choice([0.0, 400.0]),

@@ -387,12 +387,12 @@ class Stage:
     def __init__(self, seed: int) -> None:
         r = self.random = random.Random(seed)
         window = Window(r.choice([1, 2, 5, 11, 20]), r.choice([0, 0, 1, 3]))
-        chunk_size = r.choice([2, 5, 16, 40])
+        chunk_size, budget = r.choice([2, 5, 16, 40]), r.choice([3, 7, 16, 40])
         self.limits = Limits(
             rows=r.choice([1, 2, 4, 6]),
-            slots=max(r.choice([LONGEST, 34, 40, 64]), window.worst(LONGEST - 1, chunk_size)),
+            slots=max(r.choice([LONGEST, 34, 40, 64]), window.worst(LONGEST - 1, min(budget, chunk_size))),
             max_length=LONGEST,
-            chunk_budget=r.choice([3, 7, 16, 40]),
+            chunk_budget=budget,
             chunk_size=chunk_size,
             prefix_cache=r.random() < 0.5,
             window=window,

@@ -54,7 +54,8 @@ class Limits(NamedTuple):
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence that can run, prompt and output together: the last one needs no slot."""
-        return min(self.max_length, self.window.longest(self.slots, self.chunk_size) + 1)
+        chunk = min(self.chunk_size, self.chunk_budget)
+        return min(self.max_length, self.window.longest(self.slots, chunk) + 1)
 
 
 class Service(NamedTuple):
