@@ -2,8 +2,10 @@
 each kind of layer and with one for all.
 
     python tools/windows.py [--card 79] [--rows 1024]
+    python tools/windows.py --play ["Gemma 3 27B"]
 
-Weights are bf16, row tables are as long as the model's context; what steps and graphs take is set at 3 GiB.
+Weights are bf16, row tables as long as the model's context; what steps and graphs take is set at 3 GiB. `--play` runs
+the real scheduler on a simulated device, in a pool of either kind, until all conversations are over.
 """
 
 import argparse
@@ -11,7 +13,11 @@ import math
 from typing import Any
 
 import torch
+import workloads
+from simulate import follow_up
+from simulator import World
 
+from aiollm.engine.scheduler import Limits, Scheduler, Service
 from aiollm.engine.window import Window
 from aiollm.workers.families.registry import describe
 from aiollm.workers.groups import Groups, lifetimes, one
@@ -44,6 +50,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "Command-R7B": SHAPES["command-r7b"],
 }  # fmt: skip
 LENGTHS = (1024, 2048, 4096, 8192, 32768, 131072)
+LOADS = {  # people, turns of each, tokens of what one in three of them begins with
+    "chats of 2k to 4k": (400, 6, 1500),
+    "questions on texts of 12k": (150, 4, 12000),
+}
 SHARE, STEPS = 0.95, 3 << 30  # of the card that may be used; bytes of activations and graphs
 BF16 = torch.bfloat16
 
@@ -61,11 +71,36 @@ def requests(spec: DecoderSpec, groups: Groups, card: int, rows: int, length: in
     return slots(spec, groups, card, rows) / (length + window.groups * min(length, window.reach))
 
 
+def play(spec: DecoderSpec, card: int, rows: int) -> None:
+    """Conversations, each in a pool of either kind: iterations, rows at once, and what was computed again."""
+    print("| | lifetimes | iterations | rows | found in the cache | pauses |\n|---|---|---|---|---|---|")
+    for load, (people, turns, system) in LOADS.items():
+        for groups in (one(spec), lifetimes(spec)):
+            window = Window(groups.window, groups.each - 1)
+            limits = Limits(rows, slots(spec, groups, card, rows), 32768, window=window)
+            core = Scheduler(limits, service=Service(order="fcfs"))
+            core.credit.step_seconds = 0.02
+            world = World(core, [])
+            follow_up(world, workloads.chats(people=people, turns=turns, system=system))
+            running: list[int] = []
+            world.play(stop=lambda core=core, running=running: running.append(len(core.running)))  # type: ignore[misc]
+            found = core.found_total / core.asked_total
+            print(
+                f"| {load} | {1 + bool(window.groups)} | {world.iterations:,} | {sum(running) / len(running):.0f} |"
+                f" {found:.0%} | {core.paused_total} |",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="requests that a card holds, with one KV lifetime and with two")
     parser.add_argument("--card", type=float, default=79.0, help="memory, GiB (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=1024, help="--running_max_req_size (default: %(default)s)")
+    parser.add_argument("--play", nargs="?", const="Gemma 3 27B", choices=MODELS, help="the scheduler at work")
     args = parser.parse_args()
+    if args.play:
+        play(describe(MODELS[args.play])[0], int(args.card * 2**30), args.rows)
+        return
     print("| | KV of a token | " + " | ".join(f"{length // 1024}k" for length in LENGTHS) + " |")
     print("|---|---" + "|---" * len(LENGTHS) + "|")
     for name, config in MODELS.items():
