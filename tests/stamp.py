@@ -54,10 +54,12 @@ from aiollm.workers.staging import views
 from aiollm.workers.step import Room, Step
 from aiollm.workers.stream import Pending
 from aiollm.workers.tp import TensorParallel
+from aiollm.workers.windows import Windows
 
 VOCABULARY = 17
 EOS = 0
 LONGEST = 28
+CREDIT = 10  # slots ahead of a row, at most: a fiftieth of the largest pool, eight times over
 POISON = -9  # token of a slot whose store failed; whatever is computed from it is poisoned too
 PRIME = 16777213  # hashes stay exact in a float32 logit
 POWERS = np.array([pow(31, i, PRIME) for i in range(LONGEST + 1)], np.int64)
@@ -99,6 +101,12 @@ def stamp_ops(history: torch.Tensor) -> Ops:
     Layers with a window check what it shows, and pass tokens on; the one that sees everything makes the hash of them.
     """
     known = history.numpy()
+    token_rows = np.empty(0, np.int64)
+
+    def recorded(rows: torch.Tensor, *tables: torch.Tensor) -> Any:
+        nonlocal token_rows
+        token_rows = rows.numpy()
+        return inputs(rows, *tables)
 
     def linear(x: torch.Tensor, weight: torch.Tensor, *rest: Any, **neighbours: Any) -> torch.Tensor:
         return x[:, :1].expand(-1, weight.shape[0])
@@ -118,14 +126,18 @@ def stamp_ops(history: torch.Tensor) -> Ops:
         at = np.arange(batch.max_length)
         mine = at < lengths[:, None]
         counts = np.diff(batch.starts.numpy())
-        if scoring.window:
+        known_rows, low = rows, np.zeros(len(rows), np.int64)
+        if scoring.window:  # sequences begin where it does
             mine &= at > (lengths - counts - scoring.window)[:, None]
+            first = np.minimum(batch.starts.numpy()[:-1], len(token_rows) - 1)
+            known_rows, low = token_rows[first], batch.positions.numpy()[first] + counts - lengths
+        where = np.minimum(low[:, None] + at, LONGEST - 1)
         slots = batch.slot_table.numpy()[rows, : batch.max_length]
         tokens, positions = k_pool.numpy()[slots, 0, 0], v_pool.numpy()[slots, 0, 0]
         poisoned = (tokens == POISON) & mine
-        if ((positions != at) & mine & ~poisoned).any():
+        if ((positions != where) & mine & ~poisoned).any():
             raise StampError("a slot holds another position")
-        if ((tokens != known[rows, : batch.max_length]) & mine & ~poisoned).any():
+        if ((tokens != known[known_rows[:, None], where]) & mine & ~poisoned).any():
             raise StampError("a slot holds another token")
         used = np.repeat(np.arange(len(rows)), counts)
         if poisoned.any():
@@ -149,7 +161,7 @@ def stamp_ops(history: torch.Tensor) -> Ops:
         return targets.float(), targets.new_empty(len(targets), 0), logits.new_empty(len(targets), 0)
 
     return Ops(
-        inputs=inputs,
+        inputs=recorded,
         embedding=lambda ids, table: ids[:, None],
         norm=lambda x, by: x,
         add_norm=lambda x, residual, by: (x, residual),
@@ -245,9 +257,10 @@ class FaultyRunner:
             state = self.runner.state
             columns = views(step.staged.buffer, step.staged.places)
             state.upload(len(step.updates), columns)
+            windows = state.windows.tables
             for (pool, _), (group, _) in zip(self.runner.kv, self.groups.places, strict=True):
-                table = state.slot_tables[group]
-                pool[table[columns["token_rows"], columns["positions"]].long(), 0, 0] = POISON
+                table = windows[group - 1] if group else state.slot_table
+                pool[table[columns["token_rows"], columns["positions"] % table.shape[1]].long(), 0, 0] = POISON
             raise RuntimeError("injected")
         try:
             return self.runner.run(step)
@@ -266,7 +279,10 @@ class Worker:
         spec = spec_of(limits.window)
         groups = lifetimes(spec)
         assert groups.each == limits.window.each
-        state = worker_state.State(limits.rows, LONGEST, torch.device("cpu"), groups.each)
+        window, cpu = limits.window, torch.device("cpu")
+        columns = window.tokens + max(min(limits.chunk_budget, limits.chunk_size), CREDIT) + 2
+        windows = Windows(window.groups, window.tokens, limits.rows, columns, cpu)
+        state = worker_state.State(limits.rows, LONGEST, cpu, windows)
         ops = stamp_ops(state.tokens)
         weights = {p.name: torch.zeros(p.shape, dtype=torch.int64) for p in parameters(spec, 0, 1)}
         pool = torch.full((limits.slots + 1, 1, 2), -7, dtype=torch.int64)

@@ -26,6 +26,7 @@ from aiollm.workers.model.parameters import parameters
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.shapes import SHAPES
 from aiollm.workers.tp import Shard
+from aiollm.workers.windows import ring
 
 GEMMA3: dict[str, Any] = {
     "architectures": ["Gemma3ForCausalLM"], "vocab_size": 262208, "max_position_embeddings": 131072,
@@ -55,13 +56,14 @@ LOADS = {  # people, turns of each, tokens of what one in three of them begins w
     "questions on texts of 12k": (150, 4, 12000),
 }
 SHARE, STEPS = 0.95, 3 << 30  # of the card that may be used; bytes of activations and graphs
+BUDGET = 2048  # --batch_max_tokens
 BF16 = torch.bfloat16
 
 
 def slots(spec: DecoderSpec, groups: Groups, card: int, rows: int) -> int:
     """Slots of a pool that takes what is left of a card."""
     weights = sum(math.prod(parameter.shape) for parameter in parameters(spec, 0, 1)) * BF16.itemsize
-    tables = (rows + 1) * spec.max_position * 4 * (1 + groups.each)
+    tables = 4 * (rows + 1) * (2 * spec.max_position + (groups.each - 1) * ring(groups.window, BUDGET))
     return int(card * SHARE - weights - tables - STEPS) // bytes_per_slot(spec, Shard(spec, 0, 1), BF16, groups)
 
 

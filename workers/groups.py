@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from aiollm.workers.model.spec import DecoderSpec
 
-TABLES = 16  # part of a device's memory, at most, that slot tables of further groups may take
 LONG = 4  # windows: the sequence for which the size of groups is chosen, where models go on for so long
 
 
@@ -32,11 +31,6 @@ class Groups(NamedTuple):
 def one(spec: DecoderSpec) -> Groups:
     """All layers in one group, whatever they see."""
     return Groups(0, spec.layers, tuple((0, layer) for layer in range(spec.layers)))
-
-
-def affordable(groups: Groups, rows: int, max_length: int, memory: int) -> bool:
-    """Whether the slot tables of all groups but the first are small beside a device's memory."""
-    return 4 * (groups.each - 1) * (rows + 1) * max_length * TABLES <= memory
 
 
 def lifetimes(spec: DecoderSpec) -> Groups:

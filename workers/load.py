@@ -18,7 +18,7 @@ from aiollm.kernels.ops import Ops, cpu_ops, triton_ops
 from aiollm.wire.messages import Loading, Ready, WorkerSettings
 from aiollm.workers import gpu, kv, memory, weights
 from aiollm.workers.families.registry import describe
-from aiollm.workers.groups import Groups, affordable, lifetimes, one
+from aiollm.workers.groups import lifetimes
 from aiollm.workers.model.decoder import Decoder
 from aiollm.workers.model.reward import read_score
 from aiollm.workers.model.spec import DecoderSpec
@@ -29,6 +29,7 @@ from aiollm.workers.state import State
 from aiollm.workers.step import NO_BIAS, Room, Step, columns
 from aiollm.workers.stream import HostStream, Stream
 from aiollm.workers.tp import Shard, TensorParallel
+from aiollm.workers.windows import Windows, ring
 
 # Of the KV cache and of all weights, but that `int8` holds those of the linear layers as 8-bit integers.
 DATA_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
@@ -100,7 +101,7 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
     if device.type == "cuda":
         _tune(spec, shard, dtype, device, phases)
     longest = min(settings.max_length or spec.max_position, spec.max_position)
-    groups = _groups(spec, settings, longest, device, tp)
+    groups = lifetimes(spec)  # of nothing else: a worker that starts again has to find the slots of the first one
     longest = min(longest, settings.slots * groups.each + 1) if settings.slots else longest
     # What no request can reach is no context: LongRoPE chooses its factors by the length that is served.
     served = replace(spec, max_position=longest)
@@ -125,7 +126,10 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
         with phases.phase("compiling kernels"):
             compiled()
     decoder = Decoder(served, parameters, ops, tp, [group for group, _ in groups.places])
-    state = State(settings.rows, longest, device, groups.each)
+    windows = Windows(
+        groups.each - 1, groups.window, settings.rows, ring(groups.window, settings.chunk_budget), device
+    )  # fmt: skip
+    state = State(settings.rows, longest, device, windows)
 
     def runner_with(slots: int) -> ModelRunner:
         state.pad_into(slots)
@@ -194,22 +198,6 @@ def _tune(spec: DecoderSpec, shard: Shard, dtype: torch.dtype, device: torch.dev
     )
     with phases.phase("tuning kernels") as progress, torch.cuda.device(device):
         at_start(shape, lambda _, done: progress(done))
-
-
-def _groups(
-    spec: DecoderSpec, settings: WorkerSettings, longest: int, device: torch.device, tp: TensorParallel
-) -> Groups:
-    """Those that were told; where nothing was, those of each lifetime, if windows end before requests do, and there is
-    memory for their tables."""
-    groups, alike = lifetimes(spec), one(spec)
-    if settings.windowed >= 0:
-        return next(found for found in (groups, alike) if found.each == settings.windowed + 1)
-    if longest <= groups.window:
-        return alike
-    if device.type == "cpu":  # where memory is taken as it is written
-        return groups
-    memory = torch.cuda.mem_get_info(device)[1]
-    return groups if tp.smallest(affordable(groups, settings.rows, longest, memory)) else alike
 
 
 def _data_type(name: str, device: torch.device, config: dict[str, object]) -> str:

@@ -179,7 +179,6 @@ def main(path: str, device: str | None, folder: str | None) -> int:
             ranks=1,
             slots=ready.slots,  # not those that fit here: the updates name slots of that pool
             max_length=ready.max_length,
-            windowed=ready.windowed,
         )
         differing += _replay(epoch, settings)
         gc.collect()

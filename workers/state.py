@@ -4,20 +4,20 @@ import torch
 
 from aiollm.kernels.batch import Batch, Sampling
 from aiollm.kernels.ops import Ops
-from aiollm.workers.uploads import FLOATS, Tensors, lay
+from aiollm.workers.uploads import FLOATS, Tensors, laid
+from aiollm.workers.windows import Windows
 
 # What a row that nobody holds has: greedy, and nothing else. As FLOATS has them.
 _OFF = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 class State:
-    """Tables of `rows` rows, and one that holds padding, by `max_length` positions; 4 bytes each. There is a slot table
-    for each group of layers."""
+    """Tables of `rows` rows, and one that holds padding, by `max_length` positions; 8 bytes each. Layers with
+    a window have their own, `windows`."""
 
-    def __init__(self, rows: int, max_length: int, device: torch.device, groups: int = 1) -> None:
-        wide = -(-max_length // 4) * 4  # so that each table begins at a multiple of 16 bytes
-        tables = torch.zeros((groups, rows + 1, wide), dtype=torch.int32, device=device)
-        self.slot_tables = tables[:, :, :max_length]
+    def __init__(self, rows: int, max_length: int, device: torch.device, windows: Windows | None = None) -> None:
+        self.windows = windows or Windows(0, 0, rows, 1, device)
+        self.slot_table = torch.zeros((rows + 1, max_length), dtype=torch.int32, device=device)
         self.tokens = torch.zeros((rows + 1, max_length), dtype=torch.int32, device=device)
         # A line of the table is a column of its own for a kernel: it begins at a multiple of 16 bytes.
         self.floats = torch.tensor(_OFF, device=device)[:, None].repeat(1, -(-(rows + 1) // 4) * 4)
@@ -35,11 +35,12 @@ class State:
 
     def pad_into(self, slot: int) -> None:
         """Keys and values of padding go to this slot, which belongs to nobody."""
-        self.slot_tables[:, self.hold] = slot
+        self.slot_table[self.hold] = slot
+        self.windows.pad_into(slot)
 
     @property
     def nbytes(self) -> int:
-        return self.slot_tables.nbytes + self.tokens.nbytes
+        return self.slot_table.nbytes + self.tokens.nbytes + self.windows.tables.nbytes
 
     def upload(self, updates: int, columns: Tensors) -> None:
         """Lay down what that many updates brought, in their order: the columns of uploads.py."""
@@ -48,26 +49,27 @@ class State:
             self.top_k[rows] = columns["admit.top_k"]
             self.seeds[rows] = columns["admit.seeds"]
             self.prompt_lengths[rows] = columns["admit.prompt_lengths"]
-        lay(self.slot_tables, "slots", updates, columns)
-        lay(self.tokens[None], "tokens", updates, columns)
+        for rows, positions, values in laid("slots", updates, columns):
+            self.slot_table[rows, positions] = values[: len(rows)]
+            self.windows.lay(rows, positions, values[len(rows) :])
+        for rows, positions, values in laid("tokens", updates, columns):
+            self.tokens[rows, positions] = values
 
     def batch(self, columns: Tensors, max_new: int, max_length: int, ops: Ops) -> tuple[torch.Tensor, Batch]:
         """The token ids to compute, [tokens] int64, and where they belong."""
-        rows, positions = columns["token_rows"], columns["positions"]
-        table, *windowed = self.slot_tables.unbind()
-        ids, slots = ops.inputs(rows, positions, self.tokens, table)
+        positions = columns["positions"]
+        ids, slots = ops.inputs(columns["token_rows"], positions, self.tokens, self.slot_table)
         batch = Batch(
             rows=columns["rows"],
             starts=columns["starts"],
             lengths=columns["lengths"],
             positions=positions,
             slots=slots,
-            slot_table=table,
+            slot_table=self.slot_table,
             max_new=max_new,
             max_length=max_length,
-            windowed=tuple((ops.inputs(rows, positions, self.tokens, other)[1], other) for other in windowed),
         )
-        return ids, batch
+        return ids, batch._replace(windowed=self.windows.batches(batch, columns["token_rows"], ops))
 
     def sampling(self, columns: Tensors, bias: tuple[torch.Tensor, torch.Tensor] | None, top_n: int) -> Sampling:
         """How the step's sampled sequences want their tokens; the tables themselves, which the operation looks up.

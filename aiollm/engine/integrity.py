@@ -5,6 +5,7 @@ import numpy as np
 from aiollm.engine.node import path
 from aiollm.engine.request import State
 from aiollm.engine.scheduler import Scheduler
+from aiollm.wire.messages import MOST_CREDIT
 
 
 def check(core: Scheduler) -> None:
@@ -28,6 +29,7 @@ def check(core: Scheduler) -> None:
         prefix = core.index.slots(row.node, 0)
         assert (prefix[0] == row.slots[0, : row.indexed]).all(), "a row lost its prefix"
         assert (prefix[1:, low:] == row.slots[1:, low : row.indexed]).all(), "a row lost what its windows show"
+        assert row.granted - row.next <= MOST_CREDIT, "more is granted than a worker has room for"
         assert row.low <= low or not core.limits.window.groups, "slots went back that windows show"
         for node in held:
             assert node.end <= low or node.start >= row.kept, "what windows show is not guarded"

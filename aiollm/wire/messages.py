@@ -10,6 +10,8 @@ import msgspec
 from aiollm.wire.columns import Runs
 from aiollm.wire.sampling import SamplingParams
 
+MOST_CREDIT = 64  # slots ahead of the position of a row that decodes
+
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker needs to know before it loads a model. Sizes are tokens unless a name says bytes."""
@@ -29,8 +31,6 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     mem_fraction: float = 0.9
     max_length: int = 0
     """Longest sequence, prompt and output together; 0 takes the smaller of the model's context and the pool."""
-    windowed: int = -1
-    """Groups of layers with a window; -1 takes what the model and the device's memory suggest."""
     chunk_budget: int = 2048
     """Largest number of prompt tokens in one iteration."""
     graphs: bool = True

@@ -98,7 +98,7 @@ def test_the_longest_sequence_fits_the_model_the_pool_and_the_wish(
 ) -> None:
     runner, ready = load(settings(folder, max_length=asked, slots=slots), nobody)
     assert ready.max_length == found
-    assert runner.state.slot_tables[0].shape == (5, found)
+    assert runner.state.slot_table.shape == (5, found)
 
 
 def test_without_a_number_of_slots_the_free_memory_decides(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,13 +112,10 @@ def test_a_token_counts_once_for_each_group_of_layers(tmp_path: Path) -> None:
     runner, ready = load(settings(tmp_path, slots=50), nobody)
     assert (ready.slots, ready.window, ready.windowed) == (50, 11, 2)
     assert ready.max_length == 151, "of the others' slots, a long request takes but the last ones"
-    assert len(runner.state.slot_tables) == 3
+    assert runner.state.windows.tables.shape == (2, 5, 2064), "11 seen, 2,048 of a chunk, 2 of credit"
     assert len({pool.data_ptr() for pool, _ in runner.kv}) == 2 and runner.kv[0][0].shape[0] == 151
-    _, again = load(settings(tmp_path, slots=50, windowed=2), nobody)
-    _, alike = load(settings(tmp_path, slots=50, windowed=0), nobody)
-    _, short = load(settings(tmp_path, max_length=11), nobody)
-    assert short.windowed == 0, "no request outlives a window"
-    assert (again.windowed, alike.windowed, alike.window, alike.max_length) == (2, 0, 0, 51)
+    _, again = load(settings(tmp_path, slots=ready.slots, max_length=ready.max_length), nobody)
+    assert again.windowed == ready.windowed, "as a worker that starts again is asked"
     assert dict(ready.budget)["KV cache"] == 151 * 2 * 2 * 2 * 12 * 4
 
 
@@ -163,7 +160,7 @@ def test_a_missing_tensor_is_named(copy: Path) -> None:
 
 def test_warming_up_leaves_no_trace_in_the_rows(folder: Path) -> None:
     runner, _ = load(settings(folder), nobody)
-    assert not runner.state.slot_tables[0][:4].any() and not runner.state.tokens[:4].any()
+    assert not runner.state.slot_table[:4].any() and not runner.state.tokens[:4].any()
 
 
 def test_each_rank_has_a_gpu_of_its_own(folder: Path) -> None:

@@ -10,7 +10,7 @@ import stamp
 from aiollm.engine import judge, radix, request, rows, scheduler, window
 from aiollm.engine.node import Node, path
 from aiollm.wire.messages import Result, Update
-from aiollm.workers import arrivals, loop, staging, state, step
+from aiollm.workers import arrivals, loop, staging, state, step, windows
 from aiollm.workers import rows as worker_rows
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -364,9 +364,19 @@ def completed_but_not_poisoned(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(scheduler.Scheduler, "_complete", complete)
 
 
+def rings_that_are_too_short(patch: pytest.MonkeyPatch) -> None:
+    """Between what a token sees and what is granted no position takes the place of another."""
+    original = windows.Windows.__init__
+
+    def init(self: windows.Windows, groups: int, seen: int, rows: int, columns: int, device: Any) -> None:
+        original(self, groups, seen, rows, seen + 1, device)
+
+    patch.setattr(windows.Windows, "__init__", init)
+
+
 WINDOWS: list[Break] = [
     nothing_is_guarded, windows_that_go_back_too_early, windows_that_go_back_with_their_chunk,
-    matches_where_windows_are_lost, completed_but_not_poisoned,
+    matches_where_windows_are_lost, completed_but_not_poisoned, rings_that_are_too_short,
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from aiollm.workers.staging import Column
 from aiollm.workers.state import State
 from aiollm.workers.step import NO_BIAS, Room, columns
 from aiollm.workers.uploads import FLOATS
+from aiollm.workers.windows import Windows
 
 CPU = torch.device("cpu")
 
@@ -39,7 +40,7 @@ def test_a_row_that_lived_twice_between_two_launches_has_its_last_life() -> None
     first = begin(1, 1, [10, 11, 12], first_slot=20, sampling=old)
     upload(state, [first, begin(2, 1, [30, 31], first_slot=40, generation=2, retire=[1], sampling=new)])
     assert state.tokens[1, :3].tolist() == [30, 31, 12]
-    assert state.slot_tables[0][1, :3].tolist() == [40, 41, 22]
+    assert state.slot_table[1, :3].tolist() == [40, 41, 22]
     assert state.floats[FLOATS.index("temperature"), 1] == 2.0
     assert (state.seeds[1], state.top_k[1], state.prompt_lengths[1]) == (2, 0, 2)
 
@@ -48,24 +49,20 @@ def test_runs_of_several_rows_lie_where_they_say() -> None:
     state = State(3, 8, CPU)
     runs = Runs(pack([2, 0, 2]), pack([0, 3, 5]), pack([2, 1, 3]), pack([1, 2, 3, 4, 5, 6]))
     upload(state, [Update(number=1, slots=runs)])
-    assert state.slot_tables[0].tolist()[:3] == [[0, 0, 0, 3, 0, 0, 0, 0], [0] * 8, [1, 2, 0, 0, 0, 4, 5, 6]]
+    assert state.slot_table.tolist()[:3] == [[0, 0, 0, 3, 0, 0, 0, 0], [0] * 8, [1, 2, 0, 0, 0, 4, 5, 6]]
     assert not state.tokens.any()
 
 
 def test_each_group_of_layers_has_slots_of_its_own() -> None:
-    state = State(2, 4, CPU, groups=2)
+    state = State(2, 4, CPU, Windows(1, 2, 2, 4, CPU))
     state.pad_into(77)
     runs = Runs(pack([1, 0]), pack([1, 0]), pack([2, 1]), pack([5, 6, 7, 15, 16, 17]))
     upload(state, [Update(number=1, slots=runs)])
-    assert state.slot_tables.tolist() == [
-        [[7, 0, 0, 0], [0, 5, 6, 0], [77] * 4],
-        [[17, 0, 0, 0], [0, 15, 16, 0], [77] * 4],
-    ]
+    assert state.slot_table.tolist() == [[7, 0, 0, 0], [0, 5, 6, 0], [77] * 4]
+    assert state.windows.tables.tolist() == [[[17, 0, 0, 0], [0, 15, 16, 0], [77] * 4]]
     _, batch = state.batch(columns_of(1, 1, 2), 2, 3, reference_ops())
-    ((slots, table),) = batch.windowed
-    assert (batch.slots.tolist(), slots.tolist()) == ([5, 6], [15, 16])
-    assert batch.slot_table.data_ptr() == state.slot_tables[0].data_ptr()
-    assert table.data_ptr() == state.slot_tables[1].data_ptr()
+    (windowed,) = batch.windowed
+    assert (batch.slots.tolist(), windowed.slots.tolist()) == ([5, 6], [15, 16])
     assert state.nbytes == 3 * 3 * 4 * 4
 
 
@@ -95,7 +92,7 @@ def test_a_bias_is_what_was_given() -> None:
 def test_padding_has_a_row_and_a_slot_of_its_own() -> None:
     state = State(2, 4, CPU)
     state.pad_into(77)
-    assert (state.hold, state.slot_tables[0].tolist()) == (2, [[0] * 4, [0] * 4, [77] * 4])
+    assert (state.hold, state.slot_table.tolist()) == (2, [[0] * 4, [0] * 4, [77] * 4])
 
 
 def test_a_batch_names_the_slot_of_each_new_token() -> None:

@@ -54,10 +54,10 @@ class Decoder:
         `kv` holds the pools (K, V) of each layer, [slots + 1, shard.kv_heads, head_dim]: written at the slots of its
         group in the batch, and read through that group's slot table.
         """
-        batches = [batch := self._ops.plan(batch, self.shard.kv_heads)]
-        for slots, table in batch.windowed:
-            other = batch._replace(slots=slots, slot_table=table)
-            batches.append(self._ops.plan(other, self.shard.kv_heads))
+        batches, plan = [self._ops.plan(batch, self.shard.kv_heads)], None
+        for other in batch.windowed:
+            batches.append(self._ops.plan(other._replace(plan=plan), self.shard.kv_heads))
+            plan = batches[-1].plan
         x = self._embedded(ids, batch)
         for block, group, pools in zip(self._blocks, self._groups, kv, strict=True):
             x = block.forward(x, batches[group], pools)
