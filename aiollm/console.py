@@ -48,12 +48,14 @@ def budget(ready: Ready) -> list[str]:
     """The memory that a worker measured, a line each, and what the KV cache holds."""
     width = max(len(what) for what, _ in ready.budget)
     lines = [f"  {what:<{width}} {_size(amount):>10}" for what, amount in ready.budget]
-    contexts = ready.slots / ready.max_length
+    longest = ready.max_length
+    contexts = ready.slots * (1 + ready.windowed) / (longest + ready.windowed * min(longest, ready.window))
+    ends = f"; layers with a window keep the last {ready.window:,} of each" if ready.windowed else ""
     return [
         f"memory of each worker ({ready.data_type}):",
         *lines,
         f"  the KV cache holds {ready.slots:,} tokens, {contexts:.1f} requests of the longest length"
-        f" ({ready.max_length:,}); --max_total_token_num and --max_req_total_len set these",
+        f" ({longest:,}){ends}; --max_total_token_num and --max_req_total_len set these",
     ]
 
 

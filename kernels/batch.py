@@ -21,6 +21,7 @@ class Batch(NamedTuple):
     max_new: int  # largest number of new tokens of one sequence
     max_length: int  # largest of `lengths`
     plan: Any = None  # what `Ops.plan` laid out for the attention of its table
+    windowed: tuple["Batch", ...] = ()  # the same tokens for each group of layers with a window, which sees but the end
 
 
 class Sampling(NamedTuple):

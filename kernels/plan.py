@@ -54,6 +54,8 @@ class Plan(NamedTuple):
 
 def plan(batch: Batch, kv_heads: int) -> Batch:
     """The batch with a Plan; the contract is ref/plan.py."""
+    if batch.plan is not None:  # slots make no difference
+        return batch
     return batch._replace(plan=Plan(plan_prefill(batch) if batch.max_new > 1 else None, {}))
 
 

@@ -26,6 +26,7 @@ from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture
 from aiollm.engine.queue import Order
 from aiollm.engine.request import Finish, Request, State
 from aiollm.engine.scheduler import Scheduler, Service
+from aiollm.engine.window import Window
 from aiollm.wire.columns import pack
 from aiollm.wire.messages import Failed, Result
 from aiollm.wire.sampling import SamplingParams
@@ -78,10 +79,10 @@ class Yard:
 
     def __init__(self, seed: int) -> None:
         r = self.random = random.Random(seed)
-        limits = Limits(
-            r.choice([1, 2, 5, 9]), r.choice([LONGEST, 100, 250]), LONGEST, r.choice([4, 16, 64]),
-            r.choice([3, 16, 64]), r.random() < 0.9,
-        )  # fmt: skip
+        window, chunk_size = Window(r.choice([1, 2, 5, 20, 90]), r.choice([0, 0, 1, 3])), r.choice([3, 16, 64])
+        budget = r.choice([4, 16, 64])
+        slots = max(r.choice([LONGEST, 100, 250]), window.worst(LONGEST - 1, min(budget, chunk_size)))
+        limits = Limits(r.choice([1, 2, 5, 9]), slots, LONGEST, budget, chunk_size, r.random() < 0.9, window)
         service = Service(
             r.choice(get_args(Order)), r.choice(get_args(PauseOrder)), r.choice([1.0, 50.0]), r.choice([0.0, 0.01]),
             r.choice([0.0, 400.0]),
@@ -126,7 +127,7 @@ class Yard:
             return
         prompt = [*r.choice(self.systems)] if r.random() < 0.7 else []
         prompt += [r.randrange(1, 9) for _ in range(r.randint(0 if prompt else 1, 8))]
-        most = min(LONGEST - len(prompt), self.core.limits.slots + 1 - len(prompt))
+        most = self.core.limits.longest - len(prompt)
         array, cap = np.array(prompt, np.int64), r.randint(1, most)
         group = []
         for _ in range(r.choice([1, 1, 1, 2, 4])):

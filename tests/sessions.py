@@ -13,9 +13,11 @@ from aiollm.kernels.batch import Batch
 from aiollm.kernels.cases import on
 from aiollm.kernels.ops import Ops, triton_ops
 from aiollm.workers.families.registry import describe
+from aiollm.workers.groups import lifetimes
 from aiollm.workers.model.decoder import Decoder
 from aiollm.workers.tp import TensorParallel
 from aiollm.workers.weights import load
+from aiollm.workers.windows import Windows
 
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -124,7 +126,8 @@ def logits_of_transformers(checkpoint: Path) -> list[torch.Tensor]:
 
 
 class Session:
-    """A decoder with a KV pool of scattered slots, for the sequences of PROMPTS."""
+    """A decoder with a KV pool of scattered slots, for the sequences of PROMPTS. What was never stored is NaN, and so
+    is whatever a slot table names that windows do not show."""
 
     def __init__(self, checkpoint: Path, ops: Ops, dtype: torch.dtype = torch.float32, quantized: bool = False) -> None:
         description = describe(json.loads((checkpoint / "config.json").read_text()))
@@ -133,12 +136,17 @@ class Session:
         quantize = ops.quantize if quantized else None
         self.device = torch.device("cuda" if ops == triton_ops() else "cpu")
         weights = load(checkpoint, spec, description.names, dtype=dtype, device=self.device, tp=tp, quantize=quantize)
-        self.decoder = Decoder(spec, weights, ops, tp)
-        shape = (301, spec.kv_heads, spec.head_dim)
-        pools = torch.full((spec.layers, 2, *shape), torch.nan, dtype=dtype, device=self.device)
-        self.kv = [(k_pool, v_pool) for k_pool, v_pool in pools]
-        self.slots = torch.randperm(300, generator=torch.Generator().manual_seed(1)).view(3, 100)
+        self.ops = ops
+        self.groups = lifetimes(spec)
+        self.decoder = Decoder(spec, weights, ops, tp, [group for group, _ in self.groups.places])
+        count = 300 * self.groups.each
+        shape = (count + 1, spec.kv_heads, spec.head_dim)
+        pools = torch.full((self.groups.pools, 2, *shape), torch.nan, dtype=dtype, device=self.device)
+        self.kv = [(pools[pool, 0], pools[pool, 1]) for _, pool in self.groups.places]
+        self.slots = torch.randperm(count, generator=torch.Generator().manual_seed(1)).view(-1, 3, 100)
         self.lengths = [0, 0, 0]
+        self.windows = Windows(self.groups.each - 1, self.groups.window, 3, self.groups.window + 61, self.device)
+        self.windows.pad_into(count)
 
     def step(self, new: dict[int, int]) -> dict[int, torch.Tensor]:
         """Compute the next `new[row]` tokens of each row in one Batch -> their logits."""
@@ -147,17 +155,21 @@ class Session:
         for row in rows:
             self.lengths[row] += new[row]
         counts = torch.tensor([0, *new.values()])
+        token_rows = torch.tensor([row for row in rows for _ in spans[row]], device=self.device)
+        slots = torch.cat([self.slots[:, row, spans[row]] for row in rows], dim=1)
         batch = Batch(
             rows=torch.tensor(rows),
             starts=counts.cumsum(0).int(),
             lengths=torch.tensor([self.lengths[row] for row in rows], dtype=torch.int32),
             positions=torch.cat([torch.tensor(spans[row]) for row in rows]),
-            slots=torch.cat([self.slots[row, spans[row]] for row in rows]),
-            slot_table=self.slots.int(),
+            slots=slots[0],
+            slot_table=self.slots[0].int(),
             max_new=max(new.values()),
             max_length=max(self.lengths[row] for row in rows),
         )
         ids = torch.cat([PROMPTS[row][spans[row].start : spans[row].stop] for row in rows])
         ids, batch = on(self.device, ids, batch)
+        self.windows.lay(token_rows, batch.positions, slots[1:].int().flatten().to(self.device))
+        batch = batch._replace(windowed=self.windows.batches(batch, token_rows, self.ops))
         hidden = self.decoder.forward(ids, batch, self.kv)
         return dict(zip(rows, self.decoder.logits(hidden).cpu().split(list(new.values())), strict=True))

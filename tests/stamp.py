@@ -31,6 +31,7 @@ from aiollm.engine.queue import Order
 from aiollm.engine.request import Finish, PromptToken, Request, State, Token
 from aiollm.engine.scheduler import Scheduler, Service
 from aiollm.engine.slots import SlotPool
+from aiollm.engine.window import Window
 from aiollm.kernels.batch import Batch, Sampled, Sampling
 from aiollm.kernels.ops import Ops
 from aiollm.kernels.ref.inputs import inputs
@@ -42,6 +43,7 @@ from aiollm.wire.messages import Failed, FromWorker, Result, ToWorker
 from aiollm.wire.sampling import SamplingParams
 from aiollm.workers import state as worker_state
 from aiollm.workers.decisions import Decisions
+from aiollm.workers.groups import Groups, lifetimes
 from aiollm.workers.loop import Flight, Loop, Outcome
 from aiollm.workers.model.decoder import Decoder
 from aiollm.workers.model.parameters import parameters
@@ -53,21 +55,28 @@ from aiollm.workers.staging import views
 from aiollm.workers.step import Room, Step
 from aiollm.workers.stream import Pending
 from aiollm.workers.tp import TensorParallel
+from aiollm.workers.windows import Windows
 
 VOCABULARY = 17
 EOS = 0
 LONGEST = 28
+CREDIT = 10  # slots ahead of a row, at most: a fiftieth of the largest pool, eight times over
 POISON = -9  # token of a slot whose store failed; whatever is computed from it is poisoned too
 PRIME = 16777213  # hashes stay exact in a float32 logit
 POWERS = np.array([pow(31, i, PRIME) for i in range(LONGEST + 1)], np.int64)
-SPEC = DecoderSpec(
-    layers=1, hidden=1, heads=1, kv_heads=1, head_dim=2, intermediate=1, vocab=VOCABULARY, max_position=LONGEST,
-    norm_eps=1e-6, rope=Rope(dim=2, theta=1e4), tied_head=False,
-)  # fmt: skip
 
 
 class StampError(BaseException):
     """The contract of the loop is broken. No Exception, so that no part of the server can take it for a client's."""
+
+
+def spec_of(window: Window) -> DecoderSpec:
+    """A layer for each group with a window, then one that sees everything."""
+    return DecoderSpec(
+        layers=window.each, hidden=1, heads=1, kv_heads=1, head_dim=2, intermediate=1, vocab=VOCABULARY,
+        max_position=LONGEST, norm_eps=1e-6, rope=Rope(dim=2, theta=1e4), tied_head=False,
+        window=window.tokens if window.groups else 0, global_layers=frozenset([window.groups]),
+    )  # fmt: skip
 
 
 def draw(hashed: int, seed: int, length: int) -> int:
@@ -88,8 +97,17 @@ def oracle(prompt: Sequence[int], sampling: SamplingParams) -> list[int]:
 
 
 def stamp_ops(history: torch.Tensor) -> Ops:
-    """`history` [rows, positions] is the token table that stamps are checked against."""
+    """`history` [rows, positions] is the token table that stamps are checked against.
+
+    Layers with a window check what it shows, and pass tokens on; the one that sees everything makes the hash of them.
+    """
     known = history.numpy()
+    token_rows = np.empty(0, np.int64)
+
+    def recorded(rows: torch.Tensor, *tables: torch.Tensor) -> Any:
+        nonlocal token_rows
+        token_rows = rows.numpy()
+        return inputs(rows, *tables)
 
     def linear(x: torch.Tensor, weight: torch.Tensor, *rest: Any, **neighbours: Any) -> torch.Tensor:
         return x[:, :1].expand(-1, weight.shape[0])
@@ -108,19 +126,30 @@ def stamp_ops(history: torch.Tensor) -> Ops:
         rows, lengths = batch.rows.numpy(), batch.lengths.numpy()
         at = np.arange(batch.max_length)
         mine = at < lengths[:, None]
+        counts = np.diff(batch.starts.numpy())
+        known_rows, low = rows, np.zeros(len(rows), np.int64)
+        if scoring.window:  # sequences begin where it does
+            mine &= at > (lengths - counts - scoring.window)[:, None]
+            first = np.minimum(batch.starts.numpy()[:-1], len(token_rows) - 1)
+            known_rows, low = token_rows[first], batch.positions.numpy()[first] + counts - lengths
+        where = np.minimum(low[:, None] + at, LONGEST - 1)
         slots = batch.slot_table.numpy()[rows, : batch.max_length]
         tokens, positions = k_pool.numpy()[slots, 0, 0], v_pool.numpy()[slots, 0, 0]
         poisoned = (tokens == POISON) & mine
-        if ((positions != at) & mine & ~poisoned).any():
+        if ((positions != where) & mine & ~poisoned).any():
             raise StampError("a slot holds another position")
-        if ((tokens != known[rows, : batch.max_length]) & mine & ~poisoned).any():
+        if ((tokens != known[known_rows[:, None], where]) & mine & ~poisoned).any():
             raise StampError("a slot holds another token")
-        hashes = np.cumsum((tokens + 1) * POWERS[: batch.max_length] * mine, axis=1) % PRIME
-        sequence = np.zeros(len(q), np.int64)
-        used = np.repeat(np.arange(len(rows)), np.diff(batch.starts.numpy()))
-        sequence[: len(used)] = used  # what comes behind is padding
+        used = np.repeat(np.arange(len(rows)), counts)
         if poisoned.any():
             k_pool.numpy()[batch.slots.numpy()[: len(used)][poisoned.any(axis=1)[used]], 0, 0] = POISON
+        if scoring.window:
+            passed = q.clone()
+            passed[: len(used)][torch.from_numpy(poisoned.any(axis=1)[used])] = POISON
+            return passed
+        hashes = np.cumsum((tokens + 1) * POWERS[: batch.max_length] * mine, axis=1) % PRIME
+        sequence = np.zeros(len(q), np.int64)
+        sequence[: len(used)] = used  # what comes behind is padding
         return torch.from_numpy(hashes[sequence, batch.positions.numpy()]).view(-1, 1, 1).expand(-1, 1, 2)
 
     def sample(logits: torch.Tensor, s: Sampling) -> Sampled:
@@ -133,7 +162,7 @@ def stamp_ops(history: torch.Tensor) -> Ops:
         return targets.float(), targets.new_empty(len(targets), 0), logits.new_empty(len(targets), 0)
 
     return Ops(
-        inputs=inputs,
+        inputs=recorded,
         embedding=lambda ids, table: ids[:, None],
         norm=lambda x, by: x,
         add_norm=lambda x, residual, by: (x, residual),
@@ -207,8 +236,9 @@ class Wire:
 class FaultyRunner:
     """Runs a step, or fails at random and poisons what it should have stored. Contract breaches are no faults."""
 
-    def __init__(self, runner: ModelRunner, chance: float, random: random.Random) -> None:
+    def __init__(self, runner: ModelRunner, groups: Groups, chance: float, random: random.Random) -> None:
         self.runner = runner
+        self.groups = groups
         self.chance = chance
         self.random = random
         self.breach: StampError | None = None
@@ -228,8 +258,10 @@ class FaultyRunner:
             state = self.runner.state
             columns = views(step.staged.buffer, step.staged.places)
             state.upload(len(step.updates), columns)
-            slots = state.slot_table[columns["token_rows"], columns["positions"]].long()
-            self.runner.kv[0][0][slots, 0, 0] = POISON
+            windows = state.windows.tables
+            for (pool, _), (group, _) in zip(self.runner.kv, self.groups.places, strict=True):
+                table = windows[group - 1] if group else state.slot_table
+                pool[table[columns["token_rows"], columns["positions"] % table.shape[1]].long(), 0, 0] = POISON
             raise RuntimeError("injected")
         try:
             return self.runner.run(step)
@@ -245,20 +277,28 @@ class Worker:
         self.wire = Wire()
         self.stream = LateStream()
         graphs = random.choice(["none", "some", "all"])
-        state = worker_state.State(limits.rows, LONGEST, torch.device("cpu"))
+        spec = spec_of(limits.window)
+        groups = lifetimes(spec)
+        assert groups.each == limits.window.each
+        window, cpu = limits.window, torch.device("cpu")
+        columns = window.tokens + max(min(limits.chunk_budget, limits.chunk_size), CREDIT) + 2
+        windows = Windows(window.groups, window.tokens, limits.rows, columns, cpu)
+        state = worker_state.State(limits.rows, LONGEST, cpu, windows)
         ops = stamp_ops(state.tokens)
-        weights = {p.name: torch.zeros(p.shape, dtype=torch.int64) for p in parameters(SPEC, 0, 1)}
+        weights = {p.name: torch.zeros(p.shape, dtype=torch.int64) for p in parameters(spec, 0, 1)}
         pool = torch.full((limits.slots + 1, 1, 2), -7, dtype=torch.int64)
-        self.pools = [(pool, pool.clone())]
+        self.groups = [group for group, _ in groups.places]
+        self.pools = [(pool, pool.clone())] * spec.layers
         state.pad_into(limits.slots)
         tp = TensorParallel()
-        runner = ModelRunner(Decoder(SPEC, weights, ops, tp), self.pools, state, ops, tp, limits.chunk_budget)
+        decoder = Decoder(spec, weights, ops, tp, self.groups)
+        runner = ModelRunner(decoder, self.pools, state, ops, tp, limits.chunk_budget)
         if graphs != "none":
             every = sizes(limits.rows, limits.chunk_budget)
             runner.graphs.begin(lambda work: work, every)  # a "graph" that computes again on the places of its capture
             for size in early(every) if graphs == "some" else every:
                 runner.graphs.capture(size)
-        self.runner = FaultyRunner(runner, chance, random)
+        self.runner = FaultyRunner(runner, groups, chance, random)
         self.loop = Loop(
             epoch, limits.rows, self.wire, self.wire, self.stream, self.runner, runner.staging, Decisions()
         )  # fmt: skip
@@ -363,13 +403,16 @@ class Stage:
 
     def __init__(self, seed: int) -> None:
         r = self.random = random.Random(seed)
+        window = Window(r.choice([1, 2, 5, 11, 20]), r.choice([0, 0, 1, 3]))
+        chunk_size, budget = r.choice([2, 5, 16, 40]), r.choice([3, 7, 16, 40])
         self.limits = Limits(
             rows=r.choice([1, 2, 4, 6]),
-            slots=r.choice([LONGEST, 34, 40, 64]),
+            slots=max(r.choice([LONGEST, 34, 40, 64]), window.worst(LONGEST - 1, min(budget, chunk_size))),
             max_length=LONGEST,
-            chunk_budget=r.choice([3, 7, 16, 40]),
-            chunk_size=r.choice([2, 5, 16, 40]),
+            chunk_budget=budget,
+            chunk_size=chunk_size,
             prefix_cache=r.random() < 0.5,
+            window=window,
         )
         self.faults = r.choice([0.0, 0.0, 0.01, 0.05])
         self.deaths = r.choice([0.0, 0.0005])
@@ -439,7 +482,7 @@ class Stage:
             return
         prompt = [*r.choice(self.systems)] if r.random() < 0.7 else []
         prompt += [r.randrange(self.alphabet) for _ in range(r.randint(0 if prompt else 1, 8))]
-        room = min(LONGEST, self.limits.slots + 1) - len(prompt)
+        room = self.limits.longest - len(prompt)
         sampling = SamplingParams(
             max_tokens=r.randint(1, room) if room > 1 else 1,
             seed=r.randrange(3),
@@ -470,18 +513,20 @@ class Stage:
         """A reader outside the stream takes a loan (rule F)."""
         if self.clients and len(self.loans) < 2:
             tokens = self.random.choice(self.clients).tokens()
-            self.loans.append((self.core.ledger.lend("", tokens), tokens.tolist(), self.worker.pools))
+            self.loans.append((self.core.ledger.lend("", tokens), tokens.tolist(), self.worker))
 
     def copy_out(self) -> None:
         """That reader reads, at a time of its own, and settles."""
         if self.loans:
-            loan, tokens, pools = self.loans.pop(0)
+            loan, tokens, worker = self.loans.pop(0)
             if loan.epoch == self.core.epoch:
-                k_pool, v_pool = (pool.numpy() for pool in pools[0])
-                if k_pool[loan.slots, 0, 0].tolist() != tokens[: len(loan.slots)]:
-                    raise StampError("a reader outside the stream found other tokens")
-                if v_pool[loan.slots, 0, 0].tolist() != list(range(len(loan.slots))):
-                    raise StampError("a reader outside the stream found other positions")
+                for (k_pool, v_pool), group in zip(worker.pools, worker.groups, strict=True):
+                    begin = max(0, loan.node.end - self.limits.window.behind) if group else 0
+                    slots = loan.slots[group, begin:]
+                    if k_pool.numpy()[slots, 0, 0].tolist() != tokens[begin : loan.node.end]:
+                        raise StampError("a reader outside the stream found other tokens")
+                    if v_pool.numpy()[slots, 0, 0].tolist() != list(range(begin, loan.node.end)):
+                        raise StampError("a reader outside the stream found other positions")
             self.core.ledger.settle(loan)
 
     def die(self) -> None:

@@ -47,6 +47,15 @@ def test_the_budget_names_every_part_and_the_flags_that_change_it() -> None:
     assert "--max_total_token_num" in text and "--max_req_total_len" in text
 
 
+def test_the_budget_tells_what_layers_with_a_window_keep() -> None:
+    ready = Ready(
+        slots=3000, max_length=8000, vocabulary=1, architecture="a", data_type="fp32", budget=[("KV cache", 1)],
+        seconds=[], window=500, windowed=3,
+    )  # fmt: skip
+    text = "\n".join(budget(ready))
+    assert "3,000 tokens, 1.3 requests of the longest length (8,000); layers with a window keep the last 500" in text
+
+
 def test_what_was_chosen_on_a_cpu_is_told_with_the_flag_for_the_other_choice() -> None:
     assert "--data_type fp32" in precision("auto", "int8")[0] and "--data_type int8" in precision("auto", "fp32")[0]
     assert precision("int8", "int8") == precision("fp32", "fp32") == precision("auto", "bf16") == []

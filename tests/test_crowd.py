@@ -20,7 +20,7 @@ from aiollm.engine.request import Request, State
 from aiollm.workers import replay
 
 TOKENS = 60  # of the longest answer
-SLOTS = 500  # eight rows of the longest kind want 1,400
+SLOTS = 250  # eight rows of the longest kind want 1,400
 SYSTEM = [(5 * i) % 97 for i in range(40)]  # what some prompts begin with
 PROMPTS = [[*(SYSTEM if n % 3 else []), *((n * i + n) % 97 for i in range(3 + 7 * n))] for n in range(1, 11)]
 
@@ -62,8 +62,8 @@ class Crowd:
     def is_paused(self) -> None:
         core = self.crew.engine.core
         assert core is not None
-        if core.running:
-            core.pause(self.random.choice([row.request for row in core.running.values()]))
+        if core.ledger.running:
+            core.pause(self.random.choice([row.request for row in core.ledger.running.values()]))
             self.pauses += 1
 
     async def live(self) -> None:

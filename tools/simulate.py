@@ -102,7 +102,7 @@ def serve(workload: str, policy: str, setup: dict[str, Any]) -> dict[str, Any]:
         conversations = workloads.chats(setup["seed"], setup["cap"])
         if policy == "optimum":
             conversations = [[ask._replace(max_tokens=ask.output) for ask in asks] for asks in conversations]
-        _follow_up(world, conversations)
+        follow_up(world, conversations)
     began = time.monotonic()
     world.play(warm)
     start = len(world.memory)
@@ -144,7 +144,7 @@ def _asks(workload: str, setup: dict[str, Any]) -> Iterator[Ask]:
     return made[workload](seed, cap)
 
 
-def _follow_up(world: World, conversations: list[list[Ask]]) -> None:
+def follow_up(world: World, conversations: list[list[Ask]]) -> None:
     """Ask the next turn a second after the answer, behind all that was said."""
     for asks in conversations:
         world.ask(asks[0])

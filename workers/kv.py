@@ -1,4 +1,5 @@
-"""The KV pools: how many slots fit, and the tensors they live in. One slot per token, plus one that takes padding."""
+"""The KV pools: how many slots fit, and the tensors they live in. A token has one slot for each group of layers; one
+slot more takes padding."""
 
 import math
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from aiollm.workers.groups import Groups, one
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.tp import Shard
 
@@ -17,9 +19,9 @@ ROUNDING = 256 << 20  # bytes: each layer's pools end within a page of 2 MiB, an
 CPU_MOST = 4 << 30  # bytes of KV on a CPU unless --max_total_token_num says otherwise: a laptop has other work too
 
 
-def bytes_per_slot(spec: DecoderSpec, shard: Shard, dtype: torch.dtype) -> int:
-    """Keys and values of one token, all layers, on this rank."""
-    return 2 * spec.layers * shard.kv_heads * spec.head_dim * dtype.itemsize
+def bytes_per_slot(spec: DecoderSpec, shard: Shard, dtype: torch.dtype, groups: Groups | None = None) -> int:
+    """Keys and values of one token in the layers of a group, which without groups are all layers, on this rank."""
+    return 2 * (groups or one(spec)).pools * shard.kv_heads * spec.head_dim * dtype.itemsize
 
 
 def fitting(per_slot: int, device: torch.device, fraction: float, reserved: int = 0) -> int:
@@ -56,18 +58,25 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def allocate(
-    slots: int, spec: DecoderSpec, shard: Shard, dtype: torch.dtype, device: torch.device
+    slots: int,
+    spec: DecoderSpec,
+    shard: Shard,
+    dtype: torch.dtype,
+    device: torch.device,
+    groups: Groups | None = None,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Pools (K, V) per layer, [slots + 1, kv_heads, head_dim] each, of zeros. On a CPU pages are touched only as slots
-    are used.
+    """Pools (K, V) by layer, [slots + 1, kv_heads, head_dim] each, of zeros: one for the layers that share it. On a CPU
+    pages are touched only as slots are used.
 
     Raises MemoryError where the device does not give them.
     """
     shape = (slots + 1, shard.kv_heads, spec.head_dim)
+    groups = groups or one(spec)
     try:
-        return [(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(spec.layers)]
+        pools = [(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(groups.pools)]
+        return [pools[pool] for _, pool in groups.places]
     except (RuntimeError, MemoryError) as error:
-        room = (slots + 1) * bytes_per_slot(spec, shard, dtype) >> 20
+        room = (slots + 1) * bytes_per_slot(spec, shard, dtype, groups) >> 20
         raise MemoryError(f"{slots} KV slots do not fit, they take {room} MiB: lower --max_total_token_num") from error
 
 

@@ -18,6 +18,7 @@ from aiollm.kernels.ops import Ops, cpu_ops, triton_ops
 from aiollm.wire.messages import Loading, Ready, WorkerSettings
 from aiollm.workers import gpu, kv, memory, weights
 from aiollm.workers.families.registry import describe
+from aiollm.workers.groups import lifetimes
 from aiollm.workers.model.decoder import Decoder
 from aiollm.workers.model.reward import read_score
 from aiollm.workers.model.spec import DecoderSpec
@@ -28,6 +29,7 @@ from aiollm.workers.state import State
 from aiollm.workers.step import NO_BIAS, Room, Step, columns
 from aiollm.workers.stream import HostStream, Stream
 from aiollm.workers.tp import Shard, TensorParallel
+from aiollm.workers.windows import Windows, ring
 
 # Of the KV cache and of all weights, but that `int8` holds those of the linear layers as 8-bit integers.
 DATA_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.float32}
@@ -99,7 +101,10 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
     if device.type == "cuda":
         _tune(spec, shard, dtype, device, phases)
     longest = min(settings.max_length or spec.max_position, spec.max_position)
-    longest = min(longest, settings.slots + 1) if settings.slots else longest
+    groups = lifetimes(spec)  # of nothing else: a worker that starts again has to find the slots of the first one
+    longest = min(longest, settings.slots * groups.each + 1) if settings.slots else longest
+    # What no request can reach is no context: LongRoPE chooses its factors by the length that is served.
+    served = replace(spec, max_position=longest)
     every = sizes(settings.rows, settings.chunk_budget, min(TOP, spec.vocab))
     compiled = None
     if device.type == "cuda":
@@ -120,24 +125,28 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
     if compiled is not None:
         with phases.phase("compiling kernels"):
             compiled()
-    # What no request can reach is no context: LongRoPE chooses its factors by the length that is served.
-    decoder = Decoder(replace(spec, max_position=longest), parameters, ops, tp)
-    state = State(settings.rows, longest, device)
+    decoder = Decoder(served, parameters, ops, tp, [group for group, _ in groups.places])
+    windows = Windows(
+        groups.each - 1, groups.window, settings.rows, ring(groups.window, settings.chunk_budget), device
+    )  # fmt: skip
+    state = State(settings.rows, longest, device, windows)
 
     def runner_with(slots: int) -> ModelRunner:
         state.pad_into(slots)
         return ModelRunner(
-            decoder, kv.allocate(slots, spec, shard, dtype, device), state, ops, tp, settings.chunk_budget
+            decoder, kv.allocate(slots, spec, shard, dtype, device, groups), state, ops, tp, settings.chunk_budget
         )
 
-    per_slot = kv.bytes_per_slot(spec, shard, dtype)
+    per_slot = kv.bytes_per_slot(spec, shard, dtype, groups)
     budget = [("weights", weights.stored_bytes(parameters)), ("row tables", state.nbytes)]
     if device.type == "cuda":
         with phases.phase("measuring memory"):
             budget += memory.measured(lambda: runner_with(1), every, settings.graphs)
     with phases.phase("allocating the KV cache"):
         reserved = sum(amount for what, amount in budget if what in memory.RESERVED)
-        slots = tp.smallest(settings.slots or kv.fitting(per_slot, device, settings.mem_fraction, reserved))
+        room = settings.slots or kv.fitting(per_slot * groups.each, device, settings.mem_fraction, reserved)
+        tokens = tp.smallest(room)
+        slots = tokens * groups.each
         runner = runner_with(slots)
     with phases.phase("warming up"), torch.inference_mode():
         runner.run(_warm_up(settings.rows))
@@ -147,7 +156,7 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
         with phases.phase("capturing graphs") as progress:
             memory.capture(runner, every, progress)
     return Loaded(runner, Ready(
-        slots=slots,
+        slots=tokens,
         max_length=min(longest, slots + 1),
         vocabulary=spec.vocab,
         architecture=config["architectures"][0],
@@ -156,6 +165,8 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
         seconds=phases.seconds,
         unread=unread,
         scores=spec.reward is not None,
+        window=groups.window,
+        windowed=groups.each - 1,
         score_token=-1 if spec.reward_token is None else spec.reward_token,
     ))  # fmt: skip
 

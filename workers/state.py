@@ -4,16 +4,19 @@ import torch
 
 from aiollm.kernels.batch import Batch, Sampling
 from aiollm.kernels.ops import Ops
-from aiollm.workers.uploads import FLOATS, Tensors, lay
+from aiollm.workers.uploads import FLOATS, Tensors, laid
+from aiollm.workers.windows import Windows
 
 # What a row that nobody holds has: greedy, and nothing else. As FLOATS has them.
 _OFF = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 class State:
-    """Tables of `rows` rows, and one that holds padding, by `max_length` positions; 8 bytes each."""
+    """Tables of `rows` rows, and one that holds padding, by `max_length` positions; 8 bytes each. Layers with
+    a window have their own, `windows`."""
 
-    def __init__(self, rows: int, max_length: int, device: torch.device) -> None:
+    def __init__(self, rows: int, max_length: int, device: torch.device, windows: Windows | None = None) -> None:
+        self.windows = windows or Windows(0, 0, rows, 1, device)
         self.slot_table = torch.zeros((rows + 1, max_length), dtype=torch.int32, device=device)
         self.tokens = torch.zeros((rows + 1, max_length), dtype=torch.int32, device=device)
         # A line of the table is a column of its own for a kernel: it begins at a multiple of 16 bytes.
@@ -33,10 +36,11 @@ class State:
     def pad_into(self, slot: int) -> None:
         """Keys and values of padding go to this slot, which belongs to nobody."""
         self.slot_table[self.hold] = slot
+        self.windows.pad_into(slot)
 
     @property
     def nbytes(self) -> int:
-        return self.slot_table.nbytes + self.tokens.nbytes
+        return self.slot_table.nbytes + self.tokens.nbytes + self.windows.tables.nbytes
 
     def upload(self, updates: int, columns: Tensors) -> None:
         """Lay down what that many updates brought, in their order: the columns of uploads.py."""
@@ -45,8 +49,11 @@ class State:
             self.top_k[rows] = columns["admit.top_k"]
             self.seeds[rows] = columns["admit.seeds"]
             self.prompt_lengths[rows] = columns["admit.prompt_lengths"]
-        lay(self.slot_table, "slots", updates, columns)
-        lay(self.tokens, "tokens", updates, columns)
+        for rows, positions, values in laid("slots", updates, columns):
+            self.slot_table[rows, positions] = values[: len(rows)]
+            self.windows.lay(rows, positions, values[len(rows) :])
+        for rows, positions, values in laid("tokens", updates, columns):
+            self.tokens[rows, positions] = values
 
     def batch(self, columns: Tensors, max_new: int, max_length: int, ops: Ops) -> tuple[torch.Tensor, Batch]:
         """The token ids to compute, [tokens] int64, and where they belong."""
@@ -62,7 +69,7 @@ class State:
             max_new=max_new,
             max_length=max_length,
         )
-        return ids, batch
+        return ids, batch._replace(windowed=self.windows.batches(batch, columns["token_rows"], ops))
 
     def sampling(self, columns: Tensors, bias: tuple[torch.Tensor, torch.Tensor] | None, top_n: int) -> Sampling:
         """How the step's sampled sequences want their tokens; the tables themselves, which the operation looks up.

@@ -1,6 +1,6 @@
 """What updates bring for the device's tables, as columns that travel with the step's own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -40,11 +40,11 @@ def columns(updates: Sequence[Update], bias: Bias) -> dict[str, Column]:
     return found
 
 
-def lay(table: torch.Tensor, name: str, count: int, columns: Tensors) -> None:
-    """Write the runs called `name` of `count` updates into `table` [rows, positions], one update after the other."""
+def laid(name: str, count: int, columns: Tensors) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Rows [n], positions [n] and values [tables * n] of the runs called `name` of `count` updates, in their order."""
     for at in range(count):
         if (values := columns.get(f"{name}.{at}.values")) is not None:
-            table[columns[f"{name}.{at}.rows"], columns[f"{name}.{at}.positions"]] = values
+            yield columns[f"{name}.{at}.rows"], columns[f"{name}.{at}.positions"], values
 
 
 def _laid(name: str, runs: Runs) -> dict[str, Column]:

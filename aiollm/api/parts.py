@@ -59,8 +59,7 @@ class Parts(NamedTuple):
     @property
     def context(self) -> int:
         """The longest sequence that can run, prompt and output together; EngineBusy while the model loads."""
-        limits = self.engine.limits
-        return min(limits.max_length, limits.slots + 1)  # the last token of a sequence needs no slot
+        return self.engine.limits.longest
 
     @property
     def vocabulary(self) -> int:

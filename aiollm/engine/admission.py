@@ -6,6 +6,7 @@ still take; just before row i finishes, rows 1..i are alive and each has grown b
     peak = max_i (i * b_i + sum_{j <= i} a_j),    a = slots held now, b = steps to come
 
 A row whose prompt is still being computed begins to grow `delay` steps later: a is smaller and b longer by that much.
+What layers with a window take of a row until it is as long as the window counts with `a` from the beginning.
 Slots that several rows hold are counted once, and as if they stayed.
 """
 
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aiollm.engine.rows import Column
+from aiollm.engine.window import NO_WINDOW, Window
 
 NEVER = 1 << 40  # steps; what nobody takes
 
@@ -37,6 +39,7 @@ class View(NamedTuple):
     used: int
     """In use now or as soon as all known tokens are computed; credit counts."""
     slots: int
+    window: Window = NO_WINDOW
 
 
 class Newcomer(NamedTuple):
@@ -71,7 +74,7 @@ class Sums:
 
 
 class Peaks:
-    """The peak formula over several draws of the steps to come: `held` [n], `steps` [draws, n].
+    """The peak formula over several draws of the steps to come: `held` [n] or [draws, n], `steps` [draws, n].
 
     Columns are the moments before a row ends, those of the longest first; before them stands one in which nobody is
     there, so that every row has one before its own. Newcomers are put in one by one, which is linear in n.
@@ -80,11 +83,13 @@ class Peaks:
     def __init__(self, held: Column, steps: Column) -> None:
         draws, count = steps.shape
         order = np.argsort(-steps, axis=1)  # of rows that end together the order makes no difference
+        draw = np.arange(draws)[:, None]
+        held = held[order] if held.ndim == 1 else held[draw, order]
         self._steps, self._alive, self._places = (np.empty((draws, count + 1), np.int64) for _ in range(3))
         self._steps[:, 0], self._alive[:, 0], self._places[:, 0] = NEVER, 0, -1
         self._places[:, 1:] = order
-        self._steps[:, 1:] = steps[np.arange(draws)[:, None], order]
-        self._alive[:, 1:] = np.arange(1, count + 1) * self._steps[:, 1:] + np.cumsum(held[order], axis=1)
+        self._steps[:, 1:] = steps[draw, order]
+        self._alive[:, 1:] = np.arange(1, count + 1) * self._steps[:, 1:] + np.cumsum(held, axis=1)
 
     def worst(self) -> int:
         """Slots in use at the worst moment of any draw, without those that are shared."""
@@ -95,13 +100,13 @@ class Peaks:
         before = np.cumsum(self._places == place, axis=1) == 0
         self._alive += np.where(before, slots, 0)  # while the row is there, it and the shared ones make no difference
 
-    def worst_with(self, held: int, steps: Column) -> int:
+    def worst_with(self, held: Column, steps: Column) -> int:
         """`with_one(...).worst()` at a fraction of its cost."""
         _, own, others = self._with(held, steps)
         return max(int(own.max()), int(others.max()))
 
-    def with_one(self, held: int, steps: Column) -> "Peaks":
-        """The same with one row more; `steps` [draws]."""
+    def with_one(self, held: Column, steps: Column) -> "Peaks":
+        """The same with one row more; `held` and `steps` [draws]."""
         at, own, others = self._with(held, steps)
         draws, width = others.shape
         columns, draw = np.arange(width + 1), np.arange(draws)
@@ -113,14 +118,14 @@ class Peaks:
         joined._steps[draw, at], joined._alive[draw, at], joined._places[draw, at] = steps, own, width - 1
         return joined
 
-    def _with(self, held: int, steps: Column) -> tuple[Column, Column, Column]:
+    def _with(self, held: Column, steps: Column) -> tuple[Column, Column, Column]:
         """Where a newcomer stands in each draw, behind those that take as long; slots in use before it ends, and before
         the others do."""
         sooner = self._steps < steps[:, None]
         at = self._steps.shape[1] - sooner.sum(axis=1)
         last = np.arange(len(at)), at - 1
         own = self._alive[last] - last[1] * self._steps[last] + at * steps + held
-        return at, own, self._alive + sooner * (self._steps + held)
+        return at, own, self._alive + sooner * (self._steps + held[:, None])
 
 
 class Foresight:
@@ -134,8 +139,9 @@ class Foresight:
 
     def __init__(self, view: View, totals: Column, reserve: float, foresee: Callable[[Newcomer], Column]) -> None:
         steps = np.maximum(0, totals - view.done - 1)  # the last token needs no slot
-        self._slots, self._shared, self._used = view.slots, view.shared, view.used
-        self._peaks = Peaks(view.held - view.delay, steps + view.delay)
+        self._slots, self._shared, self._used, self._window = view.slots, view.shared, view.used, view.window
+        held = view.held + view.window.growth(view.known, steps)
+        self._peaks = Peaks(held - view.delay, steps + view.delay)
         self._reserve, self._foresee = reserve, foresee
         self._mass = self._guessed = float(view.known.sum()) + float(steps.sum()) / len(steps)
         if view.certain.any():
@@ -150,6 +156,10 @@ class Foresight:
         used, mass, guessed, again = self._used, self._mass, self._guessed, False
         shared = self._shared + sum(new.shared for new in newcomers)
         steps = [np.maximum(0, self._foresee(new) - new.done - 1) for new in newcomers]
+        held = [
+            np.full(len(left), new.held - new.delay, np.int64) + self._window.growth(new.known, left)
+            for new, left in zip(newcomers, steps, strict=True)
+        ]
         for new, left in zip(newcomers, steps, strict=True):
             share = new.known + float(left.sum()) / len(left)
             used += new.held + new.shared
@@ -157,13 +167,12 @@ class Foresight:
             guessed += 0 if new.certain else share
             again |= new.done > 0
         limit = self._slots * (1 - (1 + again) * self._reserve * guessed / max(1.0, mass))
-        first, only = newcomers[0], steps[0] + newcomers[0].delay
-        least = shared + self._peaks.worst_with(first.held - first.delay, only)
+        least = shared + self._peaks.worst_with(held[0], steps[0] + newcomers[0].delay)
         if max(used, least) > limit:  # one look tells of most that do not fit
             return False
         peaks = self._peaks
-        for new, left in zip(newcomers, steps, strict=True):
-            peaks = peaks.with_one(new.held - new.delay, left + new.delay)
+        for new, own, left in zip(newcomers, held, steps, strict=True):
+            peaks = peaks.with_one(own, left + new.delay)
             for place, slots in new.owners:
                 peaks.share(place, slots)
         if shared + peaks.worst() > limit:

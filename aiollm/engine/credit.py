@@ -1,8 +1,9 @@
 """Rule L: credit is time. How many KV slots a decoding row is given ahead of its position."""
 
+from aiollm.wire.messages import MOST_CREDIT
+
 HORIZON = 0.150  # seconds of steps that credit should cover
 SHARE = 0.02  # of the pool, at most, over all rows
-MOST = 64  # slots ahead of one row
 
 
 class CreditPolicy:
@@ -20,6 +21,6 @@ class CreditPolicy:
 
     def ahead(self, rows: int, pool: int, available: int) -> int:
         """Slots ahead per row, for `rows` decoding rows, `available` free or evictable slots of a pool of `pool`."""
-        wanted = min(MOST, int(HORIZON * self._boost / self.step_seconds) + 2)
+        wanted = min(MOST_CREDIT, int(HORIZON * self._boost / self.step_seconds) + 2)
         rows = max(1, rows)
         return max(1, min(wanted, int(SHARE * pool * self._boost) // rows, available // (2 * rows)))

@@ -15,6 +15,7 @@ from aiollm.engine.ledger import Limits
 from aiollm.engine.policy import Policy
 from aiollm.engine.request import Finish, Request
 from aiollm.engine.scheduler import DEFAULT, Scheduler, Service
+from aiollm.engine.window import Window
 from aiollm.wire.messages import Failed, FromWorker, Header, Loading, Ready, Result, Update
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class Engine:
     def _check_queue(self, core: Scheduler, requests: Sequence[Request]) -> None:
         """Raises EngineBusy where so many more may not wait."""
         settings, waiting = self.settings, core.waiting
-        most = settings.queue_tokens or QUEUED_POOLS * core.limits.slots
+        most = settings.queue_tokens or QUEUED_POOLS * core.limits.slots // core.limits.window.each
         tokens = sum(request.known for request in requests)
         full = None
         if len(waiting) + len(requests) > settings.queue:
@@ -177,8 +178,8 @@ class Engine:
         if self.core is None:
             settings = self.settings
             limits = Limits(
-                settings.rows, ready.slots, ready.max_length, settings.chunk_budget, settings.chunk_size,
-                settings.prefix_cache,
+                settings.rows, ready.slots * (1 + ready.windowed), ready.max_length, settings.chunk_budget,
+                settings.chunk_size, settings.prefix_cache, Window(ready.window, ready.windowed),
             )  # fmt: skip
             self.core = Scheduler(limits, settings.policy, settings.service)
         if self.state == "loading":

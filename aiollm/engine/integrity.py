@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from aiollm.engine.radix import path
+from aiollm.engine.node import path
 from aiollm.engine.request import State
 from aiollm.engine.scheduler import Scheduler
+from aiollm.wire.messages import MOST_CREDIT
 
 
 def check(core: Scheduler) -> None:
@@ -13,6 +14,7 @@ def check(core: Scheduler) -> None:
     owners = ledger.pool.check().astype(np.int32)
     np.add.at(owners, ledger.index.check(), 1)
     pins: dict[int, int] = {}
+    guards: dict[int, int] = {}
     for index, row in ledger.running.items():
         assert ledger.rows[index] is row and row.request.row == index and row.request.state is State.RUNNING
         known, table = row.request.known, ledger.table
@@ -22,14 +24,21 @@ def check(core: Scheduler) -> None:
         assert 0 <= row.indexed <= row.granted <= max(row.room, len(row.tokens))
         assert row.indexed <= row.sent <= len(row.tokens) and row.node.end == row.indexed
         assert row.request.known < row.limit or not row.decodes, "a row outlived its limit"
-        np.add.at(owners, row.slots[row.indexed : row.granted], 1)
-        held = list(path(row.node))
-        slots = [node.slots for node in reversed(held)]
-        assert not slots or (np.concatenate(slots) == row.slots[: row.indexed]).all(), "a row lost its prefix"
+        np.add.at(owners, row.slots[0, row.indexed : row.granted], 1)
+        np.add.at(owners, row.slots[1:, max(row.indexed, row.low) : row.granted].ravel(), 1)
+        held, low = list(path(row.node)), core.limits.window.low(row.next)
+        prefix = ledger.index.slots(row.node, 0)
+        assert (prefix[0] == row.slots[0, : row.indexed]).all(), "a row lost its prefix"
+        assert (prefix[1:, low:] == row.slots[1:, low : row.indexed]).all(), "a row lost what its windows show"
+        assert row.granted - row.next <= MOST_CREDIT, "more is granted than a worker has room for"
+        assert row.low <= low or not core.limits.window.groups, "slots went back that windows show"
+        for node in held:
+            assert node.end <= low or node.start >= row.kept, "what windows show is not guarded"
         for node in held:
             pins[id(node)] = pins.get(id(node), 0) + 1
+            guards[id(node)] = guards.get(id(node), 0) + (node.start >= row.kept)
         for node in held:
-            assert node.pins >= pins[id(node)]
+            assert node.pins >= pins[id(node)] and node.guards >= guards[id(node)]
     assert (owners == 1).all(), f"slots without one owner: {np.flatnonzero(owners != 1)[:8].tolist()}"
     if not ledger.running and not ledger.loans:
         assert ledger.index.pinned == 0, "nobody runs, yet tokens are pinned"

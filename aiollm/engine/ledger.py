@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from aiollm.engine.node import Keys, Node, path
 from aiollm.engine.plan import Draft
-from aiollm.engine.radix import Keys, Node, RadixIndex, path
+from aiollm.engine.radix import RadixIndex
 from aiollm.engine.request import Request
 from aiollm.engine.rows import Column, Row, Table
 from aiollm.engine.slots import SlotPool
+from aiollm.engine.window import NO_WINDOW, Window
 from aiollm.wire.columns import Ints
 from aiollm.wire.messages import Admit, Update
 
@@ -31,13 +33,21 @@ class Limits(NamedTuple):
     chunk_size: int = 2048
     """Prompt tokens of one row in one update."""
     prefix_cache: bool = True
+    window: Window = NO_WINDOW
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that can run, prompt and output together: the last one needs no slot."""
+        chunk = min(self.chunk_size, self.chunk_budget)
+        return min(self.max_length, self.window.longest(self.slots, chunk) + 1)
 
 
 class Loan(NamedTuple):
-    """KV that somebody outside the stream reads."""
+    """KV that somebody outside the stream reads: slots [groups, tokens], those of windows from position `kept` on."""
 
     epoch: int
     node: Node
+    kept: int
     slots: Ints
 
 
@@ -48,8 +58,8 @@ class Ledger:
         self.epoch = epoch
         self.limits = limits
         self.pool = SlotPool(limits.slots)
-        self.index = RadixIndex(limits.rows + 1)
-        self.table = Table(limits.rows, limits.max_length)
+        self.index = RadixIndex(limits.rows + 1, limits.window)
+        self.table = Table(limits.rows, limits.max_length, limits.window.each)
         self.rows: list[Row | None] = [None] * limits.rows
         self.running: dict[int, Row] = {}
         """By row index, in order of admission."""
@@ -83,13 +93,40 @@ class Ledger:
         return self.pool.free + self.index.evictable
 
     def take(self, wanted: int) -> Ints:
-        """Up to `wanted` slots, evicting where the pool is dry."""
-        if wanted > self.pool.free:
-            self.pool.give(self.index.evict(wanted - self.pool.free))
-        return self.pool.take(min(wanted, self.pool.free))
+        """Slots of up to `wanted` tokens, [groups, tokens], evicting where the pool is dry."""
+        return self._take_each(self.limits.window.each, wanted)
+
+    def _take_each(self, each: int, wanted: int) -> Ints:
+        """`each` slots of up to `wanted` tokens."""
+        if each * wanted > self.pool.free:
+            self.pool.give(self.index.evict(each * wanted - self.pool.free))
+        tokens = min(wanted, self.pool.free // each)
+        return self.pool.take(each * tokens).reshape(each, tokens)
+
+    def release(self) -> None:
+        """Take back slots of windows that nothing still to be sent looks back to: what was sent before this update runs
+        before it. Rows that know more tokens are further on than that."""
+        window, table = self.limits.window, self.table
+        if not window.groups:
+            return
+        for index in np.flatnonzero(table.active & (table.known - window.behind >= table.low + window.step)).tolist():
+            row = self.rows[index]
+            assert row is not None
+            low = window.low(row.next)
+            if low >= row.low + window.step:
+                self._release_row(row, low)
+
+    def _release_row(self, row: Row, low: int) -> None:
+        """Take back a row's slots of windows before position `low`."""
+        begin, end = max(row.indexed, row.low), min(low, row.granted)
+        if begin < end:
+            self.pool.give(row.slots[1:, begin:end].ravel())
+        row.low = max(row.low, low)
+        tail = self.limits.window.low(len(row.request.prompt))  # where others are likely to part from it
+        row.kept = self.index.release(row.node, row.kept, low, tail)
 
     def grant(self, rows: Column, counts: Column) -> None:
-        """Give `counts[i]` slots to row `rows[i]`; so many must be available."""
+        """Give slots of `counts[i]` tokens to row `rows[i]`; so many must be available."""
         slots = self.take(int(counts.sum()))
         self.draft.slots.extend(rows, self.table.put(rows, counts, slots), counts, slots)
 
@@ -127,17 +164,22 @@ class Ledger:
         tokens; none where the pool is dry."""
         if self.may_match(row.request) and row.sent == row.indexed:
             self._match(row)
-        slots = self.take(min(len(row.tokens) - row.sent, most, self.limits.chunk_size))
-        if not len(slots):
+        start, wanted = row.sent, min(len(row.tokens) - row.sent, most, self.limits.chunk_size)
+        new = self._complete(row, wanted)
+        at = row.granted
+        row.put(self.take(new))
+        end = row.granted
+        if end == start:
             return 0
-        start, end = row.put(slots), row.sent + len(slots)
-        self.draft.chunk(row.index, start, slots)
-        if self.limits.prefix_cache and row.indexed == start:
-            node = self.index.extend(row.node, row.tokens[start:end], slots, self.number + 1)
+        self.draft.chunk(row.index, start, row.slots[:, start:end].copy())
+        if self.limits.prefix_cache and row.indexed == at < end:
+            slots, windows = row.slots[0, at:end], row.slots[1:, at:end]
+            node = self.index.extend(row.node, row.tokens[at:end], slots, self.number + 1, windows)
             if node is not None:
-                self._move_pin(row, node)
-                root = self.index.root(row.request.namespace)
-                self.draft.indexed[row.index, row.generation, start] = root, row.tokens[:end]
+                self._move_pin(row, node, self.limits.window.low(start))
+        if row.indexed > start:
+            root = self.index.root(row.request.namespace)
+            self.draft.indexed[row.index, row.generation, start] = root, row.tokens[:end]
         row.sent = end
         if row.decodes:
             del self.coming[row.index]
@@ -145,18 +187,46 @@ class Ledger:
             self.draft.slots.add(row.index, row.put(credit), credit)
         return end - start
 
+    def _complete(self, row: Row, wanted: int) -> int:
+        """Of the next `wanted` tokens, compute again those whose windows the index has lost, in their places; how many
+        are left for slots of their own.
+
+        None where the index goes on: that is matched once these are computed, or computed again once it is published.
+        """
+        window, start = self.limits.window, row.sent
+        if not window.groups or row.sent != row.indexed or self.loans or not self.may_match(row.request):
+            return wanted
+        end = start + wanted
+        while row.indexed < end:
+            found = self.index.step(row.node, row.tokens[row.indexed : min(end, len(row.tokens) - 1)])
+            if found is None:
+                break
+            child, length = found
+            length = min(length, self.available // (window.groups + (not child.pins)))
+            if child.windows is not None or child.number > self.applied or not length:
+                return 0
+            node = self.index.take_over(child, length)
+            self._move_pin(row, node, window.low(start))
+            self.index.complete(node, self._take_each(window.groups, length))
+            node.number = self.number + 1
+            row.put(self.index.slots(node, node.start))
+        return end - row.indexed
+
     def retire(self, row: Row, keep: bool = True) -> None:
         """The one end of a row's life: known tokens go to the index, every other slot of the row goes back."""
-        own = row.slots[row.indexed : row.granted]
-        stored = row.stored
-        if keep and self.limits.prefix_cache and stored > row.indexed:
-            keys = row.request.tokens()[row.indexed : stored]
-            node, slots = self.index.match(row.node, keys)
-            if len(slots) < len(keys):
-                self.index.extend(node, keys[len(slots) :], own[len(slots) : len(keys)])
-            own = np.concatenate([own[: len(slots)], own[len(keys) :]])
-        self.index.unpin(row.node, row.holder)
-        self.pool.give(own)
+        window = self.limits.window
+        if (low := window.low(row.next - window.step)) > row.low:
+            self._release_row(row, low)  # nodes are as short as `Window.worst` has it
+        begin = end = row.indexed
+        if keep and self.limits.prefix_cache and row.stored > begin:
+            end = row.stored
+            begin = self._keep(row, end)
+        low, slots = max(row.indexed, row.low), row.slots
+        self.index.unpin(row.node, row.holder, row.kept)
+        self.pool.give(np.concatenate([
+            slots[0, row.indexed : begin], slots[0, end : row.granted],
+            slots[1:, low : max(low, begin)].ravel(), slots[1:, max(low, end) : row.granted].ravel(),
+        ]))  # fmt: skip
         self.rows[row.index] = None
         self.table.active[row.index] = False
         del self.running[row.index]
@@ -167,21 +237,41 @@ class Ledger:
 
     # The index
 
+    def _keep(self, row: Row, end: int) -> int:
+        """Give the index what it has not of a row's tokens up to `end`; the position where that begins."""
+        tokens = row.request.tokens()
+        node, known = self.index.trace(row.node, tokens[row.indexed : end])
+        begin = row.indexed + known
+        middle = min(max(begin, row.low), end)  # windows are there from here on
+        for start, stop in ((begin, middle), (middle, end)):
+            if start < stop:
+                windows = row.slots[1:, start:stop] if start >= row.low else None
+                kept = self.index.extend(node, tokens[start:stop], row.slots[0, start:stop], windows=windows)
+                assert kept is not None, "the index goes on where it ended"
+                node = kept
+        return begin
+
     def may_match(self, request: Request) -> bool:
         """Whether what is cached of a request may be taken from there."""
         return self.limits.prefix_cache and not request.wants_prompt_logprobs
 
     def _match(self, row: Row) -> None:
         """Extend a row's cached prefix; its last token is always computed, for the logits."""
-        node, slots = self.index.match(row.node, row.tokens[row.sent : -1])
-        if len(slots):
-            self._move_pin(row, node)
+        node, found = self.index.match(row.node, row.tokens[row.sent : -1])
+        if len(found):
+            low = self.limits.window.low(node.end)
+            if low > row.low:
+                self._release_row(row, low)
+            self._move_pin(row, node, low)
+            slots = self.index.slots(node, row.sent)
             self.draft.slots.add(row.index, row.put(slots), slots)
-            row.sent += len(slots)
+            row.sent = node.end
 
-    def _move_pin(self, row: Row, node: Node) -> None:
-        """Pin down to `node`, which lies below what the row has pinned."""
-        self.index.pin(node, row.holder, above=row.node)
+    def _move_pin(self, row: Row, node: Node, low: int) -> None:
+        """Pin down to `node`, which lies below what the row has pinned, and guard what ends behind `low`."""
+        kept = self.index.pin(node, row.holder, row.node, low)
+        if row.kept == row.node.end:  # nothing above is guarded
+            row.kept = kept
         row.node, row.indexed = node, node.end
 
     def poison(self, top: Node) -> list[Request]:
@@ -198,16 +288,17 @@ class Ledger:
 
         Only what was published is lent, and it stays until `settle`.
         """
-        node, slots = self.index.match(self.index.root(namespace), tokens)
+        node, _ = self.index.match(self.index.root(namespace), tokens)
         unpublished = [step for step in path(node) if step.number > self.applied]
         if unpublished:
-            node = unpublished[-1].parent or node
-        self.index.pin(node)
+            above = unpublished[-1].parent or node
+            node, _ = self.index.match(self.index.root(namespace), tokens[: above.end])
+        kept = self.index.pin(node, low=self.limits.window.low(node.end))
         self.loans += 1
-        return Loan(self.epoch, node, slots[: node.end])
+        return Loan(self.epoch, node, kept, self.index.slots(node, 0))
 
     def settle(self, loan: Loan) -> None:
         """The reader is done with a loan."""
         if loan.epoch == self.epoch:
             self.loans -= 1
-            self.index.unpin(loan.node)
+            self.index.unpin(loan.node, kept=loan.kept)

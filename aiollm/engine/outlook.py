@@ -6,9 +6,11 @@ import numpy as np
 
 from aiollm.engine.admission import Newcomer, View
 from aiollm.engine.ledger import Ledger
-from aiollm.engine.radix import Node
+from aiollm.engine.node import Node
 from aiollm.engine.request import Request
 from aiollm.engine.rows import Column
+
+PASSING = 4  # part of the pool that is kept free, at most, for what layers with a window keep of a chunk till the next
 
 
 class Outlook(NamedTuple):
@@ -28,18 +30,20 @@ def look(ledger: Ledger, budget: int) -> Outlook:
     A row that ends frees what it alone holds: its own slots, and the nodes that nobody else pins. Nodes of several
     rows, or of a loan, are counted once and stay.
     """
-    table, index = ledger.table, ledger.index
+    table, index, window, slots = ledger.table, ledger.index, ledger.limits.window, ledger.limits.slots
     rows = np.flatnonzero(table.active)
     known, granted, indexed = table.known[rows], table.granted[rows], table.indexed[rows]
     alone = index.alone[rows + 1]
     shared = index.pinned - int(alone.sum())
+    begin = np.maximum(indexed, table.low[rows])  # of the slots of windows
+    stored = np.maximum(known, granted)
     steps = np.zeros(len(table.active), np.int64)
     pending = 0
     for row in ledger.coming.values():
         pending += len(row.tokens) - row.sent
         steps[row.index] = -(-pending // budget)
     view = View(
-        held=known - indexed + alone,
+        held=known - indexed + window.seen(known - begin) + alone,
         done=known - table.prompt[rows],
         known=known,
         cap=table.cap[rows],
@@ -47,8 +51,9 @@ def look(ledger: Ledger, budget: int) -> Outlook:
         certain=table.certain[rows],
         delay=steps[rows],
         shared=shared,
-        used=shared + int((np.maximum(known, granted) - indexed + alone).sum()),
-        slots=ledger.limits.slots,
+        used=shared + int((stored - indexed + window.seen(stored - begin) + alone).sum()),
+        slots=slots - min(window.groups * budget, slots // PASSING),
+        window=window,
     )
     return Outlook(view, rows, pending, budget)
 
@@ -57,18 +62,23 @@ def newcomers(
     outlook: Outlook, found: list[tuple[Node, int]], requests: tuple[Request, ...], kind: int
 ) -> list[Newcomer]:
     """What requests of one prompt would bring, of which the index has `found`: the first computes the rest of it."""
-    owners, cached = [], 0
+    window = outlook.view.window
+    owners, cached, guarded = [], 0, 0
     for node, length in found:
         if node.pins:
             cached += length
+        if node.guards:
+            guarded += length
         if node.pins == 1 and node.pinned_by:
-            owners.append((int(np.searchsorted(outlook.rows, node.pinned_by - 1)), length))
+            slots = length * (window.each if node.guards else 1)
+            owners.append((int(np.searchsorted(outlook.rows, node.pinned_by - 1)), slots))
     first, alone = requests[0], len(requests) == 1
+    unseen = window.groups * max(0, min(window.reach, first.known) - guarded)  # slots of windows that nobody holds yet
     delay = -(-(outlook.pending + first.known - sum(length for _, length in found)) // outlook.budget)
     return [
         Newcomer(
-            held=request.known - cached if alone else 1,  # the last token is computed for each
-            shared=request.known - cached - 1 if request is first and not alone else 0,
+            held=request.known - cached + unseen if alone else window.each,  # the last token is computed for each
+            shared=request.known - cached - 1 + unseen if request is first and not alone else 0,
             done=len(request.output),
             known=request.known,
             cap=request.sampling.max_tokens,

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from aiollm.engine.radix import Keys, Node
+from aiollm.engine.node import Keys, Node
 from aiollm.wire.columns import Ints, Runs, pack
 from aiollm.wire.messages import Admit, Update
 
 
 class RunList:
-    """Runs of values to be laid into a (row, position) table."""
+    """Runs of values to be laid into a (row, position) table, [n], or into several tables alike, [tables, n]."""
 
     def __init__(self) -> None:
         self._rows: list[Sequence[int] | NDArray[np.int64]] = []
@@ -24,8 +24,8 @@ class RunList:
 
     def add(self, row: int, start: int, values: np.ndarray) -> None:
         """One run."""
-        if len(values):
-            self.extend([row], [start], [len(values)], values)
+        if values.size:
+            self.extend([row], [start], [values.shape[-1]], values)
 
     def extend(
         self,
@@ -45,16 +45,16 @@ class RunList:
         if not self._rows:
             return
         rows, starts, counts = (np.concatenate(column) for column in (self._rows, self._starts, self._counts))
-        kept, values = rows != row, np.concatenate(self._values)
+        kept, values = rows != row, np.concatenate(self._values, axis=-1)
         self._rows, self._starts, self._counts, self._values = [], [], [], []
         if kept.any():
-            self.extend(rows[kept], starts[kept], counts[kept], values[np.repeat(kept, counts)])
+            self.extend(rows[kept], starts[kept], counts[kept], values[..., np.repeat(kept, counts)])
 
     def packed(self) -> Runs:
         if not self._rows:
             return Runs()
         columns = (self._rows, self._starts, self._counts, self._values)
-        return Runs(*(pack(np.concatenate(column)) for column in columns))
+        return Runs(*(pack(np.concatenate(column, axis=-1)) for column in columns))
 
 
 class Draft:
@@ -75,11 +75,11 @@ class Draft:
         return bool(self.retire or self.admit or self.slots or self.tokens or self.chunk_rows)
 
     def chunk(self, row: int, start: int, slots: Ints) -> None:
-        """Compute `len(slots)` tokens of a row from position `start`, into these slots."""
+        """Compute tokens of a row from position `start`, into these slots, [groups, tokens]."""
         self.slots.add(row, start, slots)
         self.chunk_rows.append(row)
         self.chunk_starts.append(start)
-        self.chunk_counts.append(len(slots))
+        self.chunk_counts.append(slots.shape[-1])
 
     def packed(self, number: int) -> Update:
         return Update(

@@ -11,6 +11,7 @@ import numpy as np
 from aiollm.engine.admission import Foresight, Newcomer, Sums, View
 from aiollm.engine.history import History
 from aiollm.engine.rows import Column
+from aiollm.engine.window import Window
 
 DRAWN = 1000  # lengths in one round, while there are not more rows
 
@@ -32,9 +33,10 @@ class Policy(Protocol):
         """Slots foreseen to be in use at the worst moment if nobody joins."""
 
 
-def _whole(new: Newcomer) -> int:
-    """All that a request may ever use."""
-    return new.held + new.shared + max(0, new.cap - new.done - 1)
+def _most(held: Column | int, known: Column | int, steps: Column | int, window: Window) -> int:
+    """All that rows may ever use which take so many steps more."""
+    steps = np.maximum(0, steps)
+    return int(np.sum(held + steps + window.growth(known, steps)))
 
 
 class Conservative:
@@ -44,10 +46,13 @@ class Conservative:
         self.history = History()
 
     def open(self, view: View) -> Sums:
-        return Sums(self.worst(view), view.slots, _whole)
+        return Sums(
+            self.worst(view), view.slots,
+            lambda new: new.shared + _most(new.held, new.known, new.cap - new.done - 1, view.window),
+        )  # fmt: skip
 
     def worst(self, view: View) -> int:
-        return view.shared + int((view.held + np.maximum(0, view.cap - view.done - 1)).sum())
+        return view.shared + _most(view.held, view.known, view.cap - view.done - 1, view.window)
 
 
 class Aggressive:

@@ -6,23 +6,25 @@ came to the head of that queue goes to its end again, once for each time its cou
 that return outlive a flood of prompts that do not. A prompt's tokens enter when their chunk is *sent*: within an
 iteration every store precedes every read, and iterations run in the order of the updates, so whoever matches them later
 reads them later.
+
+Layers with a sliding window need but the last tokens of a sequence. A node may lose what they keep (`windows`) and live
+on for the other layers; rows guard the nodes that their window reaches. A match ends where all tokens that a window
+shows from there are still complete.
 """
 
 import heapq
 from collections.abc import Callable, Iterator
 from itertools import count
 from time import perf_counter
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 
+from aiollm.engine.node import NO_KEYS, NO_SLOTS, Keys, Node, common_prefix, path, subtree
+from aiollm.engine.window import NO_WINDOW, Window
 from aiollm.wire.columns import Ints
 
-Keys = NDArray[np.int64]
-NO_KEYS: Keys = np.empty(0, np.int64)
-NO_SLOTS: Ints = np.empty(0, np.int32)
 CHANCES = 16  # leaves that one eviction may let off for their hits: no call walks the whole queue
 
 
@@ -44,40 +46,14 @@ def _timed(method: Callable[Concatenate["RadixIndex", P], T]) -> Callable[Concat
     return timed
 
 
-class Node:
-    """A run of tokens below its parent. `end` is the length of the sequence from the root through this node;
-    `number` is the update that computes it, 0 for what was published already. `pinned_by` is the exclusive or of the
-    numbers of all that pin it: of a node with one pin, the number of its only holder."""
-
-    __slots__ = (
-        "keys", "slots", "children", "parent", "pins", "pinned_by", "used", "hits", "end", "queued", "number",
-        "__weakref__",
-    )  # fmt: skip
-
-    def __init__(self, parent: "Node | None", keys: Keys, slots: Ints, end: int, number: int = 0) -> None:
-        self.number = number
-        self.parent = parent
-        self.keys = keys
-        self.slots = slots
-        self.end = end
-        self.children: dict[int, Node] = {}
-        self.pins = self.pinned_by = 0
-        self.used = self.hits = 0
-        self.queued = False  # stands in the eviction queue
-
-    @property
-    def start(self) -> int:
-        return self.end - len(self.keys)
-
-
 class RadixIndex:
-    """Counts: `total` tokens held, `pinned` of them on some holder's path, `alone[h]` of these on that of holder `h`
-    only; `nodes` in all, `evicted` tokens and `seconds` of work so far.
+    """Counts: `total` slots held, `pinned` of them on some holder's path, `alone[h]` of these on that of holder `h`
+    only; `nodes` in all, `evicted` tokens and `seconds` of work so far. What nobody guards of windows is not pinned.
 
     Holders are numbers from 0 to `holders` - 1.
     """
 
-    def __init__(self, holders: int = 1) -> None:
+    def __init__(self, holders: int = 1, window: Window = NO_WINDOW) -> None:
         self.roots: WeakValueDictionary[str, Node] = WeakValueDictionary()
         """Clients name the namespaces, so a root must go with its last node: rows, loans and queued leaves keep it."""
         self.total = 0
@@ -89,6 +65,9 @@ class RadixIndex:
         self._clock = count(1)
         self._serial = count()
         self._queue: list[tuple[int, int, Node]] = []  # (used, tie-break, leaf that may be evicted)
+        self._list: list[tuple[int, int, Node]] = []  # (aged, tie-break, node whose windows may be)
+        self._behind = window.behind
+        self._windowed = window.groups
 
     @property
     def evictable(self) -> int:
@@ -103,72 +82,169 @@ class RadixIndex:
 
     @_timed
     def peek(self, node: Node, keys: Keys) -> list[tuple[Node, int]]:
-        """The nodes that continue `node` by `keys`, and how much of each does. Changes nothing."""
-        return list(self._walk(node, keys))
+        """The nodes that continue `node` by `keys` as far as `match` goes, and how much of each does. Changes nothing.
+
+        What windows show before `node` is taken to be complete.
+        """
+        return self._usable(node, keys)
+
+    def _usable(self, node: Node, keys: Keys) -> list[tuple[Node, int]]:
+        found = list(self._walk(node, keys))
+        if not self._behind:
+            return found
+        complete, usable, at = 0, 0, node.end
+        for place, (child, length) in enumerate(found, 1):
+            at += length
+            if child.windows is None:
+                complete = at  # from here on
+            if not complete or at - complete >= self._behind:
+                usable = place
+        return found[:usable]
 
     @_timed
     def match(self, node: Node, keys: Keys) -> tuple[Node, Ints]:
-        """The node where the longest cached continuation of `node` by `keys` ends, and its slots.
+        """The node where the longest cached continuation of `node` by `keys` ends that a row may take over, and its
+        slots.
 
         Splits a node that is matched in part. The caller pins the result before anything else happens.
         """
         parts = [NO_SLOTS]
-        for child, length in self._walk(node, keys):
-            node = self._split(child, length) if length < len(child.keys) else child
-            node.used = next(self._clock)
-            node.hits += 1
+        for child, length in self._usable(node, keys):
+            node = self._use(child, length)
             parts.append(node.slots)
         return node, np.concatenate(parts)
 
     @_timed
-    def extend(self, node: Node, keys: Keys, slots: Ints, number: int = 0) -> Node | None:
+    def trace(self, node: Node, keys: Keys) -> tuple[Node, int]:
+        """The node where the longest continuation of `node` by `keys` ends, complete or not, and its length."""
+        begin = node.end
+        for child, length in list(self._walk(node, keys)):
+            node = self._use(child, length)
+        return node, node.end - begin
+
+    @_timed
+    def slots(self, node: Node, begin: int) -> Ints:
+        """The slots on the way to `node` from position `begin` on, which is where a node begins; [groups, tokens], of
+        windows 0 where they are lost."""
+        found: Ints = np.zeros((1 + self._windowed, node.end - begin), np.int32)
+        for step in path(node):
+            if step.start < begin:
+                break
+            found[0, step.start - begin : step.end - begin] = step.slots
+            if step.windows is not None:
+                found[1:, step.start - begin : step.end - begin] = step.windows
+        return found
+
+    @_timed
+    def extend(self, node: Node, keys: Keys, slots: Ints, number: int = 0, windows: Ints | None = None) -> Node | None:
         """Give `keys` and their slots to the index as a child of `node`; None if a child begins alike already."""
         first = int(keys[0])
         if first in node.children:
             return None
         child = Node(node, keys.copy(), slots.copy(), node.end + len(keys), number)
-        child.used = next(self._clock)
+        child.used = child.aged = next(self._clock)
         node.children[first] = child
         self.nodes += 1
         self.total += len(keys)
         self._enqueue(child)
+        if windows is not None and self._windowed:
+            self._complete(child, windows)
         return child
 
     @_timed
-    def pin(self, node: Node, holder: int = 0, above: Node | None = None) -> None:
-        """Keep the path to `node` from eviction; the part that ends at `above` is pinned by this holder already."""
-        step = node
-        while step is not above and step.parent is not None:
-            length = len(step.keys)
-            if step.pins == 0:
-                self.pinned += length
-                self.alone[holder] += length
-            elif step.pins == 1:
-                self.alone[step.pinned_by] -= length
-            step.pins += 1
-            step.pinned_by ^= holder
-            step = step.parent
+    def step(self, node: Node, keys: Keys) -> tuple[Node, int] | None:
+        """The child of `node` that continues it by `keys`, complete or not, and how much of it does.
+
+        Changes nothing.
+        """
+        return next(self._walk(node, keys), None)
 
     @_timed
-    def unpin(self, node: Node, holder: int = 0) -> None:
-        """Undo one `pin` of the whole path."""
+    def take_over(self, node: Node, length: int) -> Node:
+        """The first tokens of a node as a node of its own, for somebody who completes it."""
+        return self._use(node, length)
+
+    @_timed
+    def complete(self, node: Node, windows: Ints) -> None:
+        """Give a node the slots of windows that it lacks."""
+        self._complete(node, windows)
+
+    def _complete(self, node: Node, windows: Ints) -> None:
+        node.windows = windows.copy()
+        node.aged = next(self._clock)
+        self.total += windows.size
+        self._enlist(node)
+
+    @_timed
+    def pin(self, node: Node, holder: int = 0, above: Node | None = None, low: int = 0) -> int:
+        """Keep the path to `node` from eviction; the part that ends at `above` is pinned by this holder already.
+
+        Nodes that end behind `low` are guarded; the value is where the first of them begins.
+        """
+        step, kept = node, node.end
+        while step is not above and step.parent is not None:
+            self._weigh(step, -1)
+            step.pins += 1
+            step.pinned_by ^= holder
+            if step.end > low:
+                kept = step.start
+                step.guards += 1
+                step.aged = step.used
+            self._weigh(step, 1)
+            step = step.parent
+        return kept
+
+    @_timed
+    def unpin(self, node: Node, holder: int = 0, kept: int = 0) -> None:
+        """Undo one `pin` of the whole path, of which this holder guards the nodes from position `kept` on."""
         for step in path(node):
-            length = len(step.keys)
+            self._weigh(step, -1)
             step.pins -= 1
             step.pinned_by ^= holder
             assert step.pins >= 0, "unpinned more often than pinned"
-            if step.pins == 0:
-                self.pinned -= length
-                self.alone[holder] -= length
-                self._enqueue(step)
-            elif step.pins == 1:
-                self.alone[step.pinned_by] += length
+            step.guards -= step.start >= kept
+            self._weigh(step, 1)
+            self._enqueue(step)
+            self._enlist(step)
+
+    @_timed
+    def release(self, node: Node, kept: int, low: int, tail: int) -> int:
+        """Guard no longer what ends at `low` or before, of the nodes from `kept` on that a holder of `node` guards; the
+        new `kept`. Windows up to `tail` that were never matched are the first to be lost."""
+        first = node.end
+        for step in path(node):
+            if step.start < kept:
+                break
+            if step.end > low:
+                first = step.start
+                continue
+            self._weigh(step, -1)
+            step.guards -= 1
+            self._weigh(step, 1)
+            if not step.hits and step.end <= tail:
+                step.aged = 0
+            self._enlist(step)
+        return first
+
+    def _weigh(self, node: Node, sign: int) -> None:
+        """Count a node's slots with the pinned ones, or take them off."""
+        if node.pins:
+            held = sign * len(node.keys) * (1 + self._windowed if node.guards else 1)
+            self.pinned += held
+            if node.pins == 1:
+                self.alone[node.pinned_by] += held
 
     @_timed
     def evict(self, wanted: int) -> Ints:
-        """Free up to `wanted` slots of unpinned leaves, least recently used first, with a second chance for hits."""
+        """Free at least `wanted` slots, or all that may be: of unpinned leaves and of windows that nobody guards, least
+        recently used first; leaves have a second chance for hits."""
         freed, chances = [NO_SLOTS], CHANCES
-        while wanted > 0 and self._queue:
+        while wanted > 0 and (self._queue or self._list):
+            if self._list and (not self._queue or self._list[0][0] < self._queue[0][0]):
+                windows = self._lose()
+                wanted -= len(windows)
+                freed.append(windows)
+                continue
             used, _, node = heapq.heappop(self._queue)
             node.queued = False
             if node.pins or node.children or node.parent is None:
@@ -180,18 +256,39 @@ class RadixIndex:
             if used != node.used:
                 self._enqueue(node)
                 continue
-            keep = max(0, len(node.keys) - wanted)
+            each = 1 if node.windows is None else 1 + self._windowed
+            count = min(len(node.keys), -(-wanted // each))
+            keep = len(node.keys) - count
             freed.append(node.slots[keep:])
-            wanted -= len(node.keys) - keep
-            self.evicted += len(node.keys) - keep
-            self.total -= len(node.keys) - keep
+            if node.windows is not None:
+                freed.append(node.windows[:, keep:].ravel())
+            wanted -= count * each
+            self.evicted += count
+            self.total -= count * each
             if keep:
-                node.end -= len(node.keys) - keep
+                node.end -= count
                 node.keys, node.slots = node.keys[:keep], node.slots[:keep]
+                if node.windows is not None:
+                    node.windows = node.windows[:, :keep]
                 self._enqueue(node)
             else:
                 self._unlink(node)
         return np.concatenate(freed)
+
+    def _lose(self) -> Ints:
+        """The windows of the node that is first in their queue, if they are still to be had."""
+        aged, _, node = heapq.heappop(self._list)
+        if aged != node.listed:  # it stands elsewhere
+            return NO_SLOTS
+        node.listed = -1
+        if node.guards or node.windows is None or node.parent is None:
+            return NO_SLOTS
+        if aged != node.aged:
+            self._enlist(node)
+            return NO_SLOTS
+        lost, node.windows = node.windows.ravel(), None
+        self.total -= len(lost)
+        return lost
 
     def cut(self, node: Node, keys: Keys, begin: int, number: int) -> Node | None:
         """The subtree below `node` on the way of `keys` that update `number` was to compute from position `begin`.
@@ -212,8 +309,10 @@ class RadixIndex:
         for node in subtree(top):
             assert node.pins == 0, "a poisoned node is still in use"
             self.nodes -= node is not top
-            self.total -= len(node.keys)
             freed.append(node.slots)
+            if node.windows is not None:
+                freed.append(node.windows.ravel())
+            self.total -= len(node.keys) * (1 if node.windows is None else 1 + self._windowed)
             node.children, node.parent = {}, None
         return np.concatenate(freed)
 
@@ -231,17 +330,28 @@ class RadixIndex:
             at += length
             node = child
 
+    def _use(self, node: Node, length: int) -> Node:
+        """The first tokens of a node, a node of its own from now on, as they are used again."""
+        if length < len(node.keys):
+            node = self._split(node, length)
+        node.used = next(self._clock)
+        node.hits += 1
+        return node
+
     def _split(self, node: Node, length: int) -> Node:
         """Cut a node in two; the new upper half is returned, the lower half stays the object that rows pinned."""
         parent = node.parent
         assert parent is not None
         upper = Node(parent, node.keys[:length], node.slots[:length], node.start + length, node.number)
-        upper.pins, upper.pinned_by = node.pins, node.pinned_by
-        upper.used, upper.hits = node.used, node.hits
+        upper.pins, upper.guards, upper.pinned_by = node.pins, node.guards, node.pinned_by
+        upper.used, upper.aged, upper.hits = node.used, node.aged, node.hits
+        if node.windows is not None:
+            upper.windows, node.windows = node.windows[:, :length], node.windows[:, length:]
         self.nodes += 1
         parent.children[int(upper.keys[0])] = upper
         node.keys, node.slots, node.parent = node.keys[length:], node.slots[length:], upper
         upper.children[int(node.keys[0])] = node
+        self._enlist(upper)
         return upper
 
     def _unlink(self, node: Node) -> None:
@@ -257,9 +367,14 @@ class RadixIndex:
             node.queued = True
             heapq.heappush(self._queue, (node.used, next(self._serial), node))
 
+    def _enlist(self, node: Node) -> None:
+        if node.listed != node.aged and not node.guards and node.windows is not None and node.parent is not None:
+            node.listed = node.aged
+            heapq.heappush(self._list, (node.aged, next(self._serial), node))
+
     def check(self) -> Ints:
         """All slots held, after checking the tree and its counts; raises AssertionError."""
-        slots, total, pinned, nodes = [NO_SLOTS], 0, 0, 0
+        slots, pinned, nodes = [NO_SLOTS], 0, 0
         alone = np.zeros_like(self.alone)
         for root in self.roots.values():
             for node in subtree(root):
@@ -271,37 +386,20 @@ class RadixIndex:
                 if node is not root:
                     assert len(node.keys), "an empty node"
                     assert node.queued or node.pins or node.children, "a leaf cannot be evicted"
-                    total += len(node.keys)
+                    held = len(node.keys) * (1 + self._windowed if node.guards else 1)
+                    assert 0 <= node.guards <= node.pins, "guards without pins"
                     nodes += 1
-                    pinned += len(node.keys) if node.pins else 0
+                    pinned += held if node.pins else 0
                     if node.pins == 1:
-                        alone[node.pinned_by] += len(node.keys)
+                        alone[node.pinned_by] += held
                     slots.append(node.slots)
-        assert (total, pinned, nodes) == (self.total, self.pinned, self.nodes), "counts are wrong"
+                    if node.windows is not None:
+                        assert node.windows.shape == (self._windowed, len(node.keys))
+                        assert node.listed >= 0 or node.guards, "windows cannot be lost"
+                        slots.append(node.windows.ravel())
+                    else:
+                        assert not (node.guards and self._windowed), "windows were lost under a guard"
+        held_in_all = np.concatenate(slots)
+        assert (len(held_in_all), pinned, nodes) == (self.total, self.pinned, self.nodes), "counts are wrong"
         assert (alone == self.alone).all(), "who pins what alone is wrong"
-        return np.concatenate(slots)
-
-
-def path(node: Node) -> Iterator[Node]:
-    """A node and its ancestors, the root left out."""
-    step: Node | None = node
-    while step is not None and step.parent is not None:
-        yield step
-        step = step.parent
-
-
-def subtree(top: Node) -> Iterator[Node]:
-    """A node and all below it."""
-    stack = [top]
-    while stack:
-        node = stack.pop()
-        stack.extend(node.children.values())
-        yield node
-
-
-def common_prefix(left: NDArray[Any], right: NDArray[Any]) -> int:
-    """Length of the longest common prefix of two arrays."""
-    length = min(len(left), len(right))
-    if left[:length].tobytes() == right[:length].tobytes():
-        return length
-    return int(np.argmax(left[:length] != right[:length]))
+        return held_in_all

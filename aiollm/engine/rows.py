@@ -9,7 +9,7 @@ import mmap
 import numpy as np
 from numpy.typing import NDArray
 
-from aiollm.engine.radix import Node
+from aiollm.engine.node import Node
 from aiollm.engine.request import Request
 from aiollm.wire.columns import Ints
 
@@ -23,29 +23,32 @@ class Table:
     tokens   of them, those known when the row's life began: from `sent == tokens` on, the row `decodes`
     granted  positions that have a slot
     indexed  of them, those whose slots the index owns
+    low      position before which slots of windows went back; the row's own begin there or behind `indexed`
     room     positions that ever need one: the last token of a sequence is never fed back
     prompt, cap   prompt tokens, max_tokens
     certain  nothing but max_tokens ends the output
     kind     class of the request in the history of lengths
     lane     whose tokens they are, in the queue's count
+
+    `slots` [groups, rows, positions]: those of the layers that see everything, then those of each group with a window.
     """
 
-    def __init__(self, rows: int, max_length: int) -> None:
+    def __init__(self, rows: int, max_length: int, groups: int = 1) -> None:
         def column() -> Column:
             return np.zeros(rows, np.int64)
 
         self.active, self.decodes, self.certain = (np.zeros(rows, bool) for _ in range(3))
         self.known, self.tokens, self.granted, self.indexed = column(), column(), column(), column()
         self.room, self.prompt, self.cap, self.kind = column(), column(), column(), column()
-        self.generation, self.lane = column(), column()
-        self.slots = _untouched(rows, max_length)
+        self.generation, self.lane, self.low = column(), column(), column()
+        self.slots = _untouched(groups * rows, max_length).reshape(groups, rows, max_length)
 
     def put(self, rows: Column, counts: Column, slots: Ints) -> Column:
-        """Append `counts[i]` slots to row `rows[i]`, from `slots` in order; the positions where they begin."""
+        """Append `counts[i]` of the `slots` [groups, n], in order, to row `rows[i]`; the positions where they begin."""
         starts = self.granted[rows]
         ends = np.cumsum(counts)
-        steps = np.arange(len(slots)) + np.repeat(starts - ends + counts, counts)
-        self.slots[np.repeat(rows, counts), steps] = slots
+        steps = np.arange(slots.shape[-1]) + np.repeat(starts - ends + counts, counts)
+        self.slots[:, np.repeat(rows, counts), steps] = slots
         self.granted[rows] += counts
         return starts
 
@@ -56,10 +59,11 @@ class Row:
         [0, indexed)         in the index: found there, or given to it when their chunk was sent
         [indexed, granted)   slots of the row itself: duplicates, generated tokens, credit
 
-    The path to `node` ends at `indexed` and is pinned. `sent` counts the known tokens whose chunk was sent.
+    The path to `node` ends at `indexed` and is pinned; of it, the nodes that begin at `kept` or behind are guarded.
+    `sent` counts the known tokens whose chunk was sent. `slots` [groups, positions] are those of all layers.
     """
 
-    __slots__ = ("table", "index", "generation", "request", "tokens", "slots", "node", "limit", "_sent")
+    __slots__ = ("table", "index", "generation", "request", "tokens", "slots", "node", "kept", "limit", "_sent")
 
     def __init__(self, table: Table, index: int, generation: int, request: Request, root: Node) -> None:
         self.table = table
@@ -68,13 +72,14 @@ class Row:
         self.request = request
         self.tokens: NDArray[np.int64] = request.tokens()
         self.limit = request.limit
-        self.slots: Ints = table.slots[index]
+        self.slots: Ints = table.slots[:, index]
         self.node = root
+        self.kept = 0
         self._sent = 0
         table.active[index], table.decodes[index], table.certain[index] = True, False, request.certain
         table.generation[index] = generation
         table.known[index] = table.tokens[index] = len(self.tokens)
-        table.granted[index] = table.indexed[index] = 0
+        table.granted[index] = table.indexed[index] = table.low[index] = 0
         table.room[index], table.prompt[index] = self.room, len(request.prompt)
         table.cap[index] = request.sampling.max_tokens
 
@@ -91,6 +96,14 @@ class Row:
         self.table.indexed[self.index] = count
 
     @property
+    def low(self) -> int:
+        return int(self.table.low[self.index])
+
+    @low.setter
+    def low(self, position: int) -> None:
+        self.table.low[self.index] = position
+
+    @property
     def sent(self) -> int:
         return self._sent
 
@@ -98,6 +111,11 @@ class Row:
     def sent(self, count: int) -> None:
         self._sent = count
         self.table.decodes[self.index] = self.decodes
+
+    @property
+    def next(self) -> int:
+        """The position that is computed next, as far as the server knows: nothing will look back from before it."""
+        return self.request.known - 1 if self.decodes else self._sent
 
     @property
     def holder(self) -> int:
@@ -121,10 +139,10 @@ class Row:
         return max(self.indexed, known - 1) if known > len(self.tokens) else self.indexed
 
     def put(self, slots: Ints) -> int:
-        """Append slots behind `granted`; the position where they begin."""
-        start = self.granted
-        self.slots[start : start + len(slots)] = slots
-        self.table.granted[self.index] = start + len(slots)
+        """Append slots [groups, n] behind `granted`; the position where they begin."""
+        start, end = self.granted, self.granted + slots.shape[-1]
+        self.slots[:, start:end] = slots
+        self.table.granted[self.index] = end
         return start
 
 

@@ -15,11 +15,11 @@ from aiollm.engine.credit import CreditPolicy
 from aiollm.engine.door import Door
 from aiollm.engine.judge import Judge, prompt_logprobs
 from aiollm.engine.ledger import Ledger, Limits
+from aiollm.engine.node import Keys, Node
 from aiollm.engine.pace import ChunkBudget, Drain
 from aiollm.engine.pausing import PauseOrder, victim
 from aiollm.engine.policy import PastFuture, Policy
 from aiollm.engine.queue import OUTPUT_WEIGHT, Order, Queue, seniority
-from aiollm.engine.radix import Keys, Node
 from aiollm.engine.request import Finish, Request, State
 from aiollm.engine.rows import Column, Row
 from aiollm.wire.columns import Ints, ints
@@ -82,7 +82,7 @@ class Scheduler:
 
     def fits(self, prompt: int, max_tokens: int) -> bool:
         """Whether a request of these lengths can run at all."""
-        return prompt + max_tokens <= self.limits.max_length and prompt + max_tokens - 1 <= self.limits.slots
+        return prompt + max_tokens <= self.limits.longest
 
     def submit(self, *requests: Request) -> None:
         """Queue requests; none of them, and ValueError, where one can never run. Neighbours with the same prompt begin
@@ -156,6 +156,7 @@ class Scheduler:
     def plan(self, now: float) -> Update | None:
         """Everything there is to tell the workers now, or None."""
         self._now = now
+        self.ledger.release()
         self._grant_credit()
         if len(self._sent) < CHUNKS_AHEAD:
             self._send_chunks(now)
@@ -164,23 +165,25 @@ class Scheduler:
     def _grant_credit(self) -> None:
         """Slots for the next steps of every row that has little credit left, all at once."""
         ledger, table = self.ledger, self.ledger.table
-        decoding = table.decodes & table.active
-        ahead = self.credit.ahead(int(np.count_nonzero(decoding)), self.limits.slots, ledger.available)
+        decoding, each = table.decodes & table.active, self.limits.window.each
+        rows = int(np.count_nonzero(decoding))
+        ahead = self.credit.ahead(rows, self.limits.slots // each, ledger.available // each)
         short = decoding & (table.granted < np.minimum(table.room, table.known + ((ahead + 1) // 2 - 1)))
         if not short.any():
             return
-        rows = np.flatnonzero(short)
-        fed = table.known[rows] - 1  # position of the token that is fed next
-        room, granted = table.room[rows], table.granted[rows]
+        who = np.flatnonzero(short)
+        fed = table.known[who] - 1  # position of the token that is fed next
+        room, granted = table.room[who], table.granted[who]
         counts = np.minimum(room, fed + ahead) - granted
-        if counts.sum() > ledger.available:  # it is tight: who can take a step waits, and the next step comes first
+        # Where it is tight, who can take a step waits, and the next step comes first.
+        if each * counts.sum() > ledger.available:
             needs = np.minimum(room, fed + 1) - granted
-            rows, counts = self._make_room(rows[needs > 0], needs[needs > 0])
-        ledger.grant(rows, counts)
+            who, counts = self._make_room(who[needs > 0], needs[needs > 0])
+        ledger.grant(who, counts)
 
     def _make_room(self, rows: Column, counts: Column) -> tuple[Column, Column]:
         """Pause others, or some of `rows` themselves, until what is left of them can have its slots."""
-        while counts.sum() > self.ledger.available:
+        while self.limits.window.each * counts.sum() > self.ledger.available:
             row = self._victim()
             if row is None:  # what it lacks is on loan
                 row = self.ledger.rows[int(rows[-1])]
@@ -208,26 +211,29 @@ class Scheduler:
         streams = np.count_nonzero(table.decodes & table.active & (table.known < table.room))
         budget = whole = self.chunks.tokens(int(streams))
         for row in self._next_prompts():
-            if budget > 0:
-                budget -= ledger.compute(row, budget)
+            budget -= self._compute(row, budget)
         for joined in self.door.round(now) if budget > 0 else ():
             for request in joined:
-                row = self._begin(request, now)
-                if budget > 0:
-                    budget -= ledger.compute(row, budget)
+                budget -= self._compute(self._begin(request, now), budget)
             if budget <= 0:
                 break
         if ledger.draft.chunk_rows:
             self._sent.append(Sent(ledger.number + 1, whole - budget, ledger.draft.indexed))
 
+    def _compute(self, row: Row, most: int) -> int:
+        """Draft the next chunk of a row where there is budget left; its tokens."""
+        tokens = self.ledger.compute(row, most) if most > 0 else 0
+        self.waiting.serve(row.request, tokens)
+        return tokens
+
     def _next_prompts(self) -> list[Row]:
         """The rows whose prompt is not computed yet, first come, first served. Where the pool is dry the most senior
         one comes first, and juniors make room for it before the first chunk is drafted."""
-        ledger, coming = self.ledger, self.ledger.coming
-        if ledger.available or not coming:
+        ledger, coming, each = self.ledger, self.ledger.coming, self.limits.window.each
+        if ledger.available >= each or not coming:
             return list(coming.values())
         senior = min(coming.values(), key=lambda row: seniority(row.request))
-        while not ledger.available and (other := self._victim()) is not None and other is not senior:
+        while ledger.available < each and (other := self._victim()) is not None and other is not senior:
             self.pause(other.request)
         return [senior, *(row for row in coming.values() if row is not senior)]
 

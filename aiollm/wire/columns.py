@@ -35,7 +35,10 @@ def pack_floats(values: Sequence[float] | NDArray[Any]) -> bytes:
 
 
 class Runs(msgspec.Struct, frozen=True, array_like=True):
-    """Runs of values laid into a table: `table[rows[i], starts[i] : starts[i] + counts[i]] = next values`."""
+    """Runs of values laid into a table: `table[rows[i], starts[i] : starts[i] + counts[i]] = next values`.
+
+    Several tables may be laid alike: then the values of all runs come once for each table, one after the other.
+    """
 
     rows: bytes = b""
     starts: bytes = b""

@@ -10,6 +10,8 @@ import msgspec
 from aiollm.wire.columns import Runs
 from aiollm.wire.sampling import SamplingParams
 
+MOST_CREDIT = 64  # slots ahead of the position of a row that decodes
+
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker needs to know before it loads a model. Sizes are tokens unless a name says bytes."""
@@ -25,7 +27,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     rows: int = 64
     """Requests that run at once."""
     slots: int = 0
-    """KV slots; 0 measures what fits."""
+    """Tokens that the KV pool holds in all layers; 0 measures what fits."""
     mem_fraction: float = 0.9
     max_length: int = 0
     """Longest sequence, prompt and output together; 0 takes the smaller of the model's context and the pool."""
@@ -66,7 +68,8 @@ class Update(msgspec.Struct, frozen=True, tag="update", kw_only=True):
     """Rows whose life ends."""
     admit: list[Admit] = []
     slots: Runs = Runs()
-    """KV slots by (row, position): cached prefixes, chunks, and credit for decoding."""
+    """KV slots by (row, position), in a table for each group of layers: cached prefixes, chunks, and credit for
+    decoding."""
     tokens: Runs = Runs()
     """Token ids by (row, position)."""
     chunk_rows: bytes = b""
@@ -90,6 +93,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     """The worker serves. `budget` lists (what, bytes) of the memory it measured."""
 
     slots: int
+    """Tokens that the KV pool holds in all layers."""
     max_length: int
     vocabulary: int
     architecture: str
@@ -100,6 +104,10 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     """Keys of config.json that nobody understood."""
     scores: bool = False
     """A reward model: the logprob of the one token that it draws is the score of the prompt."""
+    window: int = 0
+    """Positions that a query sees in layers with a window, its own included."""
+    windowed: int = 0
+    """Groups of such layers: a token takes a slot for each of them while it is seen, and one for ever."""
     score_token: int = -1
     """Must be the last one of such a prompt; -1 where none has to."""
 

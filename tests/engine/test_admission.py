@@ -43,8 +43,9 @@ def test_rows_that_join_one_by_one_give_the_peak_of_all():
             held.append(rng.randint(0, 20))
             new = [rng.randint(0, 30), rng.randint(0, 30)]
             draws = [[*draw, step] for draw, step in zip(draws, new, strict=True)]
-            least = peaks.worst_with(held[-1], np.array(new))
-            peaks = peaks.with_one(held[-1], np.array(new))
+            own = np.full(2, held[-1])
+            least = peaks.worst_with(own, np.array(new))
+            peaks = peaks.with_one(own, np.array(new))
             assert peaks.worst() == least
             assert peaks.worst() == max(simulate(held, draw) for draw in draws)
 
@@ -65,7 +66,7 @@ def test_what_two_rows_share_from_now_on_does_not_go_with_the_first():
             else:
                 held.append(rng.randint(0, 20))
                 steps.append(rng.randint(0, 30))
-                peaks = peaks.with_one(held[-1], np.array(steps[-1:]))
+                peaks = peaks.with_one(np.array(held[-1:]), np.array(steps[-1:]))
             if any(steps):
                 assert peaks.worst() == shared + simulate(held, steps)
 
@@ -115,7 +116,7 @@ def test_choices_of_one_prompt_count_it_once():
 def by_slot(core, requests, cached_slots):
     """The peak with `requests`, counted slot by slot: what one row alone uses goes with it, the rest stays."""
     running = list(core.ledger.running.values())
-    rows = [row.slots[: row.granted].tolist() for row in running] + [cached_slots for _ in requests]
+    rows = [row.slots[0, : row.granted].tolist() for row in running] + [cached_slots for _ in requests]
     users = Counter(slot for slots in rows for slot in slots)
     everybody = [row.request for row in running] + requests
     held = [
@@ -151,7 +152,7 @@ def test_what_rows_share_counts_once_and_what_they_own_until_they_end(prefix_cac
             assert gauge._shared + gauge._peaks.worst() == by_slot(core, [], [])
             (newcomer,) = newcomers(outlook, found, (request,), 0)
             assert newcomer.delay == 1
-            peaks = gauge._peaks.with_one(newcomer.held, np.array([newcomer.cap - 1]))
+            peaks = gauge._peaks.with_one(np.array([newcomer.held]), np.array([newcomer.cap - 1]))
             for place, slots in newcomer.owners:
                 peaks.share(place, slots)
             assert gauge._shared + peaks.worst() == by_slot(core, [request], cached)

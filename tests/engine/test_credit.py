@@ -1,6 +1,7 @@
 import pytest
 
-from aiollm.engine.credit import HORIZON, MOST, SHARE, CreditPolicy
+from aiollm.engine.credit import HORIZON, SHARE, CreditPolicy
+from aiollm.wire.messages import MOST_CREDIT
 
 PLENTY = 10_000_000
 
@@ -23,7 +24,7 @@ def test_very_short_steps_do_not_take_the_pool():
     policy = CreditPolicy()
     for _ in range(500):
         policy.observe(1, stalled=False)
-    assert policy.ahead(1, PLENTY, PLENTY) == MOST
+    assert policy.ahead(1, PLENTY, PLENTY) == MOST_CREDIT
 
 
 @pytest.mark.parametrize("rows", [1, 7, 100, 1000])

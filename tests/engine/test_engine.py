@@ -11,6 +11,7 @@ from aiollm.engine.engine import QUEUED_POOLS, Engine, EngineBusy, Settings
 from aiollm.engine.policy import Aggressive, Conservative, PastFuture
 from aiollm.engine.request import Finish, State
 from aiollm.engine.scheduler import DEFAULT, Service
+from aiollm.engine.window import Window
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Failed, Loading, Ready
 
@@ -111,7 +112,16 @@ async def test_nothing_is_taken_before_the_model_is_loaded():
 async def test_sizes_come_from_the_workers_and_the_settings():
     engine, _ = start()
     assert engine.status == ("ready", "ready", 1.0, "") and engine.ready is READY
-    assert engine.limits == (4, 400, 64, 16, 16, True)
+    assert engine.limits == (4, 400, 64, 16, 16, True, Window())
+
+
+@in_a_loop
+async def test_a_pool_holds_longer_requests_where_layers_have_a_window():
+    ready = msgspec.structs.replace(READY, max_length=2000, window=9, windowed=3)
+    engine, _ = start(ready)
+    limits = engine.limits
+    assert (limits.slots, limits.window) == (1600, Window(9, 3))
+    assert limits.longest == 1600 - 3 * (9 + 16) + 1, "the last token needs no slot; a chunk is guarded as a whole"
 
 
 @in_a_loop

@@ -22,17 +22,17 @@ def leak(core):
 
 def free_what_a_row_holds(core):
     row = core.ledger.running[0]
-    core.ledger.pool.give(row.slots[row.granted - 1 : row.granted].copy())
+    core.ledger.pool.give(row.slots[0, row.granted - 1 : row.granted].copy())
 
 
 def give_a_slot_to_two_rows(core):
     a, b = core.ledger.running.values()
-    a.slots[a.granted - 1] = b.slots[b.granted - 1]
+    a.slots[0, a.granted - 1] = b.slots[0, b.granted - 1]
 
 
 def lose_a_prefix(core):
     row = core.ledger.running[0]
-    row.slots[:2] = row.slots[1::-1].copy()
+    row.slots[0, :2] = row.slots[0, 1::-1].copy()
 
 
 def forget_a_pin(core):

@@ -116,7 +116,7 @@ def test_what_is_lent_stays_until_it_is_settled():
     stand.submit(first)
     stand.finish()
     loan = stand.core.ledger.lend("", np.array(count_to(10), np.int64))
-    assert len(loan.slots) == 10
+    assert loan.slots.shape == (1, 10)
     stand.submit(ask(count_to(12, 1), 8))
     stand.finish()
     assert stand.core.ledger.lend("", np.array(count_to(10), np.int64)).slots.tolist() == loan.slots.tolist()
@@ -124,7 +124,7 @@ def test_what_is_lent_stays_until_it_is_settled():
     stand.core.ledger.settle(loan)
     stand.submit(ask(count_to(20, 2), 8))
     stand.finish()
-    assert len(stand.core.ledger.lend("", np.array(count_to(10), np.int64)).slots) < 10
+    assert len(stand.core.ledger.lend("", np.array(count_to(10), np.int64)).slots[0]) < 10
 
 
 def test_only_what_was_published_is_lent():
@@ -133,7 +133,7 @@ def test_only_what_was_published_is_lent():
     stand.round()
     stand.plan()
     loan = stand.core.ledger.lend("", np.array(count_to(12), np.int64))
-    assert len(loan.slots) == 6
+    assert loan.slots.shape == (1, 6)
     stand.core.ledger.settle(loan)
     stand.die()
     stand.core.ledger.settle(loan)

@@ -30,6 +30,18 @@ def test_the_runs_of_a_paused_row_are_forgotten():
     assert drafted.packed() == Runs()
 
 
+def test_runs_of_several_tables_come_table_by_table():
+    drafted = RunList()
+    drafted.add(1, 0, np.array([[1, 2], [11, 12]], np.int32))
+    drafted.add(2, 5, np.array([[3], [13]], np.int32))
+    drafted.add(1, 2, np.array([[4], [14]], np.int32))
+    packed = drafted.packed()
+    assert ints(packed.counts).tolist() == [2, 1, 1]
+    assert ints(packed.values).tolist() == [1, 2, 3, 4, 11, 12, 13, 14]
+    drafted.forget(1)
+    assert ints(drafted.packed().values).tolist() == [3, 13]
+
+
 def test_an_empty_draft_is_false_and_any_field_makes_it_true():
     assert not Draft()
     some = np.array([1], np.int32)

@@ -4,7 +4,8 @@ import random
 import numpy as np
 import pytest
 
-from aiollm.engine.radix import RadixIndex, common_prefix, path, subtree
+from aiollm.engine.node import common_prefix, path, subtree
+from aiollm.engine.radix import RadixIndex
 
 Prefix = tuple[int, ...]
 

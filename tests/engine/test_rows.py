@@ -11,18 +11,18 @@ def row_of(prompt, max_tokens):
 
 def test_slots_are_put_behind_those_that_are_there():
     row = row_of([1, 2, 3], 4)
-    assert row.put(np.array([5, 6], np.int32)) == 0
-    assert row.put(np.array([9], np.int32)) == 2
-    assert row.slots[: row.granted].tolist() == [5, 6, 9]
+    assert row.put(np.array([[5, 6]], np.int32)) == 0
+    assert row.put(np.array([[9]], np.int32)) == 2
+    assert row.slots[0, : row.granted].tolist() == [5, 6, 9]
 
 
 def test_several_rows_are_given_slots_at_once():
     table = Table(4, 8)
     rows = [Row(table, at, 1, ask([1], 5), RadixIndex().root("")) for at in range(4)]
-    rows[2].put(np.array([9], np.int32))
-    starts = table.put(np.array([1, 2, 3]), np.array([2, 1, 3]), np.array([4, 5, 6, 7, 8, 3], np.int32))
+    rows[2].put(np.array([[9]], np.int32))
+    starts = table.put(np.array([1, 2, 3]), np.array([2, 1, 3]), np.array([[4, 5, 6, 7, 8, 3]], np.int32))
     assert starts.tolist() == [0, 1, 0]
-    assert [row.slots[: row.granted].tolist() for row in rows] == [[], [4, 5], [9, 6], [7, 8, 3]]
+    assert [row.slots[0, : row.granted].tolist() for row in rows] == [[], [4, 5], [9, 6], [7, 8, 3]]
 
 
 def test_the_last_token_needs_no_slot():

@@ -6,6 +6,7 @@ from plain_worker import PlainWorker, Sink, Stand, answered, ask, chunks, count_
 
 from aiollm.engine.pace import PIECE
 from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture
+from aiollm.engine.queue import OUTPUT_WEIGHT
 from aiollm.engine.request import Finish, State
 from aiollm.engine.scheduler import CHUNKS_AHEAD
 from aiollm.wire.columns import ints
@@ -263,7 +264,7 @@ def test_the_oldest_prompt_gets_its_memory_from_those_that_came_later(prompts):
     stand.submit(*requests)
     stand.round()
     loan = stand.core.ledger.lend("", np.array(count_to(29, 5), np.int64))
-    assert len(loan.slots) == 29 and len(stand.core.ledger.running) == len(prompts)
+    assert loan.slots.shape == (1, 29) and len(stand.core.ledger.running) == len(prompts)
     stand.finish()
     assert answered(*requests) and requests[0].pauses == 0 and requests[-1].pauses > 0
     stand.core.ledger.settle(loan)
@@ -410,6 +411,16 @@ def test_results_of_a_worker_that_died_are_not_heard():
     assert request.state is State.RUNNING and stand.core.outstanding_chunks == 1
     stand.finish()
     assert answered(request)
+
+
+def test_prompt_and_output_tokens_are_counted_for_whom_they_are():
+    """Otherwise long prompts would cost a key nothing, and its lane would always be next."""
+    stand = Stand(chunk_budget=6)
+    request = ask(count_to(10), 3)
+    stand.submit(request)
+    stand.finish()
+    served = stand.core.waiting.served[stand.core.waiting.lane(request)]
+    assert served == 10 + 3 * OUTPUT_WEIGHT
 
 
 # Everything at once

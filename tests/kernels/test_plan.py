@@ -47,6 +47,18 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     return Batch(**{name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in values})
 
 
+def test_other_slots_of_the_same_sequences_share_a_plan_on_gpus_and_have_their_own_on_cpus(
+    device: torch.device,
+) -> None:
+    batch = make_batch(SEQUENCES["mixed"])
+    table = batch.slot_table.flip(0)
+    planned = plan(moved(batch, device), 3)
+    assert plan(planned._replace(slot_table=table.to(device)), 3).plan is planned.plan
+    again = cpu.plan(cpu.plan(batch, 3)._replace(slot_table=table), 3).plan
+    alone = cpu.plan(batch._replace(slot_table=table), 3).plan
+    assert [group.places.tolist() for group in again.decodes] == [group.places.tolist() for group in alone.decodes]
+
+
 @pytest.mark.parametrize("window", [0, 40])
 @pytest.mark.parametrize("workers", [1, 5, 40])
 @pytest.mark.parametrize("name", ["first_token", "decode", "prefill", "mixed", "no_new"])

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from aiollm.workers.groups import Groups
 from aiollm.workers.kv import CPU_MOST, ROUNDING, allocate, available_memory, bytes_per_slot, fitting
 from aiollm.workers.model.rotary import Rope
 from aiollm.workers.model.spec import DecoderSpec
@@ -28,6 +29,14 @@ def machine(root: Path, available_kib: int, **files: str) -> Path:
     for name, text in files.items():
         (group / name.replace("__", ".")).write_text(text)
     return root
+
+
+def test_layers_of_several_groups_share_pools_and_cost_what_those_take() -> None:
+    groups = Groups(8, 2, ((1, 0), (0, 0), (0, 1)))
+    assert bytes_per_slot(SPEC, Shard(SPEC, 0, 1), torch.float32, groups) == 2 * 2 * 4 * 16 * 4
+    first, second, third = allocate(5, SPEC, Shard(SPEC, 0, 1), torch.float32, CPU, groups)
+    assert first[0] is second[0] and first[1] is second[1] and third[0] is not first[0]
+    assert first[0].shape == (6, 4, 16)
 
 
 def test_without_a_control_group_the_machine_says_what_is_available(tmp_path: Path) -> None:

@@ -107,6 +107,18 @@ def test_without_a_number_of_slots_the_free_memory_decides(folder: Path, monkeyp
     assert ready.slots == (1 << 19) // (2 * 3 * 2 * 8 * 4)
 
 
+def test_a_token_counts_once_for_each_group_of_layers(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, "gemma3", num_hidden_layers=6, sliding_window_pattern=3)
+    runner, ready = load(settings(tmp_path, slots=50), nobody)
+    assert (ready.slots, ready.window, ready.windowed) == (50, 11, 2)
+    assert ready.max_length == 151, "of the others' slots, a long request takes but the last ones"
+    assert runner.state.windows.tables.shape == (2, 5, 2064), "11 seen, 2,048 of a chunk, 2 of credit"
+    assert len({pool.data_ptr() for pool, _ in runner.kv}) == 2 and runner.kv[0][0].shape[0] == 151
+    _, again = load(settings(tmp_path, slots=ready.slots, max_length=ready.max_length), nobody)
+    assert again.windowed == ready.windowed, "as a worker that starts again is asked"
+    assert dict(ready.budget)["KV cache"] == 151 * 2 * 2 * 2 * 12 * 4
+
+
 def test_the_threads_are_those_that_were_asked_for(folder: Path) -> None:
     load(settings(folder, threads=1), nobody)
     assert torch.get_num_threads() == 1

@@ -14,6 +14,7 @@ from aiollm.workers.staging import Column
 from aiollm.workers.state import State
 from aiollm.workers.step import NO_BIAS, Room, columns
 from aiollm.workers.uploads import FLOATS
+from aiollm.workers.windows import Windows
 
 CPU = torch.device("cpu")
 
@@ -50,6 +51,19 @@ def test_runs_of_several_rows_lie_where_they_say() -> None:
     upload(state, [Update(number=1, slots=runs)])
     assert state.slot_table.tolist()[:3] == [[0, 0, 0, 3, 0, 0, 0, 0], [0] * 8, [1, 2, 0, 0, 0, 4, 5, 6]]
     assert not state.tokens.any()
+
+
+def test_each_group_of_layers_has_slots_of_its_own() -> None:
+    state = State(2, 4, CPU, Windows(1, 2, 2, 4, CPU))
+    state.pad_into(77)
+    runs = Runs(pack([1, 0]), pack([1, 0]), pack([2, 1]), pack([5, 6, 7, 15, 16, 17]))
+    upload(state, [Update(number=1, slots=runs)])
+    assert state.slot_table.tolist() == [[7, 0, 0, 0], [0, 5, 6, 0], [77] * 4]
+    assert state.windows.tables.tolist() == [[[17, 0, 0, 0], [0, 15, 16, 0], [77] * 4]]
+    _, batch = state.batch(columns_of(1, 1, 2), 2, 3, reference_ops())
+    (windowed,) = batch.windowed
+    assert (batch.slots.tolist(), windowed.slots.tolist()) == ([5, 6], [15, 16])
+    assert state.nbytes == 3 * 3 * 4 * 4
 
 
 def test_each_sampling_parameter_reaches_its_column() -> None:

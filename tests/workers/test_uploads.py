@@ -6,7 +6,7 @@ from aiollm.wire.columns import Runs, pack
 from aiollm.wire.messages import Admit, Update
 from aiollm.wire.sampling import SamplingParams
 from aiollm.workers.step import NO_BIAS, Bias
-from aiollm.workers.uploads import FLOATS, columns, lay
+from aiollm.workers.uploads import FLOATS, columns, laid
 
 
 def test_nothing_comes_of_updates_that_bring_nothing() -> None:
@@ -26,7 +26,8 @@ def test_later_updates_are_laid_over_earlier_ones() -> None:
     updates = [begin(1, 1, [10, 11, 12]), begin(2, 1, [30, 31], generation=2, retire=[1])]
     found = {name: torch.from_numpy(np.array(column)) for name, column in columns(updates, NO_BIAS).items()}
     table = torch.zeros((2, 4), dtype=torch.int32)
-    lay(table, "tokens", 2, found)
+    for rows, positions, values in laid("tokens", 2, found):
+        table[rows, positions] = values
     assert table.tolist() == [[0, 0, 0, 0], [30, 31, 12, 0]]
 
 

@@ -19,8 +19,11 @@ from aiollm.workers.tp import Shard, TensorParallel
 class Decoder:
     """A stack of blocks between an embedding and an output layer. Holds weights, and no state of any request."""
 
-    def __init__(self, spec: DecoderSpec, weights: Weights, ops: Ops, tp: TensorParallel) -> None:
-        """`weights` are those of `workers.weights.load` or `dummy` for the same spec and rank."""
+    def __init__(
+        self, spec: DecoderSpec, weights: Weights, ops: Ops, tp: TensorParallel, groups: Sequence[int] = ()
+    ) -> None:
+        """`weights` are those of `workers.weights.load` or `dummy` for the same spec and rank. `groups` tells which
+        slots of a batch each layer has; without it all have the first."""
         self.spec = spec
         self.shard = Shard(spec, tp.rank, tp.size)
         self._ops = ops
@@ -39,6 +42,7 @@ class Decoder:
             Block(spec, weights, f"layers.{i}.", tables[rope], window, ops, tp)
             for i, (rope, window) in enumerate(reaches)
         ]
+        self._groups = groups or [0] * spec.layers
 
     def _rotary(self, rope: Rope | None) -> Rotary:
         table = cos_sin_table(rope, self.spec.max_position, self._embedding.device)
@@ -47,13 +51,16 @@ class Decoder:
     def forward(self, ids: torch.Tensor, batch: Batch, kv: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         """ids [tokens] int64 -> [tokens, hidden], before the final norm.
 
-        `kv` holds the pools (K, V) of each layer, [slots + 1, shard.kv_heads, head_dim]: written at `batch.slots`,
-        read through `batch.slot_table`.
+        `kv` holds the pools (K, V) of each layer, [slots + 1, shard.kv_heads, head_dim]: written at the slots of its
+        group in the batch, and read through that group's slot table.
         """
-        batch = self._ops.plan(batch, self.shard.kv_heads)
+        batches, plan = [self._ops.plan(batch, self.shard.kv_heads)], None
+        for other in batch.windowed:
+            batches.append(self._ops.plan(other._replace(plan=plan), self.shard.kv_heads))
+            plan = batches[-1].plan
         x = self._embedded(ids, batch)
-        for block, pools in zip(self._blocks, kv, strict=True):
-            x = block.forward(x, batch, pools)
+        for block, group, pools in zip(self._blocks, self._groups, kv, strict=True):
+            x = block.forward(x, batches[group], pools)
         return x
 
     def _embedded(self, ids: torch.Tensor, batch: Batch) -> torch.Tensor:
