@@ -126,8 +126,7 @@ def logits_of_transformers(checkpoint: Path) -> list[torch.Tensor]:
 
 
 class Session:
-    """A decoder with a KV pool of scattered slots, for the sequences of PROMPTS. What was never stored is NaN, and so
-    is whatever a slot table names that windows do not show."""
+    """A decoder with a KV pool of scattered slots, for the sequences of PROMPTS. What was never stored is NaN."""
 
     def __init__(self, checkpoint: Path, ops: Ops, dtype: torch.dtype = torch.float32, quantized: bool = False) -> None:
         description = describe(json.loads((checkpoint / "config.json").read_text()))

@@ -257,16 +257,16 @@ class RadixIndex:
                 self._enqueue(node)
                 continue
             each = 1 if node.windows is None else 1 + self._windowed
-            count = min(len(node.keys), -(-wanted // each))
-            keep = len(node.keys) - count
+            gone = min(len(node.keys), -(-wanted // each))
+            keep = len(node.keys) - gone
             freed.append(node.slots[keep:])
             if node.windows is not None:
                 freed.append(node.windows[:, keep:].ravel())
-            wanted -= count * each
-            self.evicted += count
-            self.total -= count * each
+            wanted -= gone * each
+            self.evicted += gone
+            self.total -= gone * each
             if keep:
-                node.end -= count
+                node.end -= gone
                 node.keys, node.slots = node.keys[:keep], node.slots[:keep]
                 if node.windows is not None:
                     node.windows = node.windows[:, :keep]

@@ -13,21 +13,18 @@ def attention(
 
     Sequence s owns the packed tokens starts[s] to starts[s + 1]; its keys and values lie in the slots
     slot_table[rows[s], :lengths[s]], in order of position, the new tokens' already stored. Query head i reads KV head
-    i // (hq / hkv). Entries of the slot table at and past the length, or before what a window shows, are never read.
+    i // (hq / hkv). Entries of the slot table at and past the length are never read.
     """
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     group = q.shape[1] // k_pool.shape[1]
     starts = batch.starts.tolist()
     for i, (row, length) in enumerate(zip(batch.rows.tolist(), batch.lengths.tolist(), strict=True)):
         begin, end = starts[i], starts[i + 1]
-        first = max(0, length - (end - begin) + 1 - scoring.window) if scoring.window else 0
-        slots = batch.slot_table[row, first:length].long()
-        keys = k_pool[slots].float().repeat_interleave(group, dim=1)  # [seen, hq, d]
+        slots = batch.slot_table[row, :length].long()
+        keys = k_pool[slots].float().repeat_interleave(group, dim=1)  # [length, hq, d]
         values = v_pool[slots].float().repeat_interleave(group, dim=1)
         position = torch.arange(length - (end - begin), length, device=q.device)
-        distance = position[:, None] - torch.arange(
-            first, length, device=q.device
-        )  # [new, seen]; future keys: negative
+        distance = position[:, None] - torch.arange(length, device=q.device)  # [new, length]; future keys: negative
         scores = torch.einsum("qhd,khd->hqk", q[begin:end].float(), keys) * scoring.scale
         weights = weigh(scores, distance, scoring)
         out[begin:end] = torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype)
