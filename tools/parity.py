@@ -185,6 +185,8 @@ class Parity:
 
     def echoed(self, server: Server) -> Verdict:
         """Prompt logprobs, and the memory they take: the vocabulary's logits exist for a slice of positions only."""
+        longest = max((expected.prompt for expected in self.references), key=len)
+        ask(server, longest[::-1], 1)  # alone, so it is computed at once, as those below: that takes memory of its own
         before, error, compared = server.peak_memory(), 0.0, 0
         for expected in self.references:
             request = {**body(expected.prompt, 0), "echo": True}
