@@ -180,7 +180,8 @@ async def _serve_model(
         console.close()
         gc.collect()
         gc.freeze()  # what is here stays: a full collection stopped the loop for 262 ms without this
-        for line in [*budget(ready), *precision(settings.data_type, ready.data_type)]:
+        longest = engine.core.limits.longest if engine.core is not None else ready.max_length
+        for line in [*budget(ready, longest), *precision(settings.data_type, ready.data_type)]:
             console.say(line)
         if ready.unread:
             console.say(f"config.json: nobody read {', '.join(ready.unread)}")

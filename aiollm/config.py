@@ -155,8 +155,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Setting(
             SCHEDULING,
             "TOKENS",
-            "the most prompt tokens of one iteration (beside few streams 768, and two for each stream); more finishes"
-            " prompts sooner, fewer keeps running streams smooth;"
+            "the most prompt tokens of one iteration (beside few streams about 768, and two for each stream); more"
+            " finishes prompts sooner, fewer keeps running streams smooth;"
             f" 0 is chunked_prefill_size, or {CHUNK:,}",
             aliases=["max-num-batched-tokens"],
         ),

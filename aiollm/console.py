@@ -44,11 +44,10 @@ class Console:
         self._drawn = ""
 
 
-def budget(ready: Ready) -> list[str]:
-    """The memory that a worker measured, a line each, and what the KV cache holds."""
+def budget(ready: Ready, longest: int) -> list[str]:
+    """The memory that a worker measured, a line each, and what the KV cache holds; `longest` is the longest request."""
     width = max(len(what) for what, _ in ready.budget)
     lines = [f"  {what:<{width}} {_size(amount):>10}" for what, amount in ready.budget]
-    longest = ready.max_length
     contexts = ready.slots * (1 + ready.windowed) / (longest + ready.windowed * min(longest, ready.window))
     ends = f"; layers with a window keep the last {ready.window:,} of each" if ready.windowed else ""
     return [

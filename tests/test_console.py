@@ -42,7 +42,7 @@ def test_the_budget_names_every_part_and_the_flags_that_change_it() -> None:
         budget=[("weights", 3 << 30), ("KV cache", 5 << 20)],
         seconds=[],
     )
-    text = "\n".join(budget(ready))
+    text = "\n".join(budget(ready, ready.max_length))
     assert "3.00 GiB" in text and "5.0 MiB" in text and "20,000 tokens, 2.4 requests" in text
     assert "--max_total_token_num" in text and "--max_req_total_len" in text
 
@@ -52,7 +52,7 @@ def test_the_budget_tells_what_layers_with_a_window_keep() -> None:
         slots=3000, max_length=8000, vocabulary=1, architecture="a", data_type="fp32", budget=[("KV cache", 1)],
         seconds=[], window=500, windowed=3,
     )  # fmt: skip
-    text = "\n".join(budget(ready))
+    text = "\n".join(budget(ready, 8000))
     assert "3,000 tokens, 1.3 requests of the longest length (8,000); layers with a window keep the last 500" in text
 
 

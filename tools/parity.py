@@ -25,6 +25,7 @@ import torch
 import transformers
 from serving import Server
 
+from aiollm.config import CHUNK
 from aiollm.hub.resolve import resolve
 from aiollm.text.tokenizer import Tokenizer
 
@@ -185,8 +186,8 @@ class Parity:
 
     def echoed(self, server: Server) -> Verdict:
         """Prompt logprobs, and the memory they take: the vocabulary's logits exist for a slice of positions only."""
-        longest = max((expected.prompt for expected in self.references), key=len)
-        ask(server, longest[::-1], 1)  # alone, so it is computed at once, as those below: that takes memory of its own
+        chunk = [token for expected in self.references for token in expected.prompt][:CHUNK]
+        ask(server, chunk[::-1], 1)  # computed at once, which takes memory of its own
         before, error, compared = server.peak_memory(), 0.0, 0
         for expected in self.references:
             request = {**body(expected.prompt, 0), "echo": True}

@@ -13,12 +13,14 @@ from aiollm.kernels.ahead import META, launches, link
 from aiollm.kernels.device import Device
 from aiollm.kernels.ops import Ops
 from aiollm.workers import kv, weights
+from aiollm.workers.groups import lifetimes
 from aiollm.workers.model.decoder import Decoder
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.runner import LOGIT_ROWS, ModelRunner
 from aiollm.workers.sizes import Forward, Size
 from aiollm.workers.state import State
 from aiollm.workers.tp import Shard, TensorParallel
+from aiollm.workers.windows import Windows, ring
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +60,13 @@ def compile_ahead(server: Server, facts: Device) -> None:
     tp, spec = Alone(server.rank, server.ranks), _outline(server.spec, server.max_length)
     jobs = max(1, len(os.sched_getaffinity(0)) // server.ranks)
     with torch.inference_mode(), launches(facts, jobs=jobs) as compiled:
-        state = State(server.rows, server.max_length, META)
-        pools = kv.allocate(1, spec, Shard(spec, tp.rank, tp.size), server.dtype, META)
-        decoder = Decoder(spec, weights.outline(spec, server.dtype, tp), server.ops, tp)
+        groups = lifetimes(server.spec)
+        rings = Windows(groups.each - 1, groups.window, server.rows, ring(groups.window, server.budget), META)
+        groups = groups._replace(places=groups.places[: spec.layers])
+        state = State(server.rows, server.max_length, META, rings)
+        pools = kv.allocate(1, spec, Shard(spec, tp.rank, tp.size), server.dtype, META, groups)
+        own = [group for group, _ in groups.places]
+        decoder = Decoder(spec, weights.outline(spec, server.dtype, tp), server.ops, tp, own)
         runner = ModelRunner(decoder, pools, state, server.ops, tp, server.budget)
         largest, *rest = server.sizes
         # Drawing takes the compiler longest: it begins as soon as there are hidden states to draw from.

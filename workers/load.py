@@ -103,7 +103,7 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
     longest = min(settings.max_length or spec.max_position, spec.max_position)
     groups = lifetimes(spec)  # of nothing else: a worker that starts again has to find the slots of the first one
     longest = min(longest, settings.slots * groups.each + 1) if settings.slots else longest
-    # What no request can reach is no context: LongRoPE chooses its factors by the length that is served.
+    # LongRoPE chooses its factors by the length that is served: what does not fit in the pool is no context.
     served = replace(spec, max_position=longest)
     every = sizes(settings.rows, settings.chunk_budget, min(TOP, spec.vocab))
     compiled = None

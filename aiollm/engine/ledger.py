@@ -127,6 +127,8 @@ class Ledger:
 
     def grant(self, rows: Column, counts: Column) -> None:
         """Give slots of `counts[i]` tokens to row `rows[i]`; so many must be available."""
+        if not len(rows):
+            return  # an empty run would make an update of nothing
         slots = self.take(int(counts.sum()))
         self.draft.slots.extend(rows, self.table.put(rows, counts, slots), counts, slots)
 

@@ -48,7 +48,7 @@ class ChunkBudget:
             if self.target and self.token_seconds:
                 room = (self.target - self.decode_seconds) / self.token_seconds
                 budget = min(budget, max(LEAST_CHUNK, int(room)))
-        return budget if budget < PIECE else _filling(streams + budget) - streams
+        return budget if not streams or budget < PIECE else _filling(streams + budget) - streams
 
 
 def _filling(tokens: int) -> int:

@@ -1,4 +1,4 @@
-"""The prefix cache: a radix tree from token ids to KV slots, one slot per token.
+"""The prefix cache: a radix tree from token ids to KV slots.
 
 A node owns its slots. Rows pin the path they use, from admission to retire; unpinned leaves are evicted, least
 recently used first, from their end, so that a prefix shrinks before it disappears. A leaf that was matched since it

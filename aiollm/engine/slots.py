@@ -1,4 +1,4 @@
-"""The pool of KV slots: one slot per token, lowest numbers first, in runs where possible, one by one where not."""
+"""The pool of KV slots: lowest numbers first, in runs where possible, one by one where not."""
 
 import numpy as np
 

@@ -32,6 +32,7 @@ for name, config in SHAPES.items():
         print(name, ranks)
 """
 TINY = """
+import sys
 import torch
 from aiollm.kernels.device import H100
 from aiollm.kernels.ops import triton_ops
@@ -39,11 +40,12 @@ from aiollm.workers.compiling import Server, compile_ahead
 from aiollm.workers.families.registry import describe
 from aiollm.workers.shapes import SHAPES
 from aiollm.workers.sizes import sizes
-config = SHAPES["qwen3-0.6b"] | {
+config = SHAPES[sys.argv[1]] | {
     "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 500,
+    "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 500, "sliding_window": 16,
 }
-compile_ahead(Server(describe(config)[0], torch.bfloat16, triton_ops(), 0, 1, 2, 64, 14, sizes(2, 14)), H100)
+longest = int(sys.argv[2])
+compile_ahead(Server(describe(config)[0], torch.bfloat16, triton_ops(), 0, 1, 2, longest, 14, sizes(2, 14)), H100)
 """
 KERNELS = {
     "_inputs", "_embedding", "_plan_decode", "_gemv", "_few_rows", "_rotary_store", "_decode", "_plan", "_attend",
@@ -51,10 +53,11 @@ KERNELS = {
 }  # fmt: skip
 
 
-def run(code: str, cache: Path) -> str:
+def run(code: str, cache: Path, *arguments: str) -> str:
     environ = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environ["TRITON_CACHE_DIR"] = str(cache)
-    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -67,9 +70,15 @@ def test_every_size_of_a_server_is_gone_through_without_a_device(tmp_path: Path)
 def test_a_second_server_of_the_same_sizes_compiles_nothing(tmp_path: Path) -> None:
     found: list[dict[Path, int]] = []
     for _ in range(2):
-        run(TINY, tmp_path)
+        run(TINY, tmp_path, "qwen3-0.6b", "64")
         found.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")})
     assert found[0] == found[1] and {path.stem for path in found[0]} == KERNELS
+
+
+def test_tables_of_windows_are_seen_too(tmp_path: Path) -> None:
+    """Where the longest sequence is no multiple of 16 tokens, the lines of a window's table begin at other places."""
+    run(TINY, tmp_path, "gemma-2-9b", "61")
+    assert len(list(tmp_path.rglob("_inputs.cubin"))) == 2
 
 
 def test_a_failure_is_told_and_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
