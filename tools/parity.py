@@ -199,8 +199,8 @@ class Parity:
             error = max(error, float(gaps.max(initial=0)))
         grown = (server.peak_memory() - before) >> 20
         wrong = [f"logprobs are off by {error:.2g}"] if error > LOGPROB else []
-        # A slice's logits, the temporary values of their log-softmax, and what the allocator keeps of either: 165 MiB were
-        # measured for 200 positions, 173 for 1,500, whose logits all at once would take six times that.
+        # A slice's logits, the temporary values of their log-softmax, and what the allocator keeps of either: 165 MiB
+        # were measured for 200 positions, 173 for 1,500, whose logits all at once would take six times that.
         most = (4 * LOGIT_ROWS * self.vocabulary * 4) >> 20
         wrong += [f"memory grew by {grown} MiB, of {most}"] if grown > most else []
         return Verdict(compared, [], wrong, error)
