@@ -7,12 +7,11 @@ import asyncio
 import os
 import random
 import signal
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from crew import Crew, answer_of, continuation, crew_of, greedy
+from crew import Crew, answer_of, continuation, crew_of, greedy, until
 from tiny_model import write_tiny_model
 
 from aiollm.engine.policy import Aggressive
@@ -79,10 +78,7 @@ class Crowd:
             while len(self.under_way) > 12 or (self.random.random() < 0.5 and self.under_way):
                 await asyncio.sleep(0.001)
                 self.crew.engine.check_integrity()
-        deadline = time.monotonic() + 60
-        while self.under_way:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.002)
+        await until(lambda: not self.under_way)
         self.crew.engine.check_integrity()
 
     def judge(self) -> None:
