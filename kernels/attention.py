@@ -1,4 +1,8 @@
-"""Attention of mixed steps: sequences that bring one token, and sequences that bring more, by a kernel each."""
+"""Attention of mixed steps: sequences that bring one token, and sequences that bring more, by a kernel each.
+
+The former is bound by memory, the latter by arithmetic. On Hopper they run side by side, on multiprocessors that the
+plan shares out.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +10,8 @@ from typing import Any
 import torch
 
 from aiollm.kernels.batch import Batch
-from aiollm.kernels.decode_attention import decode_attention
+from aiollm.kernels import prefill_hopper as hopper
+from aiollm.kernels.decode_attention import decode_attention, lay_out
 from aiollm.kernels.plan import plan
 from aiollm.kernels.prefill_attention import prefill_attention
 from aiollm.kernels.variants import Scoring
@@ -23,9 +28,13 @@ def attention(
     if batch.plan is None:
         batch = plan(batch, k_pool.shape[1])
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if q.numel() == 0 or len(batch.rows) == 0:
+        return out
+    beside = batch.max_new > 1 and hopper.fits(q, k_pool, v_pool)
+    laid = lay_out(q, k_pool, batch, scoring, beside)
     if batch.max_new > 1:
-        prefill_attention(q, k_pool, v_pool, batch, scoring, out)
-    decode_attention(q, k_pool, v_pool, batch, scoring, out)
+        prefill_attention(q, k_pool, v_pool, batch, scoring, out, laid.plan.prompts if beside else None)
+    decode_attention(q, k_pool, v_pool, batch, scoring, out, laid, beside)
     return out
 
 

@@ -5,6 +5,8 @@ covers a sequence writes its result; the pieces of a cut sequence go to scratch 
 last adds them up, in the order of the pieces. So a result does not depend on who comes when; but where a sequence is
 cut depends on the batch, which changes results by rounding.
 
+Beside prompts (`beside`) it starts while their kernel runs, on the multiprocessors that the plan leaves it.
+
 A tile is some tokens of `heads` neighbouring KV heads: rows of K and V that lie in heads * d contiguous numbers for
 each slot. The rows are the long side of the matrix products, so that the few query heads of a group waste little of
 the short side; products of a query with another KV head's keys are masked.
@@ -24,7 +26,7 @@ import triton.language as tl
 from aiollm.kernels import device as devices
 from aiollm.kernels.batch import Batch
 from aiollm.kernels.pdl import pdl, trigger, wait
-from aiollm.kernels.plan import RECORD, Layout, plan_decode
+from aiollm.kernels.plan import RECORD, Decode, Layout, plan_decode
 from aiollm.kernels.tuned import Config, lookup
 from aiollm.kernels.variants import Scoring
 
@@ -44,28 +46,9 @@ FLOAT32 = {"TILE": 32, "HEADS": 1, "PER_SM": 2, "num_warps": 4, "num_stages": 3}
 NARROWEST = 16  # columns: from 16 on Triton uses Hopper's matrix product, which reads K and V in place
 COLUMNS = 32  # query heads of a tile, at most, where they are not of one group
 COMBINED = 4096  # partial results that a program adds at once: 32 registers of each of 128 threads
+PAIRS = 165  # Layout.pairs for one query head of a group: 16,384 pairs at 485 TFLOP/s, 80 of 132 readers fill the bus
 LOWEST = tl.constexpr(-1e30)  # below every score, and finite: a column that saw no key must not become NaN
 LOG2E = tl.constexpr(1.4426950408889634)
-
-
-def decode_attention(
-    q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, batch: Batch, scoring: Scoring, out: torch.Tensor
-) -> None:
-    """Write the rows of `out` that belong to sequences of exactly one new token; the contract is ref/attention.py.
-
-    q [tokens, hq, d] and the pools [slots + 1, hkv, d] may have any strides with d contiguous; out [tokens, hq, d] is
-    contiguous. `batch.plan` is a plan.Plan.
-    """
-    rows, (_, hq, width), kv_heads = _power(batch.rows.shape[0]), q.shape, k_pool.shape[1]
-    if q.numel() and batch.rows.shape[0]:
-        key: dict[str, int | str] = {
-            "rows": rows,
-            "kv_heads": kv_heads,
-            "group": str(hq // kv_heads),
-            "width": str(width),
-            "dtype": str(q.dtype),
-        }
-        _launch(q, k_pool, v_pool, batch, scoring, out, lookup("decode_attention", key, _default(rows, q)))
 
 
 def _default(rows: int, q: torch.Tensor) -> Config:
@@ -114,29 +97,65 @@ def _power(number: int) -> int:
     return 1 << max(number - 1, 0).bit_length()
 
 
-def _launch(
+class Laid(NamedTuple):
+    """What a launch needs besides its tensors."""
+
+    config: Config
+    tile: Tile
+    plan: Decode
+
+
+def lay_out(q: torch.Tensor, k_pool: torch.Tensor, batch: Batch, scoring: Scoring, beside: bool) -> Laid:
+    """How the sequences of one new token are computed; what a layer before laid out alike is used again.
+
+    With `beside` some multiprocessors are left to prompts: `plan.prompts` of them. The batch is not empty.
+    """
+    rows, (_, hq, width), kv_heads = _power(batch.rows.shape[0]), q.shape, k_pool.shape[1]
+    group, processors = hq // kv_heads, devices.multiprocessors(q.device)
+    key: dict[str, int | str] = {
+        "rows": rows,
+        "kv_heads": kv_heads,
+        "group": str(group),
+        "width": str(width),
+        "dtype": str(q.dtype),
+    }
+    config = lookup("decode_attention", key, _default(rows, q))
+    room = devices.shared_memory(q.device) - 2048  # which reductions take
+    wished = config["TILE"], config["HEADS"], config["PER_SM"], config["num_stages"]
+    tile = fit(*wished, kv_heads, group, width, q.element_size(), room)
+    head_blocks = kv_heads // tile.heads
+    workers = max(1, tile.per_sm * processors // head_blocks)
+    layout = Layout(scoring.window, tile.block, workers, head_blocks, tile.heads * group, width)
+    if beside:
+        layout = layout._replace(processors=processors, pairs=PAIRS * group)
+    plan = batch.plan.decode.get(layout)
+    if plan is None:
+        plan = batch.plan.decode[layout] = plan_decode(batch, layout)
+    return Laid(config, tile, plan)
+
+
+def decode_attention(
     q: torch.Tensor,
     k_pool: torch.Tensor,
     v_pool: torch.Tensor,
     batch: Batch,
     scoring: Scoring,
     out: torch.Tensor,
-    config: Config,
+    laid: Laid,
+    beside: bool,
 ) -> None:
+    """Write the rows of `out` that belong to sequences of exactly one new token; the contract is ref/attention.py.
+
+    q [tokens, hq, d] and the pools [slots + 1, hkv, d] may have any strides with d contiguous; out [tokens, hq, d] is
+    contiguous. `laid` is what `lay_out` gave for the same. With `beside` the kernel launched before must be
+    prefill_hopper's, for the same layer.
+    """
     n, (_, hq, width), kv_heads = batch.rows.shape[0], q.shape, k_pool.shape[1]
-    group, size = hq // kv_heads, q.element_size()
-    room = devices.shared_memory(q.device) - 2048  # which reductions take
-    wished = config["TILE"], config["HEADS"], config["PER_SM"], config["num_stages"]
-    tile = fit(*wished, kv_heads, group, width, size, room)
-    head_blocks = kv_heads // tile.heads
-    workers = max(1, tile.per_sm * devices.multiprocessors(q.device) // head_blocks)
-    layout = Layout(scoring.window, tile.block, workers, head_blocks, tile.heads * group, width)
-    plan = batch.plan.decode.get(layout)
-    if plan is None:
-        plan = batch.plan.decode[layout] = plan_decode(batch, layout)
+    config, tile, plan = laid
+    group = hq // kv_heads
     power = _power(group)
-    _decode[(head_blocks, workers)](
-        q, k_pool, v_pool, out, batch.slot_table, scoring.slopes, scoring.sinks, *plan,
+    _decode[plan.arrived.shape[1], plan.workers.shape[0]](
+        q, k_pool, v_pool, out, batch.slot_table, scoring.slopes, scoring.sinks, *plan[:5],
         n, scoring.scale, scoring.window, scoring.softcap, q.stride(0), q.stride(1), batch.slot_table.stride(0),
         # Known at compile time, strides cost one instruction for an address of 64 bits; otherwise eight.
         K_SLOT=k_pool.stride(0), K_HEAD=k_pool.stride(1), V_SLOT=v_pool.stride(0), V_HEAD=v_pool.stride(1),
@@ -144,7 +163,7 @@ def _launch(
         D=width, WIDTH=tile.wide, BLOCK=tile.block, HEADS=tile.heads,
         PARTS=max(1, COMBINED // (tile.heads * power * tile.wide)),
         # The matrix products of these cards read V in place, others would only as the second factor.
-        V_FIRST=devices.capability(q.device)[0] in (9, 10) and size == 2,
+        V_FIRST=devices.capability(q.device)[0] in (9, 10) and q.element_size() == 2, BESIDE=beside,
         num_warps=config["num_warps"], num_stages=tile.stages, **pdl(q.device),
     )  # fmt: skip
 
@@ -156,11 +175,12 @@ def _decode(
     K_SLOT: tl.constexpr, K_HEAD: tl.constexpr, V_SLOT: tl.constexpr, V_HEAD: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, POWER: tl.constexpr,
     D: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.constexpr,
-    V_FIRST: tl.constexpr, PDL: tl.constexpr,
+    V_FIRST: tl.constexpr, BESIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One worker (axis 1) on HEADS of the KV heads (axis 0); columns are their query heads, GROUP padded to PADDED."""
     trigger(PDL)
-    wait(PDL)
+    if not BESIDE:
+        wait(PDL)
     ROWS: tl.constexpr = BLOCK * HEADS
     COLUMNS: tl.constexpr = HEADS * PADDED
     block = tl.program_id(0)
@@ -276,6 +296,9 @@ def _decode(
         row = next_row
         length = next_length
         token = next_token
+    if BESIDE:
+        if (block == 0) & (worker == 0):
+            wait(PDL)
 
 
 @triton.jit

@@ -3,6 +3,9 @@
 For sequences that bring one token: all tiles of all of them, laid end to end, are cut into equal runs, one for each
 worker of a fixed grid, as in Stream-K (Osama et al., 2023). So one launch serves any mix of lengths, and a graph does
 not depend on them.
+
+Where prompts are computed beside them, on multiprocessors of their own, those are shared out as the work is: reading
+keys takes all of the memory's time and few multiprocessors, prompts take what these compute.
 """
 
 from typing import NamedTuple
@@ -18,6 +21,7 @@ from aiollm.kernels.prefill_attention import Prefill, plan_prefill
 SEQUENCES = 1024  # that a program reads at once
 WORKERS = 8  # that a program lays out: more programs, each with shorter sums
 RECORD = tl.constexpr(8)  # integers of a worker
+EDGE = tl.constexpr(128)  # of a block of pairs: queries, and keys
 
 
 class Layout(NamedTuple):
@@ -29,6 +33,8 @@ class Layout(NamedTuple):
     head_blocks: int  # each of them is computed by all workers
     columns: int  # query heads of a head block
     width: int  # of a head
+    processors: int = 0  # multiprocessors that prompts may be given a share of; 0: they are computed before
+    pairs: int = 0  # tokens that are read while one multiprocessor attends to a block of a prompt, by one that reads
 
 
 class Decode(NamedTuple):
@@ -43,6 +49,7 @@ class Decode(NamedTuple):
     arrived: torch.Tensor  # [n, head_blocks] int32: how many pieces of an entry are there; 0 between launches
     pieces: torch.Tensor  # [2 * workers, head_blocks, columns, width] float32: weighted values
     sums: torch.Tensor  # [2 * workers, head_blocks, columns, 2] float32: highest score (log2), sum of weights
+    prompts: torch.Tensor  # [1] int32: multiprocessors that the sequences of more new tokens have to themselves
 
 
 class Plan(NamedTuple):
@@ -69,10 +76,11 @@ def plan_decode(batch: Batch, layout: Layout) -> Decode:
         arrived=torch.empty((n, layout.head_blocks), dtype=torch.int32, device=device),
         pieces=torch.empty((*pieces, layout.width), dtype=torch.float32, device=device),
         sums=torch.empty((*pieces, 2), dtype=torch.float32, device=device),
+        prompts=torch.empty(1, dtype=torch.int32, device=device),
     )
     _plan_decode[(triton.cdiv(layout.workers, WORKERS),)](
-        batch.rows, batch.starts, batch.lengths, laid.workers, laid.entries, laid.arrived,
-        n, layout.workers, layout.window, layout.head_blocks,
+        batch.rows, batch.starts, batch.lengths, laid.workers, laid.entries, laid.arrived, laid.prompts,
+        n, layout.workers, layout.window, layout.head_blocks, layout.processors, layout.pairs,
         BLOCK=layout.block, N=min(SEQUENCES, triton.next_power_of_2(n)), W=WORKERS, num_warps=8, **pdl(device),
     )  # fmt: skip
     return laid
@@ -80,7 +88,7 @@ def plan_decode(batch: Batch, layout: Layout) -> Decode:
 
 @triton.jit(do_not_specialize=["n"])
 def _plan_decode(
-    rows, starts, lengths, workers, entries, arrived, n, count, window, head_blocks,
+    rows, starts, lengths, workers, entries, arrived, prompts, n, count, window, head_blocks, processors, pairs,
     BLOCK: tl.constexpr, N: tl.constexpr, W: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Each program reads all lengths, and lays out W of the `count` workers; the first one the entries too."""
@@ -88,12 +96,25 @@ def _plan_decode(
     wait(PDL)
     total = 0
     longest = 1
+    blocks = 0.0
     for base in range(0, n, N):
         at = base + tl.arange(0, N)
         tiles, _, _ = _tiles(starts, lengths, at, n, window, BLOCK)
         total += tl.sum(tiles)
         longest = tl.maximum(longest, tl.max(tiles))
-    per = tl.cdiv(total, count)
+        blocks += tl.sum(_blocks(starts, lengths, at, n, window))
+    share = 0
+    others = count
+    if processors > 0:
+        work = blocks * pairs
+        share = tl.ceil(processors * work / tl.maximum(work + (total * BLOCK).to(tl.float32), 1.0)).to(tl.int32)
+        if count * (processors - share) < processors:  # not one worker is left: they come when the prompts are done
+            share = processors
+        else:
+            others = count * (processors - share) // processors
+    if tl.program_id(0) == 0:
+        tl.store(prompts, share)
+    per = tl.cdiv(total, others)
     # Sequences of one length are not cut where that idles few workers: the others share the memory that those leave.
     whole = tl.cdiv(per, longest) * longest
     per = tl.where(whole * 8 <= per * 9, whole, per)
@@ -149,3 +170,15 @@ def _tiles(starts, lengths, at, n, window, BLOCK: tl.constexpr):
     if window > 0:
         seen = tl.minimum(length, window)
     return tl.where(end - begin == 1, (seen + BLOCK - 1) // BLOCK, 0), length, begin
+
+
+@triton.jit
+def _blocks(starts, lengths, at, n, window):
+    """Blocks of EDGE queries and as many keys that the sequences `at` of several new tokens have, about."""
+    here = at < n
+    new = tl.load(starts + at + 1, mask=here, other=0) - tl.load(starts + at, mask=here, other=0)
+    keys = tl.load(lengths + at, mask=here, other=0) - new // 2
+    if window > 0:
+        keys = tl.minimum(keys, window)
+    blocks = tl.cdiv(new, EDGE).to(tl.float32) * (tl.cdiv(keys, EDGE) + 1).to(tl.float32)
+    return tl.where(new > 1, blocks, 0.0)

@@ -102,17 +102,22 @@ def _sequences(starts, lengths, at, n, TILE: tl.constexpr):
 
 
 def prefill_attention(
-    q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, batch: Batch, scoring: Scoring, out: torch.Tensor
+    q: torch.Tensor,
+    k_pool: torch.Tensor,
+    v_pool: torch.Tensor,
+    batch: Batch,
+    scoring: Scoring,
+    out: torch.Tensor,
+    share: torch.Tensor | None = None,
 ) -> None:
     """Write the rows of `out` that belong to sequences of more than one new token; the contract is ref/attention.py.
 
     q and out [tokens, hq, d] and the pools [slots + 1, hkv, d] may have any strides with d contiguous. `batch.plan` has
-    a field `prefill`, what `plan_prefill` gave.
+    a field `prefill`, what `plan_prefill` gave; it is not empty. `share` [1] int32, on Hopper alone, is how many multiprocessors it takes;
+    then the kernel launched next may begin at once, and must not look at `out` before it has waited.
     """
-    if q.numel() == 0 or len(batch.rows) == 0:
-        return
     if hopper.fits(q, k_pool, v_pool):
-        hopper.prefill_hopper(q, k_pool, v_pool, batch, scoring, out)
+        hopper.prefill_hopper(q, k_pool, v_pool, batch, scoring, out, share)
         return
     (tokens, heads, width), kv_heads = q.shape, k_pool.shape[1]
     key: dict[str, int | str] = {"tokens": tokens, "width": str(width), "dtype": str(q.dtype).removeprefix("torch.")}

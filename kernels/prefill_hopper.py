@@ -17,6 +17,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from aiollm.kernels import device as devices
 from aiollm.kernels.batch import Batch
@@ -45,7 +46,13 @@ def fits(q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor) -> bool:
 
 
 def prefill_hopper(
-    q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, batch: Batch, scoring: Scoring, out: torch.Tensor
+    q: torch.Tensor,
+    k_pool: torch.Tensor,
+    v_pool: torch.Tensor,
+    batch: Batch,
+    scoring: Scoring,
+    out: torch.Tensor,
+    share: torch.Tensor | None,
 ) -> None:
     """As prefill_attention.prefill_attention, where `fits` says so."""
     heads, width = q.shape[1:]
@@ -53,7 +60,7 @@ def prefill_hopper(
     tiles, counters = batch.plan.prefill
     wide = width > 128
     _attend[(devices.multiprocessors(q.device),)](
-        q, k_pool, v_pool, out, tiles, counters, batch.slot_table, scoring.slopes, scoring.sinks,
+        q, k_pool, v_pool, out, tiles, counters, share, batch.slot_table, scoring.slopes, scoring.sinks,
         batch.slot_table.stride(0), scoring.scale, scoring.window, scoring.softcap,
         Q_STRIDES=q.stride()[:2], K_STRIDES=k_pool.stride()[:2], V_STRIDES=v_pool.stride()[:2],
         OUT_STRIDES=out.stride()[:2], KV_HEADS=kv_heads, GROUP=heads // kv_heads,
@@ -113,7 +120,7 @@ def _load_rows(source, place, smem, barrier, WIDTH: gl.constexpr, LAYOUT: gl.con
 
 @gluon.jit
 def _produce(
-    q, k_pool, v_pool, slot_table, table_row, tiles, counters, items, window, buffers, barriers,
+    q, k_pool, v_pool, slot_table, table_row, tiles, counters, programs, items, window, buffers, barriers,
     Q_STRIDES: gl.constexpr, K_STRIDES: gl.constexpr, V_STRIDES: gl.constexpr,
     GROUP: gl.constexpr, WIDTH: gl.constexpr, WINDOW: gl.constexpr,
 ):  # fmt: skip
@@ -160,7 +167,7 @@ def _produce(
             slot = following
             turn += 1
     _give(index, tile, item_smem, item_full, q_empty, Q_STAGES)
-    if gl.atomic_add(counters + 2, 1) == gl.num_programs(0) - 1:  # no program will ask for another item
+    if gl.atomic_add(counters + 2, 1) == programs - 1:  # no program will ask for another item
         gl.store(counters + 1, 0)
         gl.store(counters + 2, 0)
 
@@ -344,12 +351,18 @@ def _for_rows(vector, matrix):
 
 @gluon.jit
 def _attend(
-    q, k_pool, v_pool, out, tiles, counters, slot_table, slopes, sinks, table_row, scale, window, softcap,
+    q, k_pool, v_pool, out, tiles, counters, share, slot_table, slopes, sinks, table_row, scale, window, softcap,
     Q_STRIDES: gl.constexpr, K_STRIDES: gl.constexpr, V_STRIDES: gl.constexpr, OUT_STRIDES: gl.constexpr,
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, WIDTH: gl.constexpr, D: gl.constexpr, WINDOW: gl.constexpr,
     SOFTCAP: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, Q_STAGES: gl.constexpr,
     num_warps: gl.constexpr,
 ):  # fmt: skip
+    programs = gl.num_programs(0)
+    if share is not None:
+        gdc_launch_dependents()  # all programs hold their multiprocessors: what begins now gets the others
+        programs = gl.load(share)
+        if gl.program_id(0) >= programs:
+            return
     dtype: gl.constexpr = q.dtype.element_ty
     BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
     item_smem = gl.allocate_shared_memory(gl.int32, [Q_STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
@@ -391,8 +404,8 @@ def _attend(
                 OUT_STRIDES, GROUP, WIDTH, WINDOW, SOFTCAP,
             )),
             (_produce, (
-                q, k_pool, v_pool, slot_table, table_row, tiles, counters, items, window, buffers, barriers,
-                Q_STRIDES, K_STRIDES, V_STRIDES, GROUP, WIDTH, WINDOW,
+                q, k_pool, v_pool, slot_table, table_row, tiles, counters, programs, items, window, buffers,
+                barriers, Q_STRIDES, K_STRIDES, V_STRIDES, GROUP, WIDTH, WINDOW,
             )),
         ],
         [4, 4],

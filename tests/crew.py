@@ -71,7 +71,7 @@ class Crew:
         slots: int = 4000,
         policy: Policy | None = None,
     ) -> None:
-        self.engine = Engine(Settings(8, 2048, 2048, True, policy or Conservative(), 100))
+        self.engine = Engine(Settings(8, 2048, 2048, True, policy or Conservative(), 100, queue_tokens=100 * 2048))
         self.stopped: list[str] = []
         self.fleet = Fleet(
             self.engine,

@@ -146,3 +146,72 @@ def test_triton_computes_one_token_and_longer_sequences(
     with devices.standing_in(devices.H100._replace(multiprocessors=2)):  # few programs for the interpreter
         actual = ops.attention(*(x.to(device) for x in tensors), ops.plan(there, 2) if planned else there, by)
     assert_close(actual.cpu(), expected)
+
+
+def real(name: str, heads: tuple[int, int, int], dtype: torch.dtype, by: Scoring, device: torch.device) -> tuple:
+    """Arguments on the device, in heads of a real model."""
+    batch = make_batch(BESIDE[name], slots=1 << 16, max_length=1 << 15)
+    tensors = (x.to(device) for x in inputs(batch, heads, dtype, 1 << 16))
+    there = Batch(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in batch))
+    return *tensors, there, Scoring(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in by))
+
+
+BESIDE = SEQUENCES | {
+    "many": [(i * 37 % 400, 1) for i in range(300)] + [(0, 200), (3, 77), (0, 1), (900, 300)],
+    "long prompt": [(5, 1), (4000, 1500), (20000, 1)],
+    "long context": [(15000, 1), (30000, 1), (0, 130)],
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("how", ["plain", "window", "softcap"])
+@pytest.mark.parametrize("heads", [(32, 8, 128), (28, 4, 128), (8, 8, 64), (16, 8, 256)], ids=str)
+@pytest.mark.parametrize("name", BESIDE)
+def test_prompts_beside_one_token_sequences_equal_the_reference(
+    name: str, heads: tuple[int, int, int], how: str, dtype: torch.dtype, device: torch.device
+) -> None:
+    arguments = real(name, heads, dtype, SCORINGS[how]._replace(scale=heads[2] ** -0.5), device)
+    assert_close(triton_ops().attention(*arguments), reference(*arguments))
+
+
+@pytest.mark.gpu
+def test_kernels_side_by_side_are_done_when_the_next_one_begins(device: torch.device) -> None:
+    """A graph of layers, each of which reads what the one before wrote, whatever its prompts and contexts are."""
+    heads, by = (32, 8, 128), Scoring(128**-0.5)
+    given = {name: real(name, heads, torch.bfloat16, by, device) for name in ("many", "long prompt")}
+    q, k_pool, v_pool, batch, _ = given["many"]
+    tokens = len(q)
+    static = batch._replace(starts=batch.starts.clone(), lengths=batch.lengths.clone(), rows=batch.rows.clone())
+    table, pools = batch.slot_table.clone(), torch.stack([k_pool, v_pool])
+
+    def layers(q: torch.Tensor, step: Batch) -> torch.Tensor:
+        step = triton_ops().plan(step, heads[1])
+        for _ in range(8):
+            q = triton_ops().attention(q, *pools.unbind(), step, by) * 2 + q
+        return q
+
+    static = static._replace(slot_table=table)
+    layers(q, static)
+    graph = torch.cuda.CUDAGraph()
+    captured = q.clone()
+    with torch.cuda.graph(graph):
+        result = layers(captured, static)
+    for name in ("many", "long prompt", "many"):
+        new_q, new_k, new_v, new, _ = given[name]
+        used = min(len(new_q), tokens)  # a graph's room: the rest of a long prompt is cut off
+        starts = new.starts.clamp(max=used)
+        lengths = new.lengths - (new.starts.diff() - starts.diff())
+        static.starts.fill_(used)
+        static.starts[: len(starts)] = starts
+        static.lengths.zero_()
+        static.lengths[: len(lengths)] = lengths
+        static.rows[: len(new.rows)] = new.rows
+        pools.copy_(torch.stack([new_k, new_v]))
+        table[: len(new.slot_table)] = new.slot_table
+        captured[:used] = new_q[:used]
+        cut = new._replace(starts=static.starts, lengths=static.lengths, rows=static.rows, positions=batch.positions)
+        expected = layers(captured.clone(), cut._replace(max_new=used))[:used].clone()
+        for _ in range(50):
+            graph.replay()
+            assert torch.equal(result[:used], expected), name

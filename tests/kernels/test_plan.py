@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -114,3 +116,40 @@ def test_a_step_of_one_token_each_has_no_prefill_to_lay_out(device: torch.device
     mixed = plan(moved(make_batch(SEQUENCES["mixed"]), device), 2).plan
     assert mixed.prefill is not None
     assert mixed.decode == {}
+
+
+H100 = 132
+
+
+@pytest.mark.parametrize(
+    ("sequences", "expected"),
+    {
+        "decode alone": ([(1000, 1)] * 8, 0),
+        "prompts alone": ([(0, 300), (40, 2)], H100),
+        # 8 blocks of queries by (4 + 1) of keys, 500 tokens each, beside 63 tiles of 16 tokens for each of 50
+        "both": ([(999, 1)] * 50 + [(0, 1000)], math.ceil(H100 * 20000 / (20000 + 50 * 1008))),
+        "too little to read for one worker": ([(15, 1), (0, 1000)], H100),
+    }.values(),
+    ids=str,
+)
+def test_multiprocessors_are_shared_out_as_the_work_is(
+    sequences: list[tuple[int, int]], expected: int, device: torch.device
+) -> None:
+    batch = make_batch(sequences, slots=60000, max_length=1024)
+    laid = lay_out(batch, Layout(0, 16, H100 // 4, 4, 3, 8, H100, 500), device)
+    assert laid.prompts.tolist() == [expected]
+    tiles = sum(-(-(cached + 1) // 16) for cached, new in sequences if new == 1)
+    workers = H100 // 4 * (H100 - expected) // H100 if 0 < expected < H100 else H100 // 4
+    per, total = laid.workers[0, :2].tolist()
+    assert total == tiles and per >= -(-tiles // workers)
+    assert per * workers >= tiles, "the workers that are left do all"
+
+
+def test_a_window_shortens_what_prompts_take(device: torch.device) -> None:
+    batch = make_batch([(999, 1)] * 50 + [(8000, 1000)], slots=60000, max_length=9000)
+    shares = [
+        lay_out(batch, Layout(window, 16, H100 // 4, 4, 3, 8, H100, 50), device).prompts.item() for window in (0, 1000)
+    ]
+    assert shares == [  # 50 times 63 tiles are read whole or 63 of the window's
+        math.ceil(H100 * blocks * 50 / (blocks * 50 + 50 * 1008)) for blocks in (8 * (67 + 1), 8 * (8 + 1))
+    ]

@@ -77,7 +77,7 @@ def check(arguments: Arguments) -> None:
 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
-@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize("name", [name for name in SEQUENCES if name != "empty"])
 def test_it_equals_the_reference(name: str, heads: tuple[int, int, int], device: torch.device) -> None:
     check(inputs(name, heads, torch.float32, device))
 
