@@ -1,5 +1,7 @@
 """How far an implementation may lie from the reference: one table, by dtype, used by every kernel test."""
 
+import math
+
 import torch
 
 # dtype: (rtol, atol). A few units in the last place of a result of size 1 after sums of up to a thousand terms.
@@ -10,12 +12,13 @@ TOLERANCE = {
 }
 
 
-def assert_near(actual: torch.Tensor, exact: torch.Tensor) -> None:
+def assert_near(actual: torch.Tensor, exact: torch.Tensor, chains: int = 1) -> None:
     """For a chain of operations, which may round to `actual`'s dtype in between: compare with the chain in float32.
 
-    The error is measured against the size of all values: where values cancel, what was rounded before does not.
+    The error is measured against the size of all values: where values cancel, what was rounded before does not. Errors
+    of several `chains` that are added up do not depend on each other, and grow with the root of their number.
     """
-    rtol, _ = TOLERANCE[actual.dtype]
+    rtol = TOLERANCE[actual.dtype][0] * math.sqrt(chains)
     error = actual.float() - exact.float()
     assert actual.shape == exact.shape and bool(error.norm() <= rtol * exact.float().norm())
     assert not exact.numel() or bool(error.abs().max() <= 4 * rtol * exact.float().abs().max())
