@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 ARGS ?=
 
 .PHONY: help serve test check aot families stamp parity stalls \
-        bench-cpu bench-frontend bench-gpu bench-kernels bench-static clean operations simulate
+        bench-cpu bench-frontend bench-gpu bench-kernels bench-shapes bench-static clean operations simulate
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo 'make bench-frontend                         CPU time of the server for each token that it streams'
 	@echo 'make bench-cpu                              speed of the demo model on this CPU'
 	@echo 'make bench-gpu                              the server on this GPU beside vLLM on an H100'
+	@echo 'make bench-shapes                           the server with six well-known shapes, beside their floors'
 	@echo 'make bench-kernels                          each GPU operation beside its floor on this GPU'
 	@echo 'make bench-static                           one step of a model on this GPU, by kind of operation'
 	@echo 'make clean                                  remove $(VENV)'
@@ -69,6 +70,9 @@ bench-frontend: $(VENV)/.test
 
 bench-gpu: $(VENV)/.serve
 	$(RUN) tools/bench_gpu.py --save tools/results/bench_gpu.json $(ARGS)
+
+bench-shapes: $(VENV)/.serve
+	$(RUN) tools/bench_shapes.py --save tools/results/bench_shapes.json $(ARGS)
 
 bench-kernels: $(VENV)/.serve
 	$(RUN) -m aiollm.kernels.bench --save tools/results/bench_kernels.json $(ARGS)

@@ -132,9 +132,16 @@ def beside(plain: float, figures: dict[str, Any]) -> dict[str, Any]:
     return {"metric": "output_throughput", "measured": measured, "plain": plain, "ratio": round(measured / plain, 3)}
 
 
-def show(shape: str, workload: str, found: dict[str, Any], comparisons: list[dict[str, Any]]) -> None:
+def show(row: dict[str, Any]) -> None:
     """The lines of one row; one without a baseline shows its throughput."""
-    for comparison in comparisons or [{"metric": "output_throughput", "measured": found["output_throughput"]}]:
+    shape, workload = row["shape"], f"{row['workload']}{'+real' if row.get('real_life') else ''}"
+    if "error" in row:
+        print(f"{shape:<12} {workload:<19} FAILED: {row['error']}", flush=True)
+        return
+    found, comparisons = row["figures"], row["compared"]
+    if not comparisons and row["workload"] != "start":
+        comparisons = [{"metric": "output_throughput", "measured": found["output_throughput"]}]
+    for comparison in comparisons:
         print(
             LINE.format(
                 shape=shape,
@@ -175,7 +182,6 @@ class Session:
 
     def row(self, workload: str) -> dict[str, Any]:
         """One row as it is saved; `error` where it has no figures."""
-        name = f"{workload}+real" if self._real_life else workload
         row: dict[str, Any] = {"shape": self._shape, "workload": workload, "real_life": self._real_life}
         try:
             server = self._living()
@@ -187,14 +193,11 @@ class Session:
                 comparisons = [compared(baseline, figures) for baseline in baselines]
             else:
                 comparisons = [beside(self._plain[workload], figures)] if workload in self._plain else []
-            if comparisons or workload != "start":
-                show(self._shape, name, figures, comparisons)
             return row | {"figures": figures, "compared": comparisons}
         except (RowFailed, trace.TraceError, RuntimeError, OSError, KeyError, ValueError) as error:
             said = str(error) or type(error).__name__
             if self._server is not None and self._server.process.poll() is not None:
                 said += f"; the server ended with {self._server.process.poll()}:\n{self._server.log()[-2000:]}"
-            print(f"{self._shape:<12} {name:<19} FAILED: {said}", flush=True)
             return row | {"error": said}
 
     def close(self) -> None:
@@ -301,9 +304,9 @@ def main() -> int:
                         for _ in range(1 if workload == "start" else args.repeat):
                             if time.monotonic() > deadline:
                                 row = {"shape": shape, "workload": workload, "error": "no time left (--seconds)"}
-                                print(f"{shape:<12} {workload:<19} FAILED: no time left (--seconds)", flush=True)
                             else:
                                 row = session.row(workload)
+                            show(row)
                             found["rows"].append(row)
                             if not real_life and "output_throughput" in row.get("figures", {}):
                                 plain[workload] = row["figures"]["output_throughput"]
