@@ -2,7 +2,8 @@
 
 A model of dummy weights, a fixed batch, one step of it: the whole as a CUDA graph and launched by Python, then each
 kind of operation alone. The floor of a kind is the larger of two times, its fewest bytes at the bandwidth of a copy and
-its operations at the rate of a large product, both measured in this run.
+its operations at the rate of a large product, both measured in this run. The attention of layers with a window is a
+kind of its own, whose floor counts what the window shows.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from aiollm.workers.shapes import SHAPES
 from aiollm.workers.tp import TensorParallel
 
 BIASED = 4  # biased tokens of a sequence where every parameter is on
+WINDOWED = "windowed"  # the attention of layers with a sliding window
 
 
 class Workload(NamedTuple):
@@ -191,6 +193,8 @@ class Bench:
 
             def call(*args: Any, **kwargs: Any) -> Any:
                 kind = names[args[1].data_ptr()] if field in ("linear", "gated_linear") else field
+                if field == "attention" and args[4].window:
+                    kind = WINDOWED
                 calls.append(Call(kind, partial(operation, *args, **kwargs)))
                 return operation(*args, **kwargs)
 
@@ -216,15 +220,24 @@ class Bench:
             return moved * size, 2 * sequences * spec.hidden * spec.vocab
         if kind == "rotary_store":
             return layers * 2 * tokens * (q + both) * size, 0
-        if kind == "attention":
+        if kind in ("attention", WINDOWED):
+            reaches = [reach for _, reach in map(spec.reach, range(layers)) if (reach > 0) == (kind == WINDOWED)]
+            window = reaches[0] if reaches and reaches[0] else spec.max_position
             cached = load.cached + (load.new if load.new > 1 else 0)
-            pairs = load.rows * (cached if load.new == 1 else load.new * (load.new + 1) // 2)
-            pairs += load.prompt * (load.prompt + 1) // 2
-            moved = (load.rows * cached + load.prompt) * both + 2 * tokens * q
-            return layers * moved * size, layers * 4 * pairs * q
+            seen, pairs = min(cached, window), _pairs(load.prompt, window)
+            pairs += load.rows * (seen if load.new == 1 else _pairs(load.new, window))
+            read = load.rows * (seen if load.new == 1 else cached) + load.prompt
+            moved = read * both + 2 * tokens * q
+            return len(reaches) * moved * size, len(reaches) * 4 * pairs * q
         if kind == "sample":
             return sequences * spec.vocab * size, 0
         return 2 * tokens * spec.hidden * size if kind == "embedding" else 0, 0
+
+
+def _pairs(tokens: int, window: int) -> int:
+    """Of a query and a key that it sees, in a prompt of so many tokens."""
+    hidden = max(0, tokens - window)
+    return tokens * (tokens + 1) // 2 - hidden * (hidden + 1) // 2
 
 
 def replay_us(work: Callable[[], Any], replays: int) -> float:

@@ -55,6 +55,19 @@ def test_costs_are_those_of_the_sizes() -> None:
     assert here.cost("attention", mixed)[1] == 3 * 4 * (2 * 9 + 28) * 64
 
 
+def test_layers_with_a_window_are_a_kind_of_their_own_that_costs_what_they_see() -> None:
+    here = bench(use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    _, calls = here.step(Workload(2, 9, 1), False, True)
+    kinds = [call.kind for call in calls]
+    assert (kinds.count("attention"), kinds.count("windowed")) == (1, 2)
+    assert here.cost("attention", Workload(2, 9, 1)) == (4 * (2 * 9 * 64 + 2 * 2 * 64), 4 * 2 * 9 * 64)
+    assert here.cost("windowed", Workload(2, 9, 1)) == (2 * 4 * (2 * 4 * 64 + 2 * 2 * 64), 2 * 4 * 2 * 4 * 64)
+    assert here.cost("windowed", Workload(2, 9, 1, 7))[1] == 2 * 4 * (2 * 4 + 1 + 2 + 3 + 4 * 4) * 64
+    assert here.cost("windowed", Workload(2, 0, 7)) == (
+        2 * 4 * (2 * 7 * 64 + 2 * 14 * 64), 2 * 4 * 2 * (1 + 2 + 3 + 4 * 4) * 64
+    )  # fmt: skip
+
+
 def test_workloads_are_read_from_text() -> None:
     assert parse("256x320", False) == Workload(256, 320, 1)
     assert parse("2x4096", True) == Workload(2, 0, 4096)
