@@ -52,8 +52,10 @@ class Windows:
         device, n = batch.lengths.device, len(batch.lengths)
         before = self._window - 1
         low = (batch.lengths - batch.starts.diff() - before).clamp(min=0)
-        span = _rounded(before + batch.max_new)
-        seen = batch.rows[:, None] * columns + (low[:, None] + torch.arange(span, device=device)) % columns
+        span = min(_rounded(before + batch.max_new), columns)  # a graph's max_new is more than a chunk may have
+        # In int32: for 1,024 sequences by 6,160 columns that is 24 MiB each time.
+        shown = (low[:, None] + torch.arange(span, dtype=torch.int32, device=device)) % columns
+        seen = (batch.rows[:, None] * columns).int() + shown
         tables = self.tables.flatten(1).index_select(1, seen.flatten()).view(groups, n, span)
         shared = batch._replace(
             rows=torch.arange(n, device=device), lengths=batch.lengths - low, max_length=min(batch.max_length, span)
