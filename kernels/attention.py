@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from aiollm.kernels.batch import Batch
 from aiollm.kernels import prefill_hopper as hopper
+from aiollm.kernels.batch import Batch
 from aiollm.kernels.decode_attention import decode_attention, lay_out
 from aiollm.kernels.plan import plan
 from aiollm.kernels.prefill_attention import prefill_attention

@@ -11,9 +11,12 @@ A tile is some tokens of `heads` neighbouring KV heads: rows of K and V that lie
 each slot. The rows are the long side of the matrix products, so that the few query heads of a group waste little of
 the short side; products of a query with another KV head's keys are masked.
 
-Measured on an H100 (copy: 2.9 to 3.0 TB/s) with 32 query and 8 KV heads of 128 in bf16, slots in random order:
-256 x 1k tokens 375 us, 2.86 TB/s; 256 x 4k 2.96; 1,024 x 192 297 us, 2.71; 256 x 320 126 us, 2.66; 64 x 1k 2.83;
-1 x 32k 52 us, 2.56; 1 x 8k 18 us; 1 x 1k 7 us, of which adding up the pieces takes 2; 1 x 128 4 us.
+While a result is written, the slots and queries of the next sequence are on their way: 437 us for 1,024 x 300 in place
+of 450. One loop over the tiles of all sequences, which would load their keys too, is slower: 532.
+
+Measured on an H100 (copy: 3.0 TB/s) with 32 query and 8 KV heads of 128 in bf16, slots in random order:
+256 x 4k tokens 3.00 TB/s; 256 x 1k 364 us, 2.95; 1,024 x 192 284 us, 2.83; 256 x 320 118 us, 2.84; 64 x 1k 2.82;
+1 x 32k 53 us, 2.54; 1 x 8k 13 us; 1 x 1k 7 us, of which adding up the pieces takes 2; 1 x 128 4 us.
 """
 
 import functools
@@ -37,16 +40,16 @@ CANDIDATES: list[Config] = [
     for tile, per_sm in ((64, 2), (128, 2), (128, 1))
 ]
 # Few rows are cut often: one KV head keeps the pieces small, 7 us at 1 x 1k where four take 49. Many rows are read best
-# in longer runs: at 1,024 x 192 two heads take 298 us, one takes 306. Two programs with tiles of 64, or one with 128,
-# take 382 us for 256 x 1k; three programs with fewer stages 425, and one with tiles of 64 and more stages 437.
+# in longer runs: at 1,024 x 192 four heads take 284 us, two 288, one 296; at 96 x 1,100 it is 156, 155 and 152. Other
+# shapes of the tile, fewer stages or more programs lose 3 to 30 %.
 FEW = {"TILE": 128, "HEADS": 1, "PER_SM": 1, "num_warps": 4, "num_stages": 3}  # up to 8 rows
-SOME = {"TILE": 64, "HEADS": 1, "PER_SM": 2, "num_warps": 4, "num_stages": 3}  # up to 32
-MANY = {"TILE": 64, "HEADS": 2, "PER_SM": 2, "num_warps": 4, "num_stages": 3}
+SOME = {"TILE": 64, "HEADS": 1, "PER_SM": 2, "num_warps": 4, "num_stages": 3}  # up to 128
+MANY = {"TILE": 64, "HEADS": 4, "PER_SM": 2, "num_warps": 4, "num_stages": 3}
 FLOAT32 = {"TILE": 32, "HEADS": 1, "PER_SM": 2, "num_warps": 4, "num_stages": 3}
 NARROWEST = 16  # columns: from 16 on Triton uses Hopper's matrix product, which reads K and V in place
 COLUMNS = 32  # query heads of a tile, at most, where they are not of one group
 COMBINED = 4096  # partial results that a program adds at once: 32 registers of each of 128 threads
-PAIRS = 165  # Layout.pairs for one query head of a group: 16,384 pairs at 485 TFLOP/s, 80 of 132 readers fill the bus
+PAIRS = 180  # Layout.pairs for each query head of a group: best from 8 to 1,024 rows; at 120, prompts are waited for
 LOWEST = tl.constexpr(-1e30)  # below every score, and finite: a column that saw no key must not become NaN
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -56,7 +59,7 @@ def _default(rows: int, q: torch.Tensor) -> Config:
         return FLOAT32
     if rows <= 8 and devices.capability(q.device)[0] == 9:  # as many registers as FEW wants are spilled on sm_100
         return FEW
-    return SOME if rows <= 32 else MANY
+    return SOME if rows <= 128 else MANY
 
 
 class Tile(NamedTuple):
@@ -214,6 +217,10 @@ def _decode(
     token = tl.load(record + 7)
     at = worker * per
     end = tl.minimum(at + per, total)
+    position, slots, query = _first(
+        q, q_token, q_head, slot_table, table_row, row, length, token, (at - first) * BLOCK + token_of, window,
+        head, real, d, at < end, D, WINDOW,
+    )  # fmt: skip
     while at < end:
         # What is behind the last entry is read and not used.
         next_last = tl.load(entries + entry + 1)
@@ -221,18 +228,8 @@ def _decode(
         next_length = tl.load(entries + 2 * (n + 2) + entry + 1)
         next_token = tl.load(entries + 3 * (n + 2) + entry + 1)
         stop = tl.minimum(end, last)
-        position = (at - first) * BLOCK + token_of
-        if WINDOW:
-            position += tl.maximum(length - window, 0)
         table = slot_table + row.to(tl.int64) * table_row
-        # Past the length the row's own last slot is read: any other may hold NaN, which no weight of 0 takes out.
-        slots = tl.load(table + tl.minimum(position, length - 1))
-        query = tl.trans(
-            tl.load(
-                q + token.to(tl.int64) * q_token + (head * q_head)[:, None] + d[None, :],
-                mask=real[:, None] & (d < D)[None, :], other=0.0,
-            )
-        )  # fmt: skip
+        columns = tl.trans(query)
         peak = tl.full([COLUMNS], LOWEST, tl.float32)
         weights = tl.zeros([ROWS, COLUMNS], tl.float32)
         values = tl.zeros([WIDTH, COLUMNS] if V_FIRST else [COLUMNS, WIDTH], tl.float32)
@@ -246,7 +243,7 @@ def _decode(
                 k = tl.load(k_block + k_place, mask=(d < D)[None, :], other=0.0)
                 v = tl.load(v_block + v_place, mask=(d < D)[None, :], other=0.0)
             slots = tl.load(table + tl.minimum(position + BLOCK, length - 1))  # of the next tile
-            score = tl.dot(k, query, input_precision="ieee")
+            score = tl.dot(k, columns, input_precision="ieee")
             if SOFTCAP:
                 score = softcap * (1 - 2 / (tl.exp2(score * (2 * LOG2E * scale / softcap)) + 1))
             if slopes is not None:
@@ -263,6 +260,11 @@ def _decode(
                 values = tl.dot(tl.trans(weight.to(v.dtype)), v, values * fade[:, None], input_precision="ieee")
             peak = top
             position += BLOCK
+        # These are under way while the result is written.
+        next_position, slots, query = _first(
+            q, q_token, q_head, slot_table, table_row, next_row, next_length, next_token, token_of, window,
+            head, real, d, stop < end, D, WINDOW,
+        )  # fmt: skip
         if not V_FIRST:
             values = tl.trans(values)
         whole = tl.sum(weights, 0)
@@ -296,9 +298,27 @@ def _decode(
         row = next_row
         length = next_length
         token = next_token
-    if BESIDE:
-        if (block == 0) & (worker == 0):
-            wait(PDL)
+        position = next_position
+    if BESIDE and (block == 0) & (worker == 0):
+        wait(PDL)
+
+
+@triton.jit
+def _first(
+    q, q_token, q_head, slot_table, table_row, row, length, token, position, window, head, real, d, there,
+    D: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """Of an entry's tile, `position` counted within the window: positions, slots, queries; nothing unless `there`."""
+    if WINDOW:
+        position += tl.maximum(length - window, 0)
+    # Past the length the row's own last slot is read: any other may hold NaN, which no weight of 0 takes out.
+    place = row.to(tl.int64) * table_row + tl.minimum(position, length - 1)
+    slots = tl.load(slot_table + place, mask=there, other=0)
+    query = tl.load(
+        q + token.to(tl.int64) * q_token + (head * q_head)[:, None] + d[None, :],
+        mask=real[:, None] & (d < D)[None, :] & there, other=0.0,
+    )  # fmt: skip
+    return position, slots, query
 
 
 @triton.jit

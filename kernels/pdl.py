@@ -11,13 +11,13 @@ kernel that reads weights may begin to. The rules, for a kernel that is launched
    lengths) is written by kernels and copies, and is read after `wait`.
 3. `trigger` may come anywhere, the first line is best: it lets the next kernel start as soon as every program of this
    one has called it or ended, and promises nothing about what this kernel has written.
-
 4. Two kernels that need nothing of each other may run side by side: the first is launched without `pdl`, so that all
    before it has ended, and triggers; the second does not wait before its work. One of its programs waits at its end:
    so the second does not end before the first has. That is decode_attention beside prefill_hopper.
 
 A kernel launched without `pdl`, a library's for example, starts when all before it has ended, and may stand anywhere
-in the stream. One that is launched with it and does not wait in every program breaks rule 1 for its successor, but for rule 4.
+in the stream. One that is launched with it and does not wait in every program breaks rule 1 for its successor, unless
+it keeps rule 4.
 """
 
 import torch

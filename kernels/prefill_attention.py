@@ -113,8 +113,8 @@ def prefill_attention(
     """Write the rows of `out` that belong to sequences of more than one new token; the contract is ref/attention.py.
 
     q and out [tokens, hq, d] and the pools [slots + 1, hkv, d] may have any strides with d contiguous. `batch.plan` has
-    a field `prefill`, what `plan_prefill` gave; it is not empty. `share` [1] int32, on Hopper alone, is how many multiprocessors it takes;
-    then the kernel launched next may begin at once, and must not look at `out` before it has waited.
+    a field `prefill`, what `plan_prefill` gave; it is not empty. `share` [1] int32, on Hopper alone, is how many
+    multiprocessors it takes; then the kernel launched next may begin at once, and looks at `out` after it has waited.
     """
     if hopper.fits(q, k_pool, v_pool):
         hopper.prefill_hopper(q, k_pool, v_pool, batch, scoring, out, share)

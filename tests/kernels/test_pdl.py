@@ -37,7 +37,7 @@ def test_decode_attention_waits_first_or_beside_prompts_last_and_in_one_program(
     waits = [i for i, statement in enumerate(decode.body) if "wait(PDL)" in ast.unparse(statement)]
     first, last = (ast.unparse(decode.body[i]) for i in waits)
     assert (waits[1], first) == (len(decode.body) - 1, "if not BESIDE:\n    wait(PDL)")
-    assert last == "if BESIDE:\n    if (block == 0) & (worker == 0):\n        wait(PDL)"
+    assert last == "if BESIDE and (block == 0) & (worker == 0):\n    wait(PDL)"
     assert "return" not in ast.unparse(decode), "no program ends before the last statement"
 
 

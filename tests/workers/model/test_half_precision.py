@@ -48,13 +48,16 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     ],
 )
 def test_logits_stay_near_however_prompts_are_computed(case: Case, ops: Ops) -> None:
-    whole, chunked, single = (Session(case.folder, ops, case.dtype) for _ in range(3))
+    whole, chunked, single, mixed = (Session(case.folder, ops, case.dtype) for _ in range(4))
     chunks = [chunked.step({0: min(7, 61 - begin)})[0] for begin in range(0, 61, 7)]
     steps = [single.step({2: 1})[2] for _ in PROMPTS[2]]
+    beside = [mixed.step({0: 5, 2: 1}) for _ in range(min(12, len(PROMPTS[2])))]
     for logits, expected in (
         (whole.step({0: 61})[0], case.expected[0]),
         (torch.cat(chunks), case.expected[0]),
         (torch.cat(steps), case.expected[2]),
+        (torch.cat([step[0] for step in beside]), case.expected[0][: 5 * len(beside)]),
+        (torch.cat([step[2] for step in beside]), case.expected[2][: len(beside)]),
     ):
         assert logits.dtype == case.dtype
         assert_near(logits, expected, chains=2 * whole.decoder.spec.layers)
