@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
+from tiny_model import in_fp32
 
 from aiollm.engine.engine import Engine, Settings
 from aiollm.engine.policy import Conservative, Policy
@@ -141,6 +141,6 @@ def listening(pids: Sequence[int]) -> set[str]:
 def continuation(folder: Path, prompt: list[int], tokens: int) -> list[int]:
     """What transformers answers, greedily."""
     torch.set_num_threads(1)  # 33 times faster than two threads beside a worker on two cores
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = in_fp32(folder)
     out = model.generate(torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False)
     return out[0, len(prompt) :].tolist()  # type: ignore[no-any-return]

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from tiny_model import equivalent
+from tiny_model import equivalent, in_fp32
 from translations import alibi
 
 from aiollm.kernels.batch import Batch
@@ -118,7 +117,7 @@ PROMPTS = [torch.randint(97, (n,), generator=torch.Generator().manual_seed(n)) f
 
 def logits_of_transformers(checkpoint: Path) -> list[torch.Tensor]:
     """The logits [tokens, vocab] that transformers computes for each prompt, in fp32."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(equivalent(checkpoint), dtype=torch.float32)
+    model = in_fp32(equivalent(checkpoint))
     values = json.loads((checkpoint / "config.json").read_text())
     with_alibi = values["architectures"] == ["BaichuanForCausalLM"] and "max_position_embeddings" not in values
     with torch.no_grad():

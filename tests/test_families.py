@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from serving import Server
-from tiny_model import FAMILIES, equivalent, write_tiny_model
+from tiny_model import FAMILIES, equivalent, in_fp32, write_tiny_model
 from tiny_tokenizer import VOCAB_SIZE, write_byte_tokenizer
 from translations import TRANSLATIONS, alibi
 
@@ -26,7 +25,7 @@ PROMPT = list(b"The owl and the pussy-cat went to sea")
 def test_greedy_tokens_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     write_tiny_model(tmp_path, family, vocab_size=VOCAB_SIZE, **OVERRIDES.get(family, {}))
     write_byte_tokenizer(tmp_path)
-    model = transformers.AutoModelForCausalLM.from_pretrained(equivalent(tmp_path), dtype=torch.float32)
+    model = in_fp32(equivalent(tmp_path))
     expected = continued(model, PROMPT, 24, family)
     body = {"prompt": PROMPT, "max_tokens": 24, "ignore_eos": True, "return_token_ids": True, "temperature": 0}
     with Server("--model_dir", str(tmp_path), *FLAGS) as server:
@@ -47,7 +46,7 @@ def test_longrope_takes_its_factors_by_the_length_that_is_served(
     options = {"rope_parameters": rope, "original_max_position_embeddings": 24, "sliding_window": None}
     write_tiny_model(tmp_path, "phi3", vocab_size=VOCAB_SIZE, **options)
     write_byte_tokenizer(tmp_path)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    model = in_fp32(tmp_path)
     body = {"prompt": prompt, "max_tokens": 12, "ignore_eos": True, "return_token_ids": True, "temperature": 0}
     with Server("--model_dir", str(tmp_path), *FLAGS, "--max_req_total_len", length) as server:
         found = server.post("/v1/completions", body)["choices"][0]["token_ids"]

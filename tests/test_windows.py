@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from serving import Server
-from tiny_model import write_tiny_model
+from tiny_model import in_fp32, write_tiny_model
 from tiny_tokenizer import VOCAB_SIZE, write_byte_tokenizer
 
 # Prompts are computed 16 tokens at a time; all layers of 70 tokens fit.
@@ -42,7 +41,7 @@ on_devices = pytest.mark.parametrize(
 def test_a_small_pool_says_what_transformers_say(family: str, device: tuple[str, ...], tmp_path: Path) -> None:
     write_tiny_model(tmp_path, family, vocab_size=VOCAB_SIZE, **MIXED[family])
     write_byte_tokenizer(tmp_path)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    model = in_fp32(tmp_path)
     rng = random.Random(family)
     system = [rng.randrange(256) for _ in range(30)]
     with Server("--model_dir", str(tmp_path), *FLAGS, *device) as server:
@@ -71,7 +70,7 @@ def test_windows_that_span_many_tiles_say_what_transformers_say(device: tuple[st
     sizes = {"max_position_embeddings": 1024, "sliding_window": window, **MIXED["gemma3"]}
     write_tiny_model(tmp_path, "gemma3", vocab_size=VOCAB_SIZE, **sizes)
     write_byte_tokenizer(tmp_path)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    model = in_fp32(tmp_path)
     rng = random.Random(1)
     system = [*rng.randbytes(300)]
     prompts = [[*system[: rng.choice([0, 170, 300])], *rng.randbytes(rng.randrange(1, 300))] for _ in range(12)]

@@ -139,10 +139,15 @@ def write_reward_model(folder: Path, family: str, **overrides: Any) -> Path:
     return folder
 
 
+def in_fp32(folder: Path) -> Any:
+    """The checkpoint as transformers loads it. Its fused attention leaves soft caps out, in 5.17 silently."""
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+
+
 def expected_score(folder: Path, ids: list[int]) -> float:
     """The score of a tiny reward model, by transformers and the reward heads as published."""
     tensors = load_file(folder / "model.safetensors")
-    model = transformers.AutoModelForCausalLM.from_pretrained(equivalent(folder), dtype=torch.float32)
+    model = in_fp32(equivalent(folder))
     with torch.no_grad():
         x = model.model(torch.tensor([ids])).last_hidden_state[0, -1]
     if "v_head.weight" in tensors:

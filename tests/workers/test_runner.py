@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from steps import run
-from tiny_model import write_tiny_model
+from tiny_model import in_fp32, write_tiny_model
 from updates import begin
 
 from aiollm.wire.messages import Loading, WorkerSettings
@@ -41,7 +40,7 @@ def loaded(folder: Path) -> ModelRunner:
 
 def logits_of(folder: Path, tokens: list[int]) -> torch.Tensor:
     """What transformers says: [len(tokens), vocabulary]."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = in_fp32(folder)
     with torch.inference_mode():
         logits: torch.Tensor = model(torch.tensor([tokens])).logits[0]
     return logits
