@@ -12,7 +12,8 @@ each slot. The rows are the long side of the matrix products, so that the few qu
 the short side; products of a query with another KV head's keys are masked.
 
 While a result is written, the slots and queries of the next sequence are on their way: 437 us for 1,024 x 300 in place
-of 450. One loop over the tiles of all sequences, which would load their keys too, is slower: 532.
+of 450. A program alone on its multiprocessor has few sequences, and would lose 0.2 to 0.8 us. One loop over the tiles
+of all sequences, which would load their keys too, is slower: 532.
 
 Measured on an H100 (copy: 3.0 TB/s) with 32 query and 8 KV heads of 128 in bf16, slots in random order:
 256 x 4k tokens 3.00 TB/s; 256 x 1k 364 us, 2.95; 1,024 x 192 284 us, 2.83; 256 x 320 118 us, 2.84; 64 x 1k 2.82;
@@ -166,8 +167,8 @@ def decode_attention(
         D=width, WIDTH=tile.wide, BLOCK=tile.block, HEADS=tile.heads,
         PARTS=max(1, COMBINED // (tile.heads * power * tile.wide)),
         # The matrix products of these cards read V in place, others would only as the second factor.
-        V_FIRST=devices.capability(q.device)[0] in (9, 10) and q.element_size() == 2, BESIDE=beside,
-        num_warps=config["num_warps"], num_stages=tile.stages, **pdl(q.device),
+        V_FIRST=devices.capability(q.device)[0] in (9, 10) and q.element_size() == 2, AHEAD=tile.per_sm > 1,
+        BESIDE=beside, num_warps=config["num_warps"], num_stages=tile.stages, **pdl(q.device),
     )  # fmt: skip
 
 
@@ -178,7 +179,7 @@ def _decode(
     K_SLOT: tl.constexpr, K_HEAD: tl.constexpr, V_SLOT: tl.constexpr, V_HEAD: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, POWER: tl.constexpr,
     D: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.constexpr,
-    V_FIRST: tl.constexpr, BESIDE: tl.constexpr, PDL: tl.constexpr,
+    V_FIRST: tl.constexpr, AHEAD: tl.constexpr, BESIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One worker (axis 1) on HEADS of the KV heads (axis 0); columns are their query heads, GROUP padded to PADDED."""
     trigger(PDL)
@@ -217,11 +218,18 @@ def _decode(
     token = tl.load(record + 7)
     at = worker * per
     end = tl.minimum(at + per, total)
-    position, slots, query = _first(
-        q, q_token, q_head, slot_table, table_row, row, length, token, (at - first) * BLOCK + token_of, window,
-        head, real, d, at < end, D, WINDOW,
-    )  # fmt: skip
+    position = (at - first) * BLOCK + token_of
+    if AHEAD:
+        position, slots, query = _first(
+            q, q_token, q_head, slot_table, table_row, row, length, token, position, window,
+            head, real, d, at < end, D, WINDOW,
+        )  # fmt: skip
     while at < end:
+        if not AHEAD:
+            position, slots, query = _first(
+                q, q_token, q_head, slot_table, table_row, row, length, token, (at - first) * BLOCK + token_of, window,
+                head, real, d, True, D, WINDOW,
+            )  # fmt: skip
         # What is behind the last entry is read and not used.
         next_last = tl.load(entries + entry + 1)
         next_row = tl.load(entries + (n + 2) + entry + 1)
@@ -260,11 +268,11 @@ def _decode(
                 values = tl.dot(tl.trans(weight.to(v.dtype)), v, values * fade[:, None], input_precision="ieee")
             peak = top
             position += BLOCK
-        # These are under way while the result is written.
-        next_position, slots, query = _first(
-            q, q_token, q_head, slot_table, table_row, next_row, next_length, next_token, token_of, window,
-            head, real, d, stop < end, D, WINDOW,
-        )  # fmt: skip
+        if AHEAD:  # these are under way while the result is written
+            position, slots, query = _first(
+                q, q_token, q_head, slot_table, table_row, next_row, next_length, next_token, token_of, window,
+                head, real, d, stop < end, D, WINDOW,
+            )  # fmt: skip
         if not V_FIRST:
             values = tl.trans(values)
         whole = tl.sum(weights, 0)
@@ -298,7 +306,6 @@ def _decode(
         row = next_row
         length = next_length
         token = next_token
-        position = next_position
     if BESIDE and (block == 0) & (worker == 0):
         wait(PDL)
 
