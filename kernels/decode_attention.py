@@ -12,8 +12,8 @@ each slot. The rows are the long side of the matrix products, so that the few qu
 the short side; products of a query with another KV head's keys are masked.
 
 While a result is written, the slots and queries of the next sequence are on their way: 437 us for 1,024 x 300 in place
-of 450. A program alone on its multiprocessor has few sequences, and would lose 0.2 to 0.8 us. One loop over the tiles
-of all sequences, which would load their keys too, is slower: 532.
+of 450. A program alone on its multiprocessor has few sequences, and would lose 0.2 to 0.8 us; sm_100 would spill. One
+loop over the tiles of all sequences, which would load their keys too, is slower: 532.
 
 Measured on an H100 (copy: 3.0 TB/s) with 32 query and 8 KV heads of 128 in bf16, slots in random order:
 256 x 4k tokens 3.00 TB/s; 256 x 1k 364 us, 2.95; 1,024 x 192 284 us, 2.83; 256 x 320 118 us, 2.84; 64 x 1k 2.82;
@@ -58,9 +58,12 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def _default(rows: int, q: torch.Tensor) -> Config:
     if q.dtype == torch.float32:
         return FLOAT32
-    if rows <= 8 and devices.capability(q.device)[0] == 9:  # as many registers as FEW wants are spilled on sm_100
+    hopper = devices.capability(q.device)[0] == 9  # sm_100 has too few registers for FEW, and for four heads of MANY
+    if rows <= 8 and hopper:
         return FEW
-    return SOME if rows <= 128 else MANY
+    if rows <= 128:
+        return SOME
+    return MANY if hopper else MANY | {"HEADS": 2}
 
 
 class Tile(NamedTuple):
@@ -167,8 +170,9 @@ def decode_attention(
         D=width, WIDTH=tile.wide, BLOCK=tile.block, HEADS=tile.heads,
         PARTS=max(1, COMBINED // (tile.heads * power * tile.wide)),
         # The matrix products of these cards read V in place, others would only as the second factor.
-        V_FIRST=devices.capability(q.device)[0] in (9, 10) and q.element_size() == 2, AHEAD=tile.per_sm > 1,
-        BESIDE=beside, num_warps=config["num_warps"], num_stages=tile.stages, **pdl(q.device),
+        V_FIRST=devices.capability(q.device)[0] in (9, 10) and q.element_size() == 2,
+        AHEAD=tile.per_sm > 1 and devices.capability(q.device)[0] == 9, BESIDE=beside,
+        num_warps=config["num_warps"], num_stages=tile.stages, **pdl(q.device),
     )  # fmt: skip
 
 

@@ -134,7 +134,8 @@ def compare(references: Sequence[Reference], answers: Sequence[Answer]) -> Verdi
         while same < min(len(expected.tokens), len(found.tokens)) and expected.tokens[same] == found.tokens[same]:
             same += 1
         compared += same
-        gaps = np.abs(np.subtract(expected.logprobs[:same], found.logprobs[:same]))
+        told = min(same, len(found.logprobs))  # an EOS that ends an answer is not told of
+        gaps = np.abs(np.subtract(expected.logprobs[:told], found.logprobs[:told]))
         error = max(error, float(gaps.max(initial=0)))
         if same < len(expected.tokens) or same < len(found.tokens):
             margin = expected.margins[same] if same < len(expected.margins) else float("inf")
