@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from likeliest import assert_likeliest
 from serving import Server
 from tiny_model import in_fp32, write_tiny_model
 from tiny_tokenizer import VOCAB_SIZE, write_byte_tokenizer
@@ -93,11 +93,3 @@ def complete(server: Server, count: int, prompt: list[int]) -> tuple[list[int], 
     body = {"prompt": prompt, "max_tokens": count, "ignore_eos": True, "return_token_ids": True, "temperature": 0}
     answer: dict[str, Any] = server.post("/v1/completions", body)
     return answer["choices"][0]["token_ids"], answer["usage"]["prompt_tokens_details"]["cached_tokens"]
-
-
-def assert_likeliest(model: Any, prompt: list[int], output: list[int]) -> None:
-    """Each token is the likeliest one behind those before it; of two that fp32 hardly tells apart either will do."""
-    with torch.no_grad():
-        logits = model(torch.tensor([prompt + output])).logits[0][len(prompt) - 1 : -1]
-    chosen = logits.gather(1, torch.tensor(output)[:, None])[:, 0]
-    assert len(output) and bool((logits.amax(1) - chosen).max() <= 1e-4 * logits.abs().max())
