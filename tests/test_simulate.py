@@ -10,7 +10,7 @@ import report
 import simulate
 import workloads
 from costs import Costs, Work
-from simulator import Agreement, Ask, World
+from simulator import TAKE, Agreement, Ask, World
 
 from aiollm.engine.integrity import check
 from aiollm.engine.ledger import Limits
@@ -52,6 +52,17 @@ def test_closed_loops_ask_again_when_they_were_answered():
     world = World(core_of(), asks(9), FLAT, clients=3)
     world.play(stop=lambda: world.exhausted)
     assert len(world.clients) == 9 and len(world.ended) >= 6
+
+
+def test_no_two_clients_ask_at_the_same_time_and_whoever_gives_up_asks_again_at_once():
+    slow = Costs(what="test", floor=1e6, token=0.1, power=2.0, kv_token=0.0, pair=0.0)
+    patient = Agreement(patience=0.3)
+    world = World(core_of(Conservative(), slots=100), asks(20, output=39), slow, clients=4, agreement=patient)
+    world.play(until=1.0)
+    arrivals = [client.arrived for client in world.clients]
+    assert arrivals[:4] == pytest.approx([TAKE * at for at in (1, 2, 3, 4)])
+    assert arrivals[4:7] == pytest.approx([0.3 + TAKE * at for at in (3, 4, 5)])
+    assert len(set(arrivals)) == len(arrivals) > 7
 
 
 def test_clients_that_waited_too_long_go_away():

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 EOS = 0
 VOCABULARY = 50_000
+TAKE = 0.002  # seconds of the server to take a request, one after the other: no two arrive at the same time
 Chunk = tuple[int, int, int]  # row, start, count
 
 
@@ -211,6 +212,7 @@ class World:
             for ask in self._asks:
                 self.ask(ask)
         self._told = 0
+        self._taken = 0.0
         self._flights: deque[Result] = deque()
         self.exhausted = False
         """The workload has nothing more to ask."""
@@ -229,7 +231,11 @@ class World:
                     break
                 continue
             result = self._flights.popleft()
-            self.now += result.header.device_us * 1e-6 + self._idle
+            done = self.now + result.header.device_us * 1e-6 + self._idle
+            while (at := self._next()) is not None and at < done:
+                self.now = max(self.now, at)
+                self._serve()
+            self.now = done
             self.busy += result.header.device_us * 1e-6
             self.iterations += 1
             if self._overlap > 1:
@@ -256,26 +262,34 @@ class World:
         while self._coming and self._coming[0][0] <= self.now:
             self._submit(heapq.heappop(self._coming)[2])
         while not self.exhausted and (
-            len(self.clients) - len(self.ended) < self._count or len(self.core.waiting) < self._backlog
+            len(self.clients) + len(self._coming) - len(self.ended) < self._count
+            or len(self.core.waiting) < self._backlog
         ):
             ask = next(self._asks, None)
             if ask is None:
                 self.exhausted = True
+            elif self._count:
+                self._taken = max(self._taken, self.now) + TAKE
+                self.ask(ask._replace(at=self._taken))
             else:
                 self._submit(ask)
-        update = self.core.plan(self.now)
-        if update is not None:
+        while (update := self.core.plan(self.now)) is not None:
             self.device.send(update)
+            if not update.chunk_rows or self._overlap == 1:
+                break  # else the chunks after these are sent too, as the engine does
 
     def _wait(self) -> bool:
         """The device has nothing to do: let time pass until something arrives or expires. False if nothing will."""
-        times = [self._coming[0][0]] if self._coming else []
-        if (expiry := self.core.waiting.next_expiry) is not None:
-            times.append(expiry)
-        sent = self.core.ledger.number
-        self.now = max(self.now, min(times, default=self.now))
+        at, sent = self._next(), self.core.ledger.number
+        self.now = max(self.now, at or 0.0)
         self._serve()
-        return bool(times) or self.core.ledger.number > sent
+        return at is not None or self.core.ledger.number > sent
+
+    def _next(self) -> float | None:
+        """When something is asked or expires next."""
+        coming = self._coming[0][0] if self._coming else None
+        times = [at for at in (coming, self.core.waiting.next_expiry) if at is not None]
+        return min(times, default=None)
 
     def _submit(self, ask: Ask) -> None:
         client = Client(ask, self)
