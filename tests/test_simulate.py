@@ -10,7 +10,7 @@ import report
 import simulate
 import workloads
 from costs import Costs, Work
-from simulator import TAKE, Agreement, Ask, World
+from simulator import DRIFT, TAKE, Agreement, Ask, Device, Uneven, World
 
 from aiollm.engine.integrity import check
 from aiollm.engine.ledger import Limits
@@ -63,6 +63,28 @@ def test_no_two_clients_ask_at_the_same_time_and_whoever_gives_up_asks_again_at_
     assert arrivals[:4] == pytest.approx([TAKE * at for at in (1, 2, 3, 4)])
     assert arrivals[4:7] == pytest.approx([0.3 + TAKE * at for at in (3, 4, 5)])
     assert len(set(arrivals)) == len(arrivals) > 7
+
+
+def test_an_uneven_machine_is_slow_for_a_while_and_scatters():
+    works = [Work(8, 100, 0, 0)] * 400
+    device = Device(core_of(), FLAT, Uneven(drift=[2.0, 0.5], scatter=0.05), seed=3)
+    us = FLAT.us(works[0])
+    for now, times in ((0.0, 2.0), (DRIFT - 0.1, 2.0), (DRIFT, 0.5), (2 * DRIFT, 1.0)):
+        off = np.log([device.duration(work, now) / us for work in works])
+        assert np.mean(off) == pytest.approx(np.log(times), abs=0.01)
+        assert np.std(off) == pytest.approx(0.05, rel=0.1)
+
+
+def test_the_unevenness_of_a_run_is_found_in_its_iterations():
+    truth = Uneven(drift=[1.5, 1.0, 0.8], scatter=0.02)
+    device, now, measured = Device(core_of(), FLAT, truth), 0.0, []
+    while now < 3 * DRIFT:
+        work = Work(8, len(measured) % 1000, 0, 0)
+        measured.append((work, device.duration(work, now), 0.0))
+        now += measured[-1][1] * 1e-6
+    found = costing.unevenness(FLAT, measured)
+    assert found.drift == pytest.approx(truth.drift, rel=0.01)
+    assert found.scatter == pytest.approx(truth.scatter, rel=0.1)
 
 
 def test_clients_that_waited_too_long_go_away():
@@ -140,7 +162,7 @@ def test_a_fit_finds_the_model_that_made_the_measurements(tmp_path: Path):
         steps.append({"workload": f"{kind} {rows} x {length}", "graph_us": truth.us(work)})
     path = tmp_path / "bench.json"
     path.write_text(json.dumps({"steps": steps}))
-    found = costing.fit(path, "t")
+    found = costing.fit(costing.iterations(path), "t")
     assert (
         found.error < 0.01
         and found.floor == pytest.approx(5000, rel=0.05)

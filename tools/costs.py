@@ -8,18 +8,20 @@ tokens. `idle` is the time between two iterations.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from simulator import Replica
+from simulator import DRIFT, Replica, Uneven
 
 from aiollm.wire.messages import Result, Update, from_worker_decoder, to_worker_decoder
 from aiollm.workers.replay import FROM_WORKER, read
 
 FOLDER = Path(__file__).parent / "results" / "costs"
+WAITING = 50_000  # us without an iteration: there was nothing to do
+MEDIAN = 0.6745  # of what is normally distributed, in standard deviations
 
 
 class Work(NamedTuple):
@@ -61,15 +63,22 @@ def load(name: str) -> Costs:
     return msgspec.json.decode(path.read_bytes(), type=Costs)
 
 
-def fit(path: Path, what: str) -> Costs:
-    """Fit to a file that `--record` wrote, or to a result of `aiollm bench static`."""
-    rows = list(_of_bench(path) if path.suffix == ".json" else of_record(path))
+Measured = tuple[Work, float, float]  # and its device us, and the idle us before it
+
+
+def iterations(path: Path) -> Iterator[Measured]:
+    """The iterations of a file that `--record` wrote, or of a result of `aiollm bench static`."""
+    return _of_bench(path) if path.suffix == ".json" else of_record(path)
+
+
+def fit(measured: Iterable[Measured], what: str) -> Costs:
+    rows = list(measured)
     if len(rows) < 6:
-        raise SystemExit(f"{path}: {len(rows)} iterations with a device time are too few for a fit")
+        raise SystemExit(f"{len(rows)} iterations with a device time are too few for a fit")
     from scipy.optimize import least_squares
 
     works = np.array([work for work, _, _ in rows], float)
-    measured = np.array([us for _, us, _ in rows])
+    took = np.array([us for _, us, _ in rows])
     tokens, kv, pairs = works[:, 0] + works[:, 2], works[:, 1], works[:, 3]
 
     def predicted(x: np.ndarray) -> np.ndarray:
@@ -78,22 +87,34 @@ def fit(path: Path, what: str) -> Costs:
         found: np.ndarray = linear + kv * kv_token + pairs * pair
         return found
 
-    start = np.log([measured.min(), measured.max() / max(1.0, tokens.max()), 2.0, 0.01, 0.001])
+    start = np.log([took.min(), took.max() / max(1.0, tokens.max()), 2.0, 0.01, 0.001])
     low, high = np.log([1, 1e-3, 1.0, 1e-6, 1e-8]), np.log([1e8, 1e6, 8.0, 1e4, 1e3])
     found = least_squares(
-        lambda x: np.log(predicted(x) / measured), start, bounds=(low, high), loss="soft_l1", f_scale=0.05
+        lambda x: np.log(predicted(x) / took), start, bounds=(low, high), loss="soft_l1", f_scale=0.05
     )
     floor, token, power, kv_token, pair = np.exp(found.x).tolist()
-    busy = [idle for _, _, idle in rows if idle < 50_000]
+    busy = [idle for _, _, idle in rows if idle < WAITING]
     return Costs(
         what=what, floor=floor, token=token, power=power, kv_token=kv_token, pair=pair,
         idle=float(np.median(busy)) if busy else 0.0,
-        error=float(np.median(np.abs(predicted(found.x) / measured - 1))),
+        error=float(np.median(np.abs(predicted(found.x) / took - 1))),
     )  # fmt: skip
 
 
-def of_record(path: Path) -> Iterator[tuple[Work, float, float]]:
-    """(work, device us, idle us before it) of each recorded iteration that has a device time."""
+def unevenness(costs: Costs, measured: Iterable[Measured]) -> Uneven:
+    """How the iterations of one run lie about the model."""
+    rows = [(costs.us(work), us, idle) for work, us, idle in measured]
+    model, took, idle = np.array(rows).T
+    idle[idle >= WAITING] = costs.idle
+    spans = ((np.cumsum(took + idle) - took) / 1e6 / DRIFT).astype(int)
+    drift = np.bincount(spans, took + idle) / np.maximum(1.0, np.bincount(spans, model + costs.idle))
+    drift[drift == 0] = 1.0
+    off = np.log(took / (model * drift[spans]))
+    return Uneven(drift.round(3).tolist(), round(float(np.median(np.abs(off - np.median(off)))) / MEDIAN, 4))
+
+
+def of_record(path: Path) -> Iterator[Measured]:
+    """Each recorded iteration that has a device time."""
     replica: Replica | None = None
     updates: list[Update] = []
     for direction, body in read(path):
@@ -115,7 +136,7 @@ def of_record(path: Path) -> Iterator[tuple[Work, float, float]]:
                 replica = Replica(message.settings.rows)
 
 
-def _of_bench(path: Path) -> Iterator[tuple[Work, float, float]]:
+def _of_bench(path: Path) -> Iterator[Measured]:
     for step in json.loads(path.read_bytes())["steps"]:
         kind, rows, _, length = step["workload"].split()
         count, each = int(rows), int(length)

@@ -1,7 +1,8 @@
 """Goodput of a real server under each admission policy, beside what the simulator predicts.
 
-    python tools/goodput.py --model qwen3-8b/ --pool 120000                       Qwen3-8B's shape on a GPU
-    python tools/goodput.py --scale 32 --pool 3750 --model ""                     the demo model on this CPU
+    python tools/goodput.py --shape qwen3-8b --save FILE          random weights of Qwen3-8B's shape, on a GPU
+    python tools/goodput.py --scale 32 --pool 3750 --save FILE    the demo model on this CPU
+    python tools/goodput.py --predict FILE                        simulate again what FILE has
 
 Starts a server for each policy and lets closed loops of clients ask for completions: random prompts as token ids,
 streamed, each with a length of output that only the client knows (a stop token that every draw would be, forbidden
@@ -9,19 +10,22 @@ before that length by min_tokens, which the scheduler does not look at). A serve
 seconds, and the client then asks something else. Good are the answers whose first token came within 10 s and whose
 longest gap was at most 1.5 s; goodput is the output tokens of good answers that ended in the window, by its seconds.
 
-The first server's messages are recorded, the simulator's cost model is fitted to them, and the same requests are
-simulated under each policy. Weights may be random: `--load_format dummy` is the default for a folder.
+The servers' messages are recorded, the simulator's cost model is fitted to the durations of iterations in them, and the
+same requests are simulated under each policy, on a machine that is as much slower or faster than the model, ten seconds
+by ten seconds, as the real one was. A simulation whose iterations scatter a little otherwise may end far off, so that
+there are several, with their mean and standard deviation. FILE is written after each server.
 """
 
 import argparse
 import asyncio
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -30,15 +34,20 @@ import costs as costing
 import report
 import simulate
 import workloads
+from bench_gpu import machine
 from serving import Server
-from simulator import Agreement, Ask
+from shapes import SHAPES, write
+from simulator import Agreement, Ask, Uneven
 
 POLICIES = ("past-future", "conservative", "aggressive")
 STOP = 7  # a token id of every vocabulary
+TRIALS = 10  # simulated runs of each policy, which differ in the device's scatter
+PROGRESS = 10  # seconds between two lines that say how far a run is
 COLUMNS = (
     "policy",
     "from",
     "goodput",
+    "goodput_sd",
     "tokens_per_second",
     "evicted",
     "ttft_p50",
@@ -76,6 +85,8 @@ async def ask_one(host: str, port: int, ask: Ask, vocabulary: int, began: float)
     gap, tokens, done = 0.0, 0, False
     try:
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        if b" 200 " not in (status := await reader.readline()):
+            raise RuntimeError(f"{status.decode()}{(await reader.read()).decode()}")
         async for line in reader:
             if not line.startswith(b"data: {"):
                 continue
@@ -98,12 +109,10 @@ async def ask_one(host: str, port: int, ask: Ask, vocabulary: int, began: float)
 
 
 async def clients(url: str, settings: dict[str, Any]) -> list[Answer]:
-    """Closed loops until the window is over."""
-    parts = urlsplit(url)
-    asks = workloads.scaled(
-        workloads.uniform(settings["workload"], settings["seed"], settings["cap"]), settings["scale"]
-    )
-    began, answers = time.monotonic(), []
+    """Closed loops until the window is over; one that fails ends all."""
+    parts, asks = urlsplit(url), simulate.asks_of(settings["workload"], settings)
+    began = time.monotonic()
+    answers: list[Answer] = []
 
     async def loop() -> None:
         while True:
@@ -111,12 +120,16 @@ async def clients(url: str, settings: dict[str, Any]) -> list[Answer]:
                 await ask_one(str(parts.hostname), parts.port or 80, next(asks), settings["vocabulary"], began)
             )
 
-    tasks = [asyncio.create_task(loop()) for _ in range(settings["clients"])]
-    await asyncio.wait(tasks, timeout=settings["warm_up"] + settings["window"])
-    for task in tasks:
-        if task.done():
-            task.result()  # a client that failed
-        task.cancel()
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(PROGRESS)
+            done = sum(answer.done for answer in answers)
+            print(f"{time.monotonic() - began:4.0f} s: {done} answers, {len(answers) - done} lost", file=sys.stderr)
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(settings["warm_up"] + settings["window"]), asyncio.TaskGroup() as group:
+            for task in [tell(), *(loop() for _ in range(settings["clients"]))]:
+                group.create_task(task)
     return answers
 
 
@@ -140,17 +153,15 @@ def figures(answers: list[Answer], settings: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def real(policy: str, settings: dict[str, Any], record: str | None) -> dict[str, Any]:
-    """Serve and measure one policy."""
+def real(policy: str, settings: dict[str, Any], model: list[str], record: Path, patience: float) -> dict[str, Any]:
+    """Serve and measure one policy. `model` are the flags that name it; the server has to start within `patience`."""
     flags = [
         "--schedule_policy", policy, "--max_total_token_num", str(settings["pool"]), "--running_max_req_size",
         str(settings["rows"]), "--chunked_prefill_size", str(settings["chunk"]), "--max_queue", "100000",
         "--max_queue_tokens", str(10**9), "--queue_timeout", str(Agreement().patience), "--log_level", "error",
+        "--record", str(record), *model, *settings["flags"],
     ]  # fmt: skip
-    if settings["model"]:
-        flags += ["--model_dir", settings["model"], "--load_format", settings["load_format"]]
-    flags += [*(["--record", record] if record else []), *settings["flags"]]
-    with Server(*flags) as server:
+    with Server(*flags, patience=patience) as server:
         command = [sys.executable, __file__, "--client", server.url, json.dumps(settings)]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
         answers = [Answer(*values) for values in json.loads(done.stdout)]
@@ -164,16 +175,79 @@ def real(policy: str, settings: dict[str, Any], record: str | None) -> dict[str,
     }  # fmt: skip
 
 
+def keep(document: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def measure(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
+    """A server for each policy, and the cost model that fits their iterations; saved after each of them."""
+    deadline = time.monotonic() + args.seconds
+    what = f"{args.shape or args.model or 'demo model'}, fitted by tools/goodput.py"
+    document: dict[str, Any] = {"about": machine() | settings, "costs": None, "runs": []}
+    iterations: dict[str, list[costing.Measured]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model = ["--model_dir", args.model] if args.model else []
+        if args.shape:
+            model = ["--model_dir", str(write(Path(folder, args.shape), SHAPES[args.shape])), "--load_format", "dummy"]
+        records = args.records or Path(folder)
+        records.mkdir(parents=True, exist_ok=True)
+        for policy in args.policies:
+            patience = deadline - time.monotonic() - settings["warm_up"] - settings["window"]
+            if patience < 0:
+                print(f"{policy}: no time left (--seconds)")
+                break
+            document["runs"].append(real(policy, settings, model, records / policy, patience))
+            print(report.table(document["runs"], COLUMNS), flush=True)
+            keep(document, args.save)
+            iterations[policy] = list(costing.iterations(records / policy))
+            costs = costing.fit(chain(*iterations.values()), what)
+            document["costs"] = json.loads(costing.as_json(costs))
+            for row in document["runs"]:
+                row.update(costing.unevenness(costs, iterations[row["policy"]])._asdict())
+            keep(document, args.save)
+    return document
+
+
+def predict(document: dict[str, Any]) -> None:
+    """Simulate what was measured, TRIALS times each, and show both."""
+    about, measured = document["about"], [row for row in document["runs"] if row["from"] == "real"]
+    setup = simulate.SETUP | {name: value for name, value in about.items() if name in simulate.SETUP}
+    document["runs"] = []
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor() as pool:
+        costs = Path(folder, "costs.json")
+        costs.write_text(json.dumps(document["costs"]))
+        jobs = [
+            [
+                pool.submit(
+                    simulate.serve, about["workload"], row["policy"], setup | {"costs": str(costs)},
+                    Uneven(row["drift"], row["scatter"]), seed,
+                )
+                for seed in range(TRIALS)
+            ]
+            for row in measured
+        ]  # fmt: skip
+        for row, trials in zip(measured, jobs, strict=True):
+            simulated = report.over_seeds([trial.result() for trial in trials])
+            document["runs"] += [row, simulated | {"from": "simulated"}]
+            apart = [simulated[name] / max(1e-9, row[name]) - 1 for name in ("goodput", "tokens_per_second")]
+            print("{}: simulated goodput is {:+.1%} off, tokens/s {:+.1%}".format(row["policy"], *apart))
+    print(report.table(document["runs"], COLUMNS))
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--client"]:
         url, settings = sys.argv[2], json.loads(sys.argv[3])
         json.dump(asyncio.run(clients(url, settings)), sys.stdout)
         return
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="", help="folder or name; empty is the demo model")
-    parser.add_argument("--load_format", default="dummy", help="auto or dummy (%(default)s)")
-    parser.add_argument("--policies", nargs="+", default=POLICIES)
-    parser.add_argument("--workload", default="decode-heavy", choices=workloads.UNIFORM, help="(%(default)s)")
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument("--model", help="folder or name; the demo model without it")
+    models.add_argument("--shape", choices=[*SHAPES], help="a shape with random weights instead")
+    parser.add_argument("--policies", nargs="+", default=POLICIES, choices=[*POLICIES, "lightllm"])
+    parser.add_argument(
+        "--workload", default="decode-heavy", choices=[*workloads.UNIFORM, "reasoning"], help="(%(default)s)"
+    )
     parser.add_argument("--vocabulary", type=int, default=40_000, help="ids of prompts lie below (%(default)s)")
     parser.add_argument("--clients", type=int, default=100, help="(%(default)s)")
     parser.add_argument("--pool", type=int, default=simulate.POOL, help="KV slots (%(default)s)")
@@ -183,40 +257,21 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=1, help="what all lengths are divided by (%(default)s)")
     parser.add_argument("--warm_up", type=float, default=60, help="seconds (%(default)s)")
     parser.add_argument("--window", type=float, default=90, help="seconds (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--costs", help="use this cost model instead of a fit to the first server's iterations")
+    parser.add_argument("--seed", type=int, default=0, help="of the workload (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=1e9, help="no server starts that would not be done by then")
+    parser.add_argument("--records", type=Path, metavar="FOLDER", help="keep the messages of each server there")
     parser.add_argument("--save", type=Path, help="write the figures as JSON")
+    parser.add_argument("--predict", type=Path, metavar="FILE", help="measure nothing, simulate what --save wrote")
     parser.add_argument("flags", nargs="*", help="more flags of the server, behind --")
     args = parser.parse_args()
-    settings = {name: value for name, value in vars(args).items() if name not in ("save", "costs", "policies")}
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        record = Path(folder) / "record"
-        for policy in args.policies:
-            keep = None if args.costs or rows else str(record)
-            rows.append(real(policy, settings, keep))
-            print(report.table(rows[-1:], COLUMNS), flush=True)
-        if args.costs:
-            costs = costing.load(args.costs)
-        else:
-            costs = costing.fit(record, f"{args.model or 'demo model'}, fitted by tools/goodput.py")
-        fitted = Path(folder) / "costs.json"
-        costing.save(costs, fitted)
-        print(fitted.read_text())
-        setup = {**simulate.SETUP, **{name: settings[name] for name in settings if name in simulate.SETUP}}
-        for policy in args.policies:
-            row = simulate.serve(args.workload, policy, setup | {"costs": str(fitted)})
-            rows.append(row | {"from": "simulated"})
-    rows.sort(key=lambda row: args.policies.index(row["policy"]))
-    print("\n" + report.table(rows, COLUMNS))
-    for policy in args.policies:
-        measured, predicted = (row["goodput"] for row in rows if row["policy"] == policy)
-        apart = predicted / max(1e-9, measured) - 1
-        print(f"{policy}: real {measured:,.0f} tokens/s, simulated {predicted:,.0f}: {apart:+.1%}")
-    if args.save:
-        about = {"date": time.strftime("%Y-%m-%d"), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
-        document = {"about": about | settings, "costs": json.loads(costing.as_json(costs)), "runs": rows}
-        args.save.write_text(json.dumps(document, indent=1) + "\n")
+    if args.predict:
+        document, path = json.loads(args.predict.read_text()), args.predict
+    else:
+        apart = ("save", "policies", "seconds", "records", "predict")
+        document = measure(args, {name: value for name, value in vars(args).items() if name not in apart})
+        path = args.save
+    predict(document)
+    keep(document, path)
 
 
 if __name__ == "__main__":

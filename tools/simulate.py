@@ -21,7 +21,7 @@ import costs as costing
 import numpy as np
 import report
 import workloads
-from simulator import Agreement, Ask, Client, World
+from simulator import EVEN, Agreement, Ask, Client, Uneven, World
 
 from aiollm.engine.admission import Foresight, View
 from aiollm.engine.ledger import Limits
@@ -83,21 +83,21 @@ SETUP: dict[str, Any] = {
 }  # fmt: skip
 
 
-def serve(workload: str, policy: str, setup: dict[str, Any]) -> dict[str, Any]:
-    """One run in the time of a real device: closed loops of clients unless the workload has times of its own."""
+def serve(workload: str, policy: str, setup: dict[str, Any], uneven: Uneven = EVEN, seed: int = 0) -> dict[str, Any]:
+    """One run in the time of a real device: closed loops of clients unless the workload has times of its own. `seed` is
+    that of the device's scatter."""
     costs = costing.load(setup["costs"])
     limits = Limits(setup["rows"], setup["pool"], 24_000, setup["chunk"], setup["chunk"])
     service = Service(order=setup["order"], pause_order=setup["pause_order"], gap_target=setup["gap_target"])
     core = Scheduler(limits, POLICIES[policy](), service)
     agreement = Agreement(impatient=setup["impatient"])
-    asks, clients, warm = _asks(workload, setup), setup["clients"], setup["warm_up"]
+    asks, clients, warm = asks_of(workload, setup), setup["clients"], setup["warm_up"]
     if workload in ("bursts", "chats"):  # have times of their own, from the beginning on
         clients, warm = 0, 0.0
     until = setup["warm_up"] + setup["window"]
-    asks = workloads.scaled(asks, setup["scale"]) if setup["scale"] > 1 else asks
     if policy == "optimum":
         asks = (ask._replace(max_tokens=ask.output) for ask in asks)
-    world = World(core, asks, costs, clients=clients, agreement=agreement)
+    world = World(core, asks, costs, clients=clients, agreement=agreement, uneven=uneven, seed=seed)
     if workload == "chats":
         conversations = workloads.chats(setup["seed"], setup["cap"])
         if policy == "optimum":
@@ -127,6 +127,12 @@ def serve(workload: str, policy: str, setup: dict[str, Any]) -> dict[str, Any]:
         "cached": 100 * core.found_total / max(1, core.asked_total), "computed": world.device.computed,
         "drifts": core.policy.history.drifts, "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
+
+
+def asks_of(workload: str, setup: dict[str, Any]) -> Iterator[Ask]:
+    """What is asked of the server, none of it where conversations come by themselves."""
+    asks = _asks(workload, setup)
+    return workloads.scaled(asks, setup["scale"]) if setup["scale"] > 1 else asks
 
 
 def _asks(workload: str, setup: dict[str, Any]) -> Iterator[Ask]:
@@ -210,7 +216,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "fit":
         path = costing.FOLDER / f"{args.name or args.file.stem}.json"
-        costing.save(costing.fit(args.file, args.what), path)
+        costing.save(costing.fit(costing.iterations(args.file), args.what), path)
         print(f"{path}:\n{path.read_text()}", end="")
         return
     pairs = [(load, policy) for load in args.workloads for policy in args.policies]

@@ -2,12 +2,13 @@
 
 `Replica` keeps what a worker knows of its rows and draws tokens of the lengths that the workload says. `World` plays
 clients, server and device: each iteration takes the time that the cost model says, the next one is launched before its
-results are out (two are in flight, as in the real loop), and the server plans when results arrive.
+results are out (two are in flight, as in the real loop), and the server plans when results arrive. `Uneven` is what a
+real machine makes of a cost model.
 """
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 EOS = 0
 VOCABULARY = 50_000
 TAKE = 0.002  # seconds of the server to take a request, one after the other: no two arrive at the same time
+DRIFT = 10.0  # seconds over which a machine has one speed
 Chunk = tuple[int, int, int]  # row, start, count
 
 
@@ -74,12 +76,26 @@ class Replica:
         return Work(len(decode), kv, sum(count for _, _, count in chunks), pairs)
 
 
+class Uneven(NamedTuple):
+    """How the durations of a machine lie about those of its cost model."""
+
+    drift: Sequence[float] = ()
+    """What they are by the model's, in each DRIFT seconds; 1 thereafter."""
+    scatter: float = 0.0
+    """Standard deviation of their logarithm."""
+
+
+EVEN = Uneven()
+
+
 class Device(Replica):
     """A replica that draws tokens: `output[row]` of them, the last one EOS."""
 
-    def __init__(self, core: Scheduler, costs: "Costs | None") -> None:
+    def __init__(self, core: Scheduler, costs: "Costs | None", uneven: Uneven = EVEN, seed: int = 0) -> None:
+        """`seed` is that of the scatter."""
         super().__init__(core.limits.rows)
-        self._core, self._costs = core, costs
+        self._core, self._costs, self._uneven = core, costs, uneven
+        self._random = np.random.default_rng(seed)
         self._updates: deque[Update] = deque()
         self._applied = self._iteration = 0
         self.computed = 0
@@ -93,7 +109,15 @@ class Device(Replica):
         assert isinstance(request.sink, Client)
         return request.sink.output
 
-    def run(self) -> Result | None:
+    def duration(self, work: "Work", now: float) -> float:
+        """Microseconds."""
+        if self._costs is None:
+            return 1e6
+        drift, at = self._uneven.drift, int(now / DRIFT)
+        scatter = float(np.exp(self._uneven.scatter * self._random.standard_normal()))
+        return self._costs.us(work) * scatter * (drift[at] if at < len(drift) else 1.0)
+
+    def run(self, now: float = 0.0) -> Result | None:
         """One iteration: updates up to the first with chunks. The header has its duration; None if there is no work."""
         chunks: list[Chunk] = []
         while self._updates and not chunks:
@@ -116,7 +140,7 @@ class Device(Replica):
         ids = (self.stored[rows] * 7919 + self.generation[rows] * 104_729 + rows) % (VOCABULARY - 1) + 1
         self.decodes[rows[last | (self.stored[rows] + 1 >= self.limit[rows])]] = False
         self._iteration += 1
-        us = self._costs.us(work) if self._costs is not None else 1e6
+        us = self.duration(work, now)
         header = Header(
             self._core.epoch, self._iteration, self._iteration, self._applied, int(us), 0, pack(stalled)
         )  # fmt: skip
@@ -190,12 +214,12 @@ class World:
 
     def __init__(
         self, core: Scheduler, asks: Iterable[Ask], costs: "Costs | None" = None, *, clients: int = 0, backlog: int = 0,
-        agreement: Agreement | None = None, overlap: int = 2,
+        agreement: Agreement | None = None, overlap: int = 2, uneven: Uneven = EVEN, seed: int = 0,
     ) -> None:  # fmt: skip
         """With `clients`, so many ask one thing at a time each; with a `backlog`, so many requests always wait; with
         neither, requests arrive at their own times. `overlap` is the number of iterations in flight."""
         self.core = core
-        self.device = Device(core, costs)
+        self.device = Device(core, costs, uneven, seed)
         self.now = self.busy = 0.0
         self.iterations = 0
         self.memory: list[int] = []
@@ -245,7 +269,7 @@ class World:
             self.memory.append(int(self.core.ledger.table.known[self.core.ledger.table.active].sum()))
 
     def _launch(self, most: int) -> None:
-        while len(self._flights) < most and (launched := self.device.run()) is not None:
+        while len(self._flights) < most and (launched := self.device.run(self.now)) is not None:
             self._flights.append(launched)
 
     def _serve(self) -> None:
