@@ -213,8 +213,9 @@ class Parity:
     def paused(self, *flags: str, policy: str = "aggressive") -> Verdict:
         """A pool so small that running requests must be paused and resumed, under a policy that does."""
         longest = max(len(expected.prompt) for expected in self.references)
-        pool = max(longest + self.steps, sum(len(expected.prompt) for expected in self.references) // 6)
-        with self.server("--max_total_token_num", str(pool), "--schedule_policy", policy, *flags) as server:
+        every = sum(len(expected.prompt) for expected in self.references)
+        small = ["--max_total_token_num", str(max(longest + self.steps, every // 6)), "--max_queue_tokens", str(every)]
+        with self.server(*small, "--schedule_policy", policy, *flags) as server:
             found = self.verdict(self.together(server))
             if policy == "aggressive" and not server.metric("aiollm_num_preemptions_total"):
                 found.wrong.append("no request was paused")
@@ -267,6 +268,15 @@ class Parity:
             yield f"tp {tp}", self.parallel(tp)
 
 
+def joined(result: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`result`, with the modes that `path` has besides, where that is of the same prompts and the same software."""
+    earlier: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"modes": {}}
+    about = result.keys() - {"modes", "seconds", "date"}
+    if any(earlier.get(name) != result[name] for name in about):
+        return result
+    return result | {"modes": earlier["modes"] | result["modes"]}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="greedy tokens and logprobs against transformers, fp32")
     parser.add_argument("--model_dir", help="Hugging Face folder, hub id or .gguf file; the demo model without it")
@@ -276,14 +286,14 @@ def main() -> int:
     parser.add_argument("--tp", type=int, default=3, help="ranks of the tensor-parallel mode (3)")
     parser.add_argument("--device", default="cpu", help="of the server: cpu or cuda (cpu)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="all without it")
-    parser.add_argument("--save", type=Path, help="write the result as JSON")
+    parser.add_argument("--save", type=Path, help="write the result as JSON; other modes that it has are kept")
     args = parser.parse_args()
     began = time.monotonic()
     files = resolve(args.model_dir, progress=lambda phase, fraction: None)
     parity = Parity(files.folder, args.prompts, args.longest, args.steps, args.device)
     print(f"{len(parity.prompts)} prompts of 1 to {max(map(len, parity.prompts))} tokens, references after "
           f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
-    modes = {}
+    date, modes = time.strftime("%Y-%m-%d"), {}
     for mode, verdict in parity.modes(args.tp, args.modes):
         modes[mode] = verdict
         state = "equal" if not verdict.ties and not verdict.wrong else "; ".join(verdict.wrong + verdict.ties)
@@ -295,18 +305,18 @@ def main() -> int:
         "model": files.name,
         "prompts": [len(prompt) for prompt in parity.prompts],
         "steps": args.steps,
-        "modes": {mode: verdict._asdict() for mode, verdict in modes.items()},
+        "modes": {mode: verdict._asdict() | {"date": date} for mode, verdict in modes.items()},
         "seconds": round(time.monotonic() - began),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "date": time.strftime("%Y-%m-%d"),
+        "date": date,
     }
     if args.save:
         args.save.parent.mkdir(parents=True, exist_ok=True)
-        args.save.write_text(json.dumps(result, indent=1) + "\n")
+        args.save.write_text(json.dumps(joined(result, args.save), indent=1) + "\n")
     return 1 if any(verdict.wrong for verdict in modes.values()) else 0
 
 
