@@ -63,11 +63,13 @@ def test_tokens_and_the_longest_gap_are_those_that_came() -> None:
         b"data: [DONE]\n\n",
     ]
 
-    async def run() -> Answer:
+    async def run(output: int) -> Answer:
         async with answering(b"HTTP/1.1 200 OK\r\n\r\n" + b"".join(events)) as url:
             host, port = url.removeprefix("http://").split(":")
-            return await goodput.ask_one(host, int(port), Ask(np.arange(3), 3, 9), 99, 0.0)
+            return await goodput.ask_one(host, int(port), Ask(np.arange(3), output, 9), 99, 0.0)
 
-    answer = asyncio.run(run())
+    answer = asyncio.run(run(3))
     assert answer.tokens == 3 and answer.done
     assert 0 < answer.asked <= answer.first <= answer.last and answer.gap == answer.last - answer.first
+    with pytest.raises(RuntimeError, match="3 tokens, not 4"):
+        asyncio.run(run(4))

@@ -105,6 +105,8 @@ async def ask_one(host: str, port: int, ask: Ask, vocabulary: int, began: float)
         pass  # the window is over
     finally:
         writer.close()
+    if done and tokens != ask.output:
+        raise RuntimeError(f"an answer has {tokens} tokens, not {ask.output}")
     return Answer(asked, first, last, gap, tokens, done)
 
 
