@@ -56,11 +56,14 @@ families: $(VENV)/.test
 operations: $(VENV)/.test
 	PYTHONPATH=tools $(RUN) tests/operations.py --operations 1000000 --save tools/results/operations.json
 
+simulate: SEEDS := 1 2 3 4 5 6
+simulate: LOADS := decode-heavy balanced prefill-heavy reasoning
+simulate: RIVALS := optimum past-future conservative aggressive
 simulate: $(VENV)/.test
 	$(RUN) tools/simulate.py --save simulate_artifact artifact
-	$(RUN) tools/simulate.py --save simulate_serve serve --seeds 1 2 3 4 5 6
-	$(RUN) tools/simulate.py --save simulate_serve_steady serve --seeds 1 2 3 4 5 6 --warm_up 240
-	$(RUN) tools/simulate.py --save simulate_serve_impatient serve --seeds 1 2 3 4 5 6 --impatient
+	$(RUN) tools/simulate.py --save simulate_serve serve --seeds $(SEEDS) --workloads $(LOADS) chats bursts drift
+	$(RUN) tools/simulate.py --save simulate_serve_steady serve --seeds $(SEEDS) --policies $(RIVALS) --warm_up 240
+	$(RUN) tools/simulate.py --save simulate_serve_impatient serve --seeds $(SEEDS) --policies $(RIVALS) --impatient
 
 parity: $(VENV)/.test
 	$(RUN) tools/parity.py --save tools/results/parity.json $(ARGS)
