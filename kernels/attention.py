@@ -1,7 +1,7 @@
 """Attention of mixed steps: sequences that bring one token, and sequences that bring more, by a kernel each.
 
-The former is bound by memory, the latter by arithmetic. On Hopper they run side by side, on multiprocessors that the
-plan shares out.
+The former is bound by memory, the latter by arithmetic. Where prefill_hopper.py fits, they run side by side, on
+multiprocessors that the plan shares out.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def attention(
     laid = lay_out(q, k_pool, batch, scoring, beside)
     if batch.max_new > 1:
         prefill_attention(q, k_pool, v_pool, batch, scoring, out, laid.plan.prompts if beside else None)
-    decode_attention(q, k_pool, v_pool, batch, scoring, out, laid, beside)
+    decode_attention(q, k_pool, v_pool, batch, scoring, out, laid)
     return out
 
 

@@ -50,7 +50,7 @@ FLOAT32 = {"TILE": 32, "HEADS": 1, "PER_SM": 2, "num_warps": 4, "num_stages": 3}
 NARROWEST = 16  # columns: from 16 on Triton uses Hopper's matrix product, which reads K and V in place
 COLUMNS = 32  # query heads of a tile, at most, where they are not of one group
 COMBINED = 4096  # partial results that a program adds at once: 32 registers of each of 128 threads
-PAIRS = 180  # Layout.pairs for each query head of a group: best from 8 to 1,024 rows; at 120, prompts are waited for
+PAIRS = 180  # Layout.pairs for each query head of a group. On an H100 150 to 200 is best; at 120, prompts come last
 LOWEST = tl.constexpr(-1e30)  # below every score, and finite: a column that saw no key must not become NaN
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -61,7 +61,7 @@ def _default(rows: int, q: torch.Tensor) -> Config:
     hopper = devices.capability(q.device)[0] == 9  # sm_100 has too few registers for FEW, and for four heads of MANY
     if rows <= 8 and hopper:
         return FEW
-    if rows <= 128:
+    if rows <= (128 if hopper else 32):
         return SOME
     return MANY if hopper else MANY | {"HEADS": 2}
 
@@ -110,6 +110,7 @@ class Laid(NamedTuple):
     config: Config
     tile: Tile
     plan: Decode
+    beside: bool
 
 
 def lay_out(q: torch.Tensor, k_pool: torch.Tensor, batch: Batch, scoring: Scoring, beside: bool) -> Laid:
@@ -138,7 +139,7 @@ def lay_out(q: torch.Tensor, k_pool: torch.Tensor, batch: Batch, scoring: Scorin
     plan = batch.plan.decode.get(layout)
     if plan is None:
         plan = batch.plan.decode[layout] = plan_decode(batch, layout)
-    return Laid(config, tile, plan)
+    return Laid(config, tile, plan, beside)
 
 
 def decode_attention(
@@ -149,16 +150,15 @@ def decode_attention(
     scoring: Scoring,
     out: torch.Tensor,
     laid: Laid,
-    beside: bool,
 ) -> None:
     """Write the rows of `out` that belong to sequences of exactly one new token; the contract is ref/attention.py.
 
     q [tokens, hq, d] and the pools [slots + 1, hkv, d] may have any strides with d contiguous; out [tokens, hq, d] is
-    contiguous. `laid` is what `lay_out` gave for the same. With `beside` the kernel launched before must be
-    prefill_hopper's, for the same layer.
+    contiguous. `laid` is what `lay_out` gave for the same. With its `beside` the kernel launched before must be
+    prefill_hopper's, for the same layer: nothing else is waited for.
     """
     n, (_, hq, width), kv_heads = batch.rows.shape[0], q.shape, k_pool.shape[1]
-    config, tile, plan = laid
+    config, tile, plan, beside = laid
     group = hq // kv_heads
     power = _power(group)
     _decode[plan.arrived.shape[1], plan.workers.shape[0]](

@@ -22,6 +22,7 @@ SEQUENCES = 1024  # that a program reads at once
 WORKERS = 8  # that a program lays out: more programs, each with shorter sums
 RECORD = tl.constexpr(8)  # integers of a worker
 EDGE = tl.constexpr(128)  # of a block of pairs: queries, and keys
+LEAST = tl.constexpr(128)  # tokens of a piece, at least, where a sequence has more: adding up many takes longer
 
 
 class Layout(NamedTuple):
@@ -49,7 +50,8 @@ class Decode(NamedTuple):
     arrived: torch.Tensor  # [n, head_blocks] int32: how many pieces of an entry are there; 0 between launches
     pieces: torch.Tensor  # [2 * workers, head_blocks, columns, width] float32: weighted values
     sums: torch.Tensor  # [2 * workers, head_blocks, columns, 2] float32: highest score (log2), sum of weights
-    prompts: torch.Tensor  # [1] int32: multiprocessors that the sequences of more new tokens have to themselves
+    prompts: torch.Tensor  # [1] int32: multiprocessors that the sequences of more new tokens have to themselves; 0
+    #                        where they are computed before
 
 
 class Plan(NamedTuple):
@@ -102,7 +104,8 @@ def _plan_decode(
         tiles, _, _ = _tiles(starts, lengths, at, n, window, BLOCK)
         total += tl.sum(tiles)
         longest = tl.maximum(longest, tl.max(tiles))
-        blocks += tl.sum(_blocks(starts, lengths, at, n, window))
+        if processors > 0:
+            blocks += tl.sum(_blocks(starts, lengths, at, n, window))
     share = 0
     others = count
     if processors > 0:
@@ -112,9 +115,10 @@ def _plan_decode(
             share = processors
         else:
             others = count * (processors - share) // processors
+            share = processors - tl.cdiv(others * processors, count)  # what is too little for one more goes back
     if tl.program_id(0) == 0:
         tl.store(prompts, share)
-    per = tl.cdiv(total, others)
+    per = tl.maximum(tl.cdiv(total, others), tl.minimum(longest, LEAST // BLOCK))
     # Sequences of one length are not cut where that idles few workers: the others share the memory that those leave.
     whole = tl.cdiv(per, longest) * longest
     per = tl.where(whole * 8 <= per * 9, whole, per)

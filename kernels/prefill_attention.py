@@ -119,6 +119,7 @@ def prefill_attention(
     if hopper.fits(q, k_pool, v_pool):
         hopper.prefill_hopper(q, k_pool, v_pool, batch, scoring, out, share)
         return
+    assert share is None, "only prefill_hopper shares multiprocessors"
     (tokens, heads, width), kv_heads = q.shape, k_pool.shape[1]
     key: dict[str, int | str] = {"tokens": tokens, "width": str(width), "dtype": str(q.dtype).removeprefix("torch.")}
     config = lookup("prefill_attention", key, _default(q))
@@ -266,11 +267,13 @@ def _span(
 
 
 def cases(shape: Shape) -> Iterator[Case]:
-    """Prompts, and chunks after a cached prefix; slots scattered, the plan laid out by an earlier layer."""
+    """Prompts, chunks after a cached prefix, and both beside rows of one token; slots scattered, the plan laid out by
+    an earlier layer."""
     hq, hkv, d = shape.heads, shape.kv_heads, shape.head_dim
     for label, sequences in {
         "1 x 16k": [(0, 16384)], "2 x 8k": [(0, 8192)] * 2, "4 x 4k": [(0, 4096)] * 4, "64 x 128": [(0, 128)] * 64,
         "2k after 2k": [(2048, 2048)], "2k after 30k": [(30000, 2048)], "500": [(0, 500)],
+        "96 x 1100, 928": [(1099, 1)] * 96 + [(0, 928)], "96 x 4500, 2k after 2k": [(4499, 1)] * 96 + [(2048, 2048)],
     }.items():  # fmt: skip
 
         def make(device: torch.device, sequences: list[tuple[int, int]] = sequences) -> tuple[Any, ...]:

@@ -359,7 +359,8 @@ def _attend(
 ):  # fmt: skip
     programs = gl.num_programs(0)
     if share is not None:
-        gdc_launch_dependents()  # all programs hold their multiprocessors: what begins now gets the others
+        # Registers let one program on a multiprocessor, and no other kernel beside it: what begins now gets the others.
+        gdc_launch_dependents()
         programs = gl.load(share)
         if gl.program_id(0) >= programs:
             return

@@ -65,7 +65,7 @@ def test_a_small_pool_says_what_transformers_say(family: str, device: tuple[str,
 
 @on_devices
 def test_windows_that_span_many_tiles_say_what_transformers_say(device: tuple[str, ...], tmp_path: Path) -> None:
-    """Contexts are up to nine times the window, which is longer than a tile of any kernel."""
+    """Contexts are up to nine times the window, which is longer than a tile of the kernels in fp32."""
     window = 75
     sizes = {"max_position_embeddings": 1024, "sliding_window": window, **MIXED["gemma3"]}
     write_tiny_model(tmp_path, "gemma3", vocab_size=VOCAB_SIZE, **sizes)

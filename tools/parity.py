@@ -134,8 +134,7 @@ def compare(references: Sequence[Reference], answers: Sequence[Answer]) -> Verdi
         while same < min(len(expected.tokens), len(found.tokens)) and expected.tokens[same] == found.tokens[same]:
             same += 1
         compared += same
-        told = min(same, len(found.logprobs))  # an EOS that ends an answer is not told of
-        gaps = np.abs(np.subtract(expected.logprobs[:told], found.logprobs[:told]))
+        gaps = np.abs(np.subtract(expected.logprobs[:same], found.logprobs[:same]))
         error = max(error, float(gaps.max(initial=0)))
         if same < len(expected.tokens) or same < len(found.tokens):
             margin = expected.margins[same] if same < len(expected.margins) else float("inf")
@@ -155,7 +154,9 @@ class Parity:
         self.steps = steps
         tokenizer = Tokenizer.load(folder)
         prompts = make_prompts(tokenizer, count, longest)
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
         self.vocabulary = model.config.vocab_size
         self.references = [reference(model, prompt, steps, tokenizer.eos_ids) for prompt in prompts]
         self.prompts = prompts

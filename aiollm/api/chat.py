@@ -56,6 +56,7 @@ async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
         skip_special_tokens=request.skip_special_tokens is not False,
         spaces_between_special_tokens=request.spaces_between_special_tokens is not False,
         keep_entries=request.logprobs is True,
+        end_entry=request.logprobs is True and request.return_token_ids is True,
     )
     return Prompt(array, sampling_params(parts, request, max_tokens, top, -1), output)
 

@@ -59,6 +59,7 @@ async def _prompt(parts: Parts, request: CompletionRequest, prompt: str | list[i
         skip_special_tokens=request.skip_special_tokens is not False,
         spaces_between_special_tokens=request.spaces_between_special_tokens is not False,
         keep_entries=request.logprobs is not None,
+        end_entry=request.logprobs is not None and request.return_token_ids is True,
         echo=request.echo is True,
         echo_text=prompt if isinstance(prompt, str) and len(array) == len(ids) else None,
         discard=max_tokens == 0,

@@ -252,12 +252,15 @@ def test_logprobs_without_alternatives(served: Runner) -> None:
 def test_token_ids_may_stand_for_tokens(served: Runner) -> None:
     body = {**HI, "logprobs": True, "return_tokens_as_token_ids": True, "return_token_ids": True}
     answer = post(served, body, "ab")
-    assert [entry["token"] for entry in answer["choices"][0]["logprobs"]["content"]] == ["token_id:97", "token_id:98"]
+    told = [f"token_id:{drawn}" for drawn in (97, 98, 258)]
+    assert [entry["token"] for entry in answer["choices"][0]["logprobs"]["content"]] == told
     assert answer["choices"][0]["token_ids"] == [97, 98, 258]
     assert len(answer["prompt_token_ids"]) == 21
     chunks = payloads(stream(served, body, "ab"))
     assert chunks[0]["prompt_token_ids"] == answer["prompt_token_ids"]
-    assert [drawn for chunk in chunks[1:] for drawn in chunk["choices"][0]["token_ids"]] == [97, 98, 258]
+    parts = [chunk["choices"][0] for chunk in chunks[1:]]
+    assert [drawn for part in parts for drawn in part["token_ids"]] == [97, 98, 258]
+    assert [entry["token"] for part in parts if part["logprobs"] for entry in part["logprobs"]["content"]] == told
 
 
 def test_eos_may_be_ignored(served: Runner) -> None:

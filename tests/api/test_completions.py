@@ -210,6 +210,20 @@ def test_token_ids_may_be_asked_for(served: Runner) -> None:
     assert [drawn for chunk in chunks for drawn in chunk["choices"][0]["token_ids"]] == [97, 98, 258]
 
 
+def test_token_ids_and_logprobs_are_told_of_the_same_tokens(served: Runner) -> None:
+    body = {"prompt": "xy", "return_token_ids": True, "logprobs": 1}
+    choice = post(served, body, "ab")["choices"][0]
+    assert choice["token_ids"] == [97, 98, 258] and choice["text"] == "ab"
+    logprobs = choice["logprobs"]
+    assert [len(logprobs[name]) for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [3] * 4
+    chunks = [chunk["choices"][0] for chunk in stream(served, body, "ab")]
+    assert [drawn for chunk in chunks for drawn in chunk["token_ids"]] == [97, 98, 258]
+    told = [logprob for chunk in chunks for logprob in chunk["logprobs"]["token_logprobs"]]
+    assert told == logprobs["token_logprobs"]
+    alone = post(served, {"prompt": "xy", "logprobs": 1}, "ab")["choices"][0]["logprobs"]
+    assert alone["tokens"] == ["a", "b"], "without ids, what is told is the text's"
+
+
 def test_the_openai_client_completes(served: Runner) -> None:
     async def main() -> None:
         served.stand.workers.say("Hello 🙂")

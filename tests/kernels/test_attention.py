@@ -3,12 +3,12 @@ import torch
 
 from aiollm.kernels import device as devices
 from aiollm.kernels.batch import Batch
-from aiollm.kernels.cases import SEQUENCES, make_batch
+from aiollm.kernels.cases import SEQUENCES, make_batch, make_scoring, on
 from aiollm.kernels.cpu import attention as cpu
 from aiollm.kernels.ops import Ops, cpu_ops, reference_ops, triton_ops
 from aiollm.kernels.ref.attention import attention as reference
 from aiollm.kernels.tolerance import assert_close
-from aiollm.kernels.variants import Scoring
+from aiollm.kernels.variants import Norm, Scoring
 
 HEADS = [(4, 4, 16), (6, 2, 24), (5, 1, 8)]  # query heads, KV heads, width
 SLOPES, SINKS = torch.tensor([0.5, 0.25, 0.125, 0.06, 0.03, 0.01]), torch.tensor([0.0, 3.0, -2.0, 1.0, -30.0, 9.0])
@@ -148,70 +148,73 @@ def test_triton_computes_one_token_and_longer_sequences(
     assert_close(actual.cpu(), expected)
 
 
-def real(name: str, heads: tuple[int, int, int], dtype: torch.dtype, by: Scoring, device: torch.device) -> tuple:
-    """Arguments on the device, in heads of a real model."""
-    batch = make_batch(BESIDE[name], slots=1 << 16, max_length=1 << 15)
-    tensors = (x.to(device) for x in inputs(batch, heads, dtype, 1 << 16))
-    there = Batch(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in batch))
-    return *tensors, there, Scoring(*(x.to(device) if isinstance(x, torch.Tensor) else x for x in by))
-
-
-BESIDE = SEQUENCES | {
-    "many": [(i * 37 % 400, 1) for i in range(300)] + [(0, 200), (3, 77), (0, 1), (900, 300)],
+MANY = [(i * 37 % 400, 1) for i in range(300)]
+PROMPTS = [(0, 200), (3, 77), (0, 1), (900, 300)]
+BESIDE = {
+    **{name: SEQUENCES[name] for name in ("prefill", "chunk", "mixed", "no_new")},
+    "many": MANY + PROMPTS,
     "long prompt": [(5, 1), (4000, 1500), (20000, 1)],
     "long context": [(15000, 1), (30000, 1), (0, 130)],
 }
 
 
+def real(
+    sequences: list[tuple[int, int]], heads: tuple[int, int, int], dtype: torch.dtype, device: torch.device, room: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Batch]:
+    """Arguments on the device, in heads of a real model; contexts of up to `room` tokens."""
+    slots = sum(cached + new for cached, new in sequences) + 64
+    batch = make_batch(sequences, slots=slots, max_length=room)
+    q, k_pool, v_pool = (x.to(device) for x in inputs(batch, heads, dtype, slots))
+    return q, k_pool, v_pool, on(device, batch)[0]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("how", ["plain", "window", "softcap"])
+@pytest.mark.parametrize("how", ["plain", "window", "softcap", "ALiBi", "sinks"])
 @pytest.mark.parametrize("heads", [(32, 8, 128), (28, 4, 128), (8, 8, 64), (16, 8, 256)], ids=str)
 @pytest.mark.parametrize("name", BESIDE)
 def test_prompts_beside_one_token_sequences_equal_the_reference(
     name: str, heads: tuple[int, int, int], how: str, dtype: torch.dtype, device: torch.device
 ) -> None:
-    arguments = real(name, heads, dtype, SCORINGS[how]._replace(scale=heads[2] ** -0.5), device)
-    assert_close(triton_ops().attention(*arguments), reference(*arguments))
+    arguments = real(BESIDE[name], heads, dtype, device, 1 << 15)
+    (by,) = on(device, make_scoring(how, heads[0], heads[2], window=40))
+    assert_close(triton_ops().attention(*arguments, by), reference(*arguments, by))
 
 
 @pytest.mark.gpu
 def test_kernels_side_by_side_are_done_when_the_next_one_begins(device: torch.device) -> None:
-    """A graph of layers, each of which reads what the one before wrote, whatever its prompts and contexts are."""
-    heads, by = (32, 8, 128), Scoring(128**-0.5)
-    given = {name: real(name, heads, torch.bfloat16, by, device) for name in ("many", "long prompt")}
-    q, k_pool, v_pool, batch, _ = given["many"]
-    tokens = len(q)
-    static = batch._replace(starts=batch.starts.clone(), lengths=batch.lengths.clone(), rows=batch.rows.clone())
-    table, pools = batch.slot_table.clone(), torch.stack([k_pool, v_pool])
+    """A graph of layers with and without a window, whatever its prompts and contexts are. The norm behind each reads
+    what both kernels wrote, and is launched while they run."""
+    heads, ops = (32, 8, 128), triton_ops()
+    plain, windowed = Scoring(128**-0.5), Scoring(128**-0.5, window=100)
+    weight = Norm(torch.ones(heads[0] * heads[2], device=device, dtype=torch.bfloat16), 1e-6)
+    room, slots = 1 << 15, 1 << 17
+    pools = torch.zeros(2, slots, *heads[1:], device=device, dtype=torch.bfloat16)
+    q, _, _, static = real(BESIDE["many"], heads, torch.bfloat16, device, room)
 
     def layers(q: torch.Tensor, step: Batch) -> torch.Tensor:
-        step = triton_ops().plan(step, heads[1])
-        for _ in range(8):
-            q = triton_ops().attention(q, *pools.unbind(), step, by) * 2 + q
+        step = ops.plan(step, heads[1])
+        for by in (plain, windowed, plain, windowed):
+            y = ops.attention(q, *pools.unbind(), step, by)
+            q = ops.norm(y.flatten(1), weight).view(q.shape)
         return q
 
-    static = static._replace(slot_table=table)
     layers(q, static)
-    graph = torch.cuda.CUDAGraph()
-    captured = q.clone()
+    captured, graph = q.clone(), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = layers(captured, static)
-    for name in ("many", "long prompt", "many"):
-        new_q, new_k, new_v, new, _ = given[name]
-        used = min(len(new_q), tokens)  # a graph's room: the rest of a long prompt is cut off
-        starts = new.starts.clamp(max=used)
-        lengths = new.lengths - (new.starts.diff() - starts.diff())
+    for sequences in (BESIDE["many"], MANY, PROMPTS, [(20000, 1), (300, 500), (30000, 1)], BESIDE["many"]):
+        fresh, k_pool, v_pool, step = real(sequences, heads, torch.bfloat16, device, room)
+        used, count = len(fresh), len(sequences)
+        pools[0, : len(k_pool)], pools[1, : len(v_pool)] = k_pool, v_pool
+        captured[:used] = fresh
         static.starts.fill_(used)
-        static.starts[: len(starts)] = starts
         static.lengths.zero_()
-        static.lengths[: len(lengths)] = lengths
-        static.rows[: len(new.rows)] = new.rows
-        pools.copy_(torch.stack([new_k, new_v]))
-        table[: len(new.slot_table)] = new.slot_table
-        captured[:used] = new_q[:used]
-        cut = new._replace(starts=static.starts, lengths=static.lengths, rows=static.rows, positions=batch.positions)
-        expected = layers(captured.clone(), cut._replace(max_new=used))[:used].clone()
+        static.starts[: count + 1], static.lengths[:count], static.rows[:count] = step.starts, step.lengths, step.rows
+        static.slot_table[: len(step.slot_table)] = step.slot_table
+        first = ops.attention(captured, *pools.unbind(), static._replace(plan=None), plain)[:used]
+        assert_close(first, reference(fresh, k_pool, v_pool, step, plain))
+        expected = layers(captured.clone(), static)[:used].clone()
         for _ in range(50):
             graph.replay()
-            assert torch.equal(result[:used], expected), name
+            assert torch.equal(result[:used], expected)

@@ -64,10 +64,12 @@ def moved(value: Any, device: torch.device) -> Any:
     return value._replace(**{k: v.to(device) for k, v in value._asdict().items() if isinstance(v, torch.Tensor)})
 
 
-def run(q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, batch: Batch, by: Scoring) -> torch.Tensor:
+def run(
+    q: torch.Tensor, k_pool: torch.Tensor, v_pool: torch.Tensor, batch: Batch, by: Scoring, beside: bool = False
+) -> torch.Tensor:
     out = torch.full(q.shape, float("nan"), dtype=q.dtype, device=q.device)
     batch = batch if batch.plan else batch._replace(plan=Plan(None, {}))
-    decode_attention(q, k_pool, v_pool, batch, by, out, lay_out(q, k_pool, batch, by, False), False)
+    decode_attention(q, k_pool, v_pool, batch, by, out, lay_out(q, k_pool, batch, by, beside))
     return out
 
 
@@ -106,6 +108,14 @@ def test_it_equals_the_reference_in_half_precision(how: str, dtype: torch.dtype,
 def test_it_matters_little_where_sequences_are_cut(multiprocessors: int, device: torch.device) -> None:
     with devices.standing_in(devices.H100._replace(multiprocessors=multiprocessors)):
         check(*inputs("decode", (4, 2, 16), torch.float32, device, "sinks"))
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 4, 9])
+def test_fewer_workers_compute_the_same_beside_prompts(multiprocessors: int, device: torch.device) -> None:
+    with devices.standing_in(devices.H100._replace(multiprocessors=multiprocessors)):
+        arguments = inputs("mixed", (4, 2, 16), torch.float32, device, "window")
+        ours = arguments[3].starts[:-1][arguments[3].starts.diff() == 1].long()
+        assert_close(run(*arguments, beside=True)[ours], reference(*arguments)[ours])
 
 
 def test_a_second_run_gives_the_same_bits(device: torch.device) -> None:

@@ -23,7 +23,7 @@ def test_every_kernel_waits_once_whatever_its_program_does_and_writes_nothing_be
     found = list(kernels_with_pdl())
     assert found
     for name, function in found:
-        if function.name == "_decode":  # rule 4
+        if name == "decode_attention._decode":  # rule 4
             continue
         at = [i for i, statement in enumerate(function.body) if ast.unparse(statement) == "wait(PDL)"]
         assert len(at) == 1, f"{name} has {len(at)} waits that no condition guards"
@@ -39,6 +39,17 @@ def test_decode_attention_waits_first_or_beside_prompts_last_and_in_one_program(
     assert (waits[1], first) == (len(decode.body) - 1, "if not BESIDE:\n    wait(PDL)")
     assert last == "if BESIDE and (block == 0) & (worker == 0):\n    wait(PDL)"
     assert "return" not in ast.unparse(decode), "no program ends before the last statement"
+
+
+def test_prefill_beside_it_is_launched_when_all_before_has_ended_and_triggers_first() -> None:
+    tree = ast.parse((KERNELS / "prefill_hopper.py").read_text(encoding="utf-8"))
+    (launch,) = [call for call in ast.walk(tree) if isinstance(call, ast.Call) and "_attend[" in ast.unparse(call.func)]
+    assert "pdl" not in ast.unparse(launch)
+    (attend,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_attend"]
+    (shared,) = [node for node in attend.body if isinstance(node, ast.If)]
+    assert ast.unparse(shared.test) == "share is not None"
+    assert ast.unparse(shared.body[0]) == "gdc_launch_dependents()"
+    assert attend.body.index(shared) == 1, "nothing but the number of programs comes before"
 
 
 @pytest.mark.parametrize(("name", "uses"), [("sm_80", False), ("sm_89", False), ("sm_90", True), ("sm_100", True)])

@@ -84,7 +84,7 @@ def test_the_workers_share_all_tiles_of_one_token_sequences(
     ends = torch.tensor(tiles).cumsum(0).tolist()
     assert laid.entries[:, : len(wanted)].T.tolist() == [[end, *entry] for end, entry in zip(ends, wanted, strict=True)]
     assert not laid.arrived.any()
-    per = -(-sum(tiles) // workers)
+    per = max(-(-sum(tiles) // workers), min(max(tiles), 128 // 16))
     whole = -(-per // max(tiles)) * max(tiles)
     per = whole if whole * 8 <= per * 9 else per
     for worker, record in enumerate(laid.workers.tolist()):
@@ -122,34 +122,57 @@ H100 = 132
 
 
 @pytest.mark.parametrize(
-    ("sequences", "expected"),
+    ("sequences", "workers"),
     {
-        "decode alone": ([(1000, 1)] * 8, 0),
-        "prompts alone": ([(0, 300), (40, 2)], H100),
+        "decode alone": ([(1000, 1)] * 8, 33),
+        "prompts alone": ([(0, 300), (40, 2)], 33),
         # 8 blocks of queries by (4 + 1) of keys, 500 tokens each, beside 63 tiles of 16 tokens for each of 50
-        "both": ([(999, 1)] * 50 + [(0, 1000)], math.ceil(H100 * 20000 / (20000 + 50 * 1008))),
-        "too little to read for one worker": ([(15, 1), (0, 1000)], H100),
+        "both": ([(999, 1)] * 50 + [(0, 1000)], 33 * (H100 - math.ceil(H100 * 20000 / (20000 + 50 * 1008))) // H100),
+        "too little to read for one worker": ([(15, 1), (0, 1000)], 33),
     }.values(),
     ids=str,
 )
 def test_multiprocessors_are_shared_out_as_the_work_is(
-    sequences: list[tuple[int, int]], expected: int, device: torch.device
+    sequences: list[tuple[int, int]], workers: int, device: torch.device
 ) -> None:
+    """33 workers, of four head blocks each, are what 132 multiprocessors hold."""
     batch = make_batch(sequences, slots=60000, max_length=1024)
-    laid = lay_out(batch, Layout(0, 16, H100 // 4, 4, 3, 8, H100, 500), device)
-    assert laid.prompts.tolist() == [expected]
-    tiles = sum(-(-(cached + 1) // 16) for cached, new in sequences if new == 1)
-    workers = H100 // 4 * (H100 - expected) // H100 if 0 < expected < H100 else H100 // 4
+    laid = lay_out(batch, Layout(0, 16, 33, 4, 3, 8, H100, 500), device)
+    prompts = any(new > 1 for _, new in sequences)
+    assert laid.prompts.tolist() == [H100 - 4 * workers if workers < 33 else H100 * prompts]
+    tiles = [-(-(cached + 1) // 16) for cached, new in sequences if new == 1]
     per, total = laid.workers[0, :2].tolist()
-    assert total == tiles and per >= -(-tiles // workers)
-    assert per * workers >= tiles, "the workers that are left do all"
+    assert total == sum(tiles)
+    assert per in (max(-(-total // workers), min([8, *tiles])), max([1, *tiles]))
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 8, 32])
+@pytest.mark.parametrize("prompt", [2, 100, 700, 3000])
+def test_what_is_too_little_for_one_more_worker_goes_back_to_prompts(
+    heads: int, prompt: int, device: torch.device
+) -> None:
+    batch = make_batch([(999, 1)] * 40 + [(0, prompt)], slots=60000, max_length=4096)
+    count = H100 // heads
+    laid = lay_out(batch, Layout(0, 16, count, heads, 3, 8, H100, 500), device)
+    left = H100 - laid.prompts.item()
+    per, total = laid.workers[0, :2].tolist()
+    used = -(-total // per)
+    if left:
+        assert used <= count * left // H100
+        assert left == -(-(count * left // H100) * H100 // count)
+
+
+def test_a_long_sequence_alone_is_not_cut_into_crumbs(device: torch.device) -> None:
+    batch = make_batch([(999, 1), (20, 1)], slots=1100, max_length=1024)
+    laid = lay_out(batch, Layout(0, 16, 132, 1, 3, 8), device)
+    assert laid.workers[0, :2].tolist() == [8, 65], "128 tokens, where 132 workers could have 16 each"
 
 
 def test_a_window_shortens_what_prompts_take(device: torch.device) -> None:
     batch = make_batch([(999, 1)] * 50 + [(8000, 1000)], slots=60000, max_length=9000)
     shares = [
-        lay_out(batch, Layout(window, 16, H100 // 4, 4, 3, 8, H100, 50), device).prompts.item() for window in (0, 1000)
+        lay_out(batch, Layout(window, 16, H100, 1, 3, 8, H100, 50), device).prompts.item() for window in (0, 1000)
     ]
-    assert shares == [  # 50 times 63 tiles are read whole or 63 of the window's
+    assert shares == [  # of 50 sequences 63 tiles are read, with a window of 1,000 as well
         math.ceil(H100 * blocks * 50 / (blocks * 50 + 50 * 1008)) for blocks in (8 * (67 + 1), 8 * (8 + 1))
     ]
