@@ -42,6 +42,11 @@ if not torch.cuda.is_available():
     interpreter.InterpreterBuilder.create_dot = create_exact_dot
 
 
+@pytest.fixture(scope="module", autouse=True)
+def alone(one_thread: None) -> None:
+    """For every test of this folder."""
+
+
 @pytest.fixture
 def device() -> torch.device:
     """Where the Triton kernels of a test run."""
