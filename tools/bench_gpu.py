@@ -261,11 +261,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def divided(argv: list[str]) -> tuple[list[str], list[str]]:
+    """A tool's own arguments, and the server's flags, which stand behind `--`."""
+    at = argv.index("--") if "--" in argv else len(argv)
+    return argv[:at], argv[at + 1 :]
+
+
 def main() -> int:
-    argv, flags = sys.argv[1:], []
-    if "--" in argv:
-        at = argv.index("--")
-        argv, flags = argv[:at], argv[at + 1 :]
+    argv, flags = divided(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=[*SHAPES], default=["qwen3-8b"], help="(qwen3-8b)")
     parser.add_argument("--model", help="a model of your own instead of a shape; its name is the shape's in the table")

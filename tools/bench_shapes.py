@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench_gpu import BASELINES, Session, machine
+from bench_gpu import BASELINES, Session, divided, machine
 from shapes import SHAPES, write
 
 from aiollm.bench.workloads import WORKLOADS
@@ -134,10 +134,7 @@ def rows_of(shape: str, folder: Path, flags: list[str], deadline: float) -> Iter
 
 
 def main() -> int:
-    argv, flags = sys.argv[1:], []
-    if "--" in argv:
-        at = argv.index("--")
-        argv, flags = argv[:at], argv[at + 1 :]
+    argv, flags = divided(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=[*SHAPES], default=DEFAULT, help=f"({' '.join(DEFAULT)})")
     parser.add_argument("--seconds", type=float, default=540, help="nothing runs for longer than that (540)")
