@@ -1,6 +1,6 @@
 """Parts of files, read by threads straight to where they belong: in host memory, or through pinned memory on a GPU.
 
-A GPU's thread has two pinned buffers: while one is copied to the device on a stream of the thread's own, the next part
+A GPU's thread has two pinned buffers: while one is copied to the device on a stream of the thread's own, the next piece
 is read into the other. A CPU's thread reads where the numbers stay, or into a buffer where they change on the way.
 """
 
@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ import torch
 from aiollm.workers.checkpoint import CheckpointError
 
 PART_BYTES = 16 << 20  # read at a time: large enough for full bandwidth, small beside any model
-READERS = 8  # threads for a GPU; for a CPU as many as compute, at most these
+PIECE_BYTES = 4 << 20  # on its way to a GPU: the pinned buffers of all threads together stay in the host's cache
+READERS = 12  # threads for a GPU; for a CPU as many as compute, at most these
 
 
 class Part(NamedTuple):
@@ -53,7 +55,10 @@ def read(parts: Sequence[Part], device: torch.device, landed: Callable[[Part], N
 
         def reader() -> None:
             try:
-                (_onto_gpu if on_gpu else _into_host)(waiting, files, size, device, landed)
+                if on_gpu:
+                    _onto_gpu(waiting, files, device, landed)
+                else:
+                    _into_host(waiting, files, size, landed)
             finally:
                 for _ in waiting:  # after an error the other threads find nothing more to do
                     pass
@@ -67,68 +72,67 @@ def _into_host(
     parts: Iterator[Part],
     files: Mapping[Path, int],
     size: int,
-    device: torch.device,
     landed: Callable[[Part], None],
 ) -> None:
-    buffer: torch.Tensor | None = None
+    buffer = torch.empty(size, dtype=torch.uint8)  # takes no memory before it is written
     for part in parts:
         target = part.target()
-        if target.dtype == part.dtype and target.shape == part.shape:
-            _fill(target.reshape(-1).view(torch.uint8), part, files)
-        else:
-            buffer = torch.empty(size, dtype=torch.uint8) if buffer is None else buffer
-            target.copy_(_rows(buffer, part, files)[(slice(None), *part.columns)])
+        as_stored = target.dtype == part.dtype and target.shape == part.shape
+        raw = target.view(-1).view(torch.uint8) if as_stored else buffer[: part.nbytes]
+        _fill(memoryview(raw.numpy().data), part, 0, files)
+        if not as_stored:
+            target.copy_(raw.view(part.dtype).view(part.shape)[(slice(None), *part.columns)])
         landed(part)
 
 
 def _onto_gpu(
     parts: Iterator[Part],
     files: Mapping[Path, int],
-    size: int,
     device: torch.device,
     landed: Callable[[Part], None],
 ) -> None:
-    with torch.cuda.device(device):
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        default = torch.cuda.default_stream()
-        buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-        copying: list[tuple[torch.cuda.Event, Part]] = []
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    default = torch.cuda.default_stream(device)
+    with torch.cuda.stream(stream):
+        pieces = [torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        slots = cycle([(piece, memoryview(piece.numpy().data)) for piece in pieces])
+        copied: Part | None = None  # the part whose last piece is on its way
 
-        def land() -> None:
-            event, part = copying.pop(0)
-            event.synchronize()
-            landed(part)
+        def finish() -> None:
+            nonlocal copied
+            stream.synchronize()
+            if copied is not None:
+                with torch.cuda.stream(default):
+                    landed(copied)
+                copied = None
 
-        for count, part in enumerate(parts):
-            if len(copying) == len(buffers):
-                land()
-            rows = _rows(buffers[count % len(buffers)], part, files)
-            target = part.target()
-            stream.wait_stream(default)  # which may still be writing zeros there
-            with torch.cuda.stream(stream):
-                if target.dtype != part.dtype or target.shape != rows.shape:
-                    # The host would need a second buffer to cut columns or change numbers; the device is faster at it.
-                    rows = rows.to(device, non_blocking=True)[(slice(None), *part.columns)]
-                target.copy_(rows, non_blocking=True)
-                copying.append((stream.record_event(), part))
-        while copying:
-            land()
+        for part in parts:
+            with torch.cuda.stream(default):
+                target = part.target()
+            as_stored = target.dtype == part.dtype and target.shape == part.shape
+            # Columns are cut and numbers changed on the device, which is faster at it than the host.
+            whole = target if as_stored else torch.empty(part.shape, dtype=part.dtype, device=device)
+            raw = whole.view(-1).view(torch.uint8)
+            for begin in range(0, part.nbytes, PIECE_BYTES):
+                end = min(part.nbytes, begin + PIECE_BYTES)
+                piece, view = next(slots)
+                _fill(view[: end - begin], part, begin, files)
+                finish()  # the piece before: the next one takes its buffer
+                if begin == 0:
+                    stream.wait_stream(default)  # which may still be writing zeros there
+                raw[begin:end].copy_(piece[: end - begin], non_blocking=True)
+            if not as_stored:
+                target.copy_(whole[(slice(None), *part.columns)])
+            copied = part
+        finish()
         default.synchronize()  # for what `landed` has launched there
 
 
-def _rows(buffer: torch.Tensor, part: Part, files: Mapping[Path, int]) -> torch.Tensor:
-    """The part as it is on disk, read into `buffer`."""
-    raw = buffer[: part.nbytes]
-    _fill(raw, part, files)
-    return raw.view(part.dtype).view(part.shape)
-
-
-def _fill(raw: torch.Tensor, part: Part, files: Mapping[Path, int]) -> None:
-    """Read the part's bytes into `raw`, uint8 of that length."""
-    view = memoryview(raw.numpy().data)
+def _fill(view: memoryview, part: Part, begin: int, files: Mapping[Path, int]) -> None:
+    """Read the part's bytes from its byte `begin` into all of `view`."""
     done = 0
-    while done < part.nbytes:
-        count = os.preadv(files[part.path], [view[done:]], part.offset + done)
+    while done < len(view):
+        count = os.preadv(files[part.path], [view[done:]], part.offset + begin + done)
         if count == 0:
             raise CheckpointError(f"{part.path} became shorter while it was read")
         done += count
