@@ -41,7 +41,6 @@ MODEL = {
     "num_key_value_heads": 2, "head_dim": 64, "initializer_range": 0.1, "vocab_size": VOCAB_SIZE,
 }  # fmt: skip
 CONTEXT, CHUNKS, CHUNK, DECODES = 250, 20, 9, 20  # of the steps that fill their graphs; lengths in tokens
-CONTEXT, CHUNKS, CHUNK, DECODES = 250, 20, 9, 20  # of the steps that fill their graphs; lengths in tokens
 SWAPPED = {torch.float32: 0.001, torch.bfloat16: 0.05}  # the most tokens, as a share, that are not the likeliest
 
 
@@ -51,7 +50,7 @@ class Size(NamedTuple):
     output: int  # tokens; the first row has some left when the last prompt is computed
 
 
-CPU, GPU = Size(24, 256, 16), Size(256, 1024, 40)
+CPU, GPU = Size(24, 256, 16), Size(256, 1024, 120)
 
 
 class Setting(NamedTuple):
