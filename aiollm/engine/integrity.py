@@ -2,9 +2,11 @@
 
 import numpy as np
 
-from aiollm.engine.node import path
+from aiollm.engine.node import NO_SLOTS, path, subtree
+from aiollm.engine.radix import RadixIndex
 from aiollm.engine.request import State
 from aiollm.engine.scheduler import Scheduler
+from aiollm.wire.columns import Ints
 from aiollm.wire.messages import MOST_CREDIT
 
 
@@ -12,7 +14,7 @@ def check(core: Scheduler) -> None:
     """Raises AssertionError unless every slot is exactly one of free, held by a row, or owned by one index node."""
     ledger = core.ledger
     owners = ledger.pool.check().astype(np.int32)
-    np.add.at(owners, ledger.index.check(), 1)
+    np.add.at(owners, check_index(ledger.index), 1)
     pins: dict[int, int] = {}
     guards: dict[int, int] = {}
     for index, row in ledger.running.items():
@@ -48,3 +50,37 @@ def check(core: Scheduler) -> None:
     assert len(free) == len(ledger.free_rows) and free.isdisjoint(ledger.running)
     assert len(free) + len(ledger.running) == core.limits.rows
     assert all(request.state is State.WAITING for request in core.waiting)
+
+
+def check_index(index: RadixIndex) -> Ints:
+    """All slots held, after checking the tree and its counts; raises AssertionError."""
+    windowed = index.windowed
+    slots, pinned, nodes = [NO_SLOTS], 0, 0
+    alone = np.zeros_like(index.alone)
+    for root in index.roots.values():
+        for node in subtree(root):
+            assert len(node.keys) == len(node.slots)
+            for first, child in node.children.items():
+                assert first == int(child.keys[0]) and child.parent is node, "a child is misfiled"
+                assert child.end == node.end + len(child.keys), "a depth is wrong"
+                assert child.pins <= node.pins or node is root, "a path is pinned in part"
+            if node is not root:
+                assert len(node.keys), "an empty node"
+                assert node.queued or node.pins or node.children, "a leaf cannot be evicted"
+                held = len(node.keys) * (1 + windowed if node.guards else 1)
+                assert 0 <= node.guards <= node.pins, "guards without pins"
+                nodes += 1
+                pinned += held if node.pins else 0
+                if node.pins == 1:
+                    alone[node.pinned_by] += held
+                slots.append(node.slots)
+                if node.windows is not None:
+                    assert node.windows.shape == (windowed, len(node.keys))
+                    assert node.listed >= 0 or node.guards, "windows cannot be lost"
+                    slots.append(node.windows.ravel())
+                else:
+                    assert not (node.guards and windowed), "windows were lost under a guard"
+    held_in_all = np.concatenate(slots)
+    assert (len(held_in_all), pinned, nodes) == (index.total, index.pinned, index.nodes), "counts are wrong"
+    assert (alone == index.alone).all(), "who pins what alone is wrong"
+    return held_in_all

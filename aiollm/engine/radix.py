@@ -1,32 +1,26 @@
 """The prefix cache: a radix tree from token ids to KV slots.
 
-A node owns its slots. Rows pin the path they use, from admission to retire; unpinned leaves are evicted, least
-recently used first, from their end, so that a prefix shrinks before it disappears. A leaf that was matched since it
-came to the head of that queue goes to its end again, once for each time its count of matches can be halved: prompts
-that return outlive a flood of prompts that do not. A prompt's tokens enter when their chunk is *sent*: within an
-iteration every store precedes every read, and iterations run in the order of the updates, so whoever matches them later
-reads them later.
+A node owns its slots. Rows pin the path they use, from admission to retire; unpinned leaves are evicted (eviction.py),
+from their end, so that a prefix shrinks before it disappears. A prompt's tokens enter when their chunk is *sent*:
+within an iteration every store precedes every read, and iterations run in the order of the updates, so whoever matches
+them later reads them later.
 
 Layers with a sliding window need but the last tokens of a sequence. A node may lose what they keep (`windows`) and live
 on for the other layers; rows guard the nodes that their window reaches. A match ends where all tokens that a window
 shows from there are still complete.
 """
 
-import heapq
 from collections.abc import Callable, Iterator
-from itertools import count
 from time import perf_counter
 from typing import Concatenate, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
 
+from aiollm.engine.eviction import Queues
 from aiollm.engine.node import NO_KEYS, NO_SLOTS, Keys, Node, common_prefix, path, subtree
 from aiollm.engine.window import NO_WINDOW, Window
 from aiollm.wire.columns import Ints
-
-CHANCES = 16  # leaves that one eviction may let off for their hits: no call walks the whole queue
-
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,12 +56,9 @@ class RadixIndex:
         self.evicted = 0
         self.seconds = 0.0
         self.alone = np.zeros(holders, np.int64)
-        self._clock = count(1)
-        self._serial = count()
-        self._queue: list[tuple[int, int, Node]] = []  # (used, tie-break, leaf that may be evicted)
-        self._list: list[tuple[int, int, Node]] = []  # (aged, tie-break, node whose windows may be)
+        self._queues = Queues()
         self._behind = window.behind
-        self._windowed = window.groups
+        self.windowed = window.groups
 
     @property
     def evictable(self) -> int:
@@ -126,7 +117,7 @@ class RadixIndex:
     def slots(self, node: Node, begin: int) -> Ints:
         """The slots on the way to `node` from position `begin` on, which is where a node begins; [groups, tokens], of
         windows 0 where they are lost."""
-        found: Ints = np.zeros((1 + self._windowed, node.end - begin), np.int32)
+        found: Ints = np.zeros((1 + self.windowed, node.end - begin), np.int32)
         for step in path(node):
             if step.start < begin:
                 break
@@ -142,12 +133,12 @@ class RadixIndex:
         if first in node.children:
             return None
         child = Node(node, keys.copy(), slots.copy(), node.end + len(keys), number)
-        child.used = child.aged = next(self._clock)
+        child.used = child.aged = self._queues.tick()
         node.children[first] = child
         self.nodes += 1
         self.total += len(keys)
-        self._enqueue(child)
-        if windows is not None and self._windowed:
+        self._queues.add_leaf(child)
+        if windows is not None and self.windowed:
             self._complete(child, windows)
         return child
 
@@ -171,9 +162,9 @@ class RadixIndex:
 
     def _complete(self, node: Node, windows: Ints) -> None:
         node.windows = windows.copy()
-        node.aged = next(self._clock)
+        node.aged = self._queues.tick()
         self.total += windows.size
-        self._enlist(node)
+        self._queues.add_windows(node)
 
     @_timed
     def pin(self, node: Node, holder: int = 0, above: Node | None = None, low: int = 0) -> int:
@@ -204,8 +195,8 @@ class RadixIndex:
             assert step.pins >= 0, "unpinned more often than pinned"
             step.guards -= step.start >= kept
             self._weigh(step, 1)
-            self._enqueue(step)
-            self._enlist(step)
+            self._queues.add_leaf(step)
+            self._queues.add_windows(step)
 
     @_timed
     def release(self, node: Node, kept: int, low: int, tail: int) -> int:
@@ -223,13 +214,13 @@ class RadixIndex:
             self._weigh(step, 1)
             if not step.hits and step.end <= tail:
                 step.aged = 0
-            self._enlist(step)
+            self._queues.add_windows(step)
         return first
 
     def _weigh(self, node: Node, sign: int) -> None:
         """Count a node's slots with the pinned ones, or take them off."""
         if node.pins:
-            held = sign * len(node.keys) * (1 + self._windowed if node.guards else 1)
+            held = sign * len(node.keys) * (1 + self.windowed if node.guards else 1)
             self.pinned += held
             if node.pins == 1:
                 self.alone[node.pinned_by] += held
@@ -238,54 +229,36 @@ class RadixIndex:
     def evict(self, wanted: int) -> Ints:
         """Free at least `wanted` slots, or all that may be: of unpinned leaves and of windows that nobody guards, least
         recently used first; leaves have a second chance for hits."""
-        freed, chances = [NO_SLOTS], CHANCES
-        while wanted > 0 and (self._queue or self._list):
-            if self._list and (not self._queue or self._list[0][0] < self._queue[0][0]):
-                windows = self._lose()
-                wanted -= len(windows)
-                freed.append(windows)
-                continue
-            used, _, node = heapq.heappop(self._queue)
-            node.queued = False
-            if node.pins or node.children or node.parent is None:
-                continue
-            if node.hits and chances:
-                chances -= 1
-                node.hits >>= 1
-                node.used = next(self._clock)
-            if used != node.used:
-                self._enqueue(node)
-                continue
-            each = 1 if node.windows is None else 1 + self._windowed
-            gone = min(len(node.keys), -(-wanted // each))
-            keep = len(node.keys) - gone
-            freed.append(node.slots[keep:])
-            if node.windows is not None:
-                freed.append(node.windows[:, keep:].ravel())
-            wanted -= gone * each
-            self.evicted += gone
-            self.total -= gone * each
-            if keep:
-                node.end -= gone
-                node.keys, node.slots = node.keys[:keep], node.slots[:keep]
-                if node.windows is not None:
-                    node.windows = node.windows[:, :keep]
-                self._enqueue(node)
-            else:
-                self._unlink(node)
+        freed, leaving = [NO_SLOTS], self._queues.leaving()
+        while wanted > 0 and (found := next(leaving, None)) is not None:
+            node, itself = found
+            freed.append(self._shorten(node, wanted) if itself else self._lose(node))
+            wanted -= len(freed[-1])
         return np.concatenate(freed)
 
-    def _lose(self) -> Ints:
-        """The windows of the node that is first in their queue, if they are still to be had."""
-        aged, _, node = heapq.heappop(self._list)
-        if aged != node.listed:  # it stands elsewhere
-            return NO_SLOTS
-        node.listed = -1
-        if node.guards or node.windows is None or node.parent is None:
-            return NO_SLOTS
-        if aged != node.aged:
-            self._enlist(node)
-            return NO_SLOTS
+    def _shorten(self, node: Node, wanted: int) -> Ints:
+        """As many slots of a leaf's end, or all."""
+        each = 1 if node.windows is None else 1 + self.windowed
+        gone = min(len(node.keys), -(-wanted // each))
+        keep = len(node.keys) - gone
+        freed = node.slots[keep:]
+        if node.windows is not None:
+            freed = np.concatenate([freed, node.windows[:, keep:].ravel()])
+        self.evicted += gone
+        self.total -= gone * each
+        if keep:
+            node.end -= gone
+            node.keys, node.slots = node.keys[:keep], node.slots[:keep]
+            if node.windows is not None:
+                node.windows = node.windows[:, :keep]
+            self._queues.add_leaf(node)
+        else:
+            self._unlink(node)
+        return freed
+
+    def _lose(self, node: Node) -> Ints:
+        """A node's windows, which it lives on without."""
+        assert node.windows is not None
         lost, node.windows = node.windows.ravel(), None
         self.total -= len(lost)
         return lost
@@ -312,7 +285,7 @@ class RadixIndex:
             freed.append(node.slots)
             if node.windows is not None:
                 freed.append(node.windows.ravel())
-            self.total -= len(node.keys) * (1 if node.windows is None else 1 + self._windowed)
+            self.total -= len(node.keys) * (1 if node.windows is None else 1 + self.windowed)
             node.children, node.parent = {}, None
         return np.concatenate(freed)
 
@@ -334,7 +307,7 @@ class RadixIndex:
         """The first tokens of a node, a node of its own from now on, as they are used again."""
         if length < len(node.keys):
             node = self._split(node, length)
-        node.used = next(self._clock)
+        node.used = self._queues.tick()
         node.hits += 1
         return node
 
@@ -351,7 +324,7 @@ class RadixIndex:
         parent.children[int(upper.keys[0])] = upper
         node.keys, node.slots, node.parent = node.keys[length:], node.slots[length:], upper
         upper.children[int(node.keys[0])] = node
-        self._enlist(upper)
+        self._queues.add_windows(upper)
         return upper
 
     def _unlink(self, node: Node) -> None:
@@ -360,46 +333,4 @@ class RadixIndex:
         del parent.children[int(node.keys[0])]
         node.parent = None
         self.nodes -= 1
-        self._enqueue(parent)
-
-    def _enqueue(self, node: Node) -> None:
-        if not node.queued and not node.pins and not node.children and node.parent is not None:
-            node.queued = True
-            heapq.heappush(self._queue, (node.used, next(self._serial), node))
-
-    def _enlist(self, node: Node) -> None:
-        if node.listed != node.aged and not node.guards and node.windows is not None and node.parent is not None:
-            node.listed = node.aged
-            heapq.heappush(self._list, (node.aged, next(self._serial), node))
-
-    def check(self) -> Ints:
-        """All slots held, after checking the tree and its counts; raises AssertionError."""
-        slots, pinned, nodes = [NO_SLOTS], 0, 0
-        alone = np.zeros_like(self.alone)
-        for root in self.roots.values():
-            for node in subtree(root):
-                assert len(node.keys) == len(node.slots)
-                for first, child in node.children.items():
-                    assert first == int(child.keys[0]) and child.parent is node, "a child is misfiled"
-                    assert child.end == node.end + len(child.keys), "a depth is wrong"
-                    assert child.pins <= node.pins or node is root, "a path is pinned in part"
-                if node is not root:
-                    assert len(node.keys), "an empty node"
-                    assert node.queued or node.pins or node.children, "a leaf cannot be evicted"
-                    held = len(node.keys) * (1 + self._windowed if node.guards else 1)
-                    assert 0 <= node.guards <= node.pins, "guards without pins"
-                    nodes += 1
-                    pinned += held if node.pins else 0
-                    if node.pins == 1:
-                        alone[node.pinned_by] += held
-                    slots.append(node.slots)
-                    if node.windows is not None:
-                        assert node.windows.shape == (self._windowed, len(node.keys))
-                        assert node.listed >= 0 or node.guards, "windows cannot be lost"
-                        slots.append(node.windows.ravel())
-                    else:
-                        assert not (node.guards and self._windowed), "windows were lost under a guard"
-        held_in_all = np.concatenate(slots)
-        assert (len(held_in_all), pinned, nodes) == (self.total, self.pinned, self.nodes), "counts are wrong"
-        assert (alone == self.alone).all(), "who pins what alone is wrong"
-        return held_in_all
+        self._queues.add_leaf(parent)
