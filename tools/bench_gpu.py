@@ -7,7 +7,8 @@ Starts `aiollm serve` with dummy weights and the flags of that file, FLAGS behin
 takes too long is told, and the next one runs, on a new server where the old one died. FILE is written after each row.
 `gaps` is the time that the device waited over the time that it worked: by the server's figures, which count waiting for
 work too, or with --traces by each row's part of the trace, which does not.
-Measure on an H100, or the ratios mean nothing. Rows with `+real` have the ratio to the same row without real life.
+Measure on an H100, or the ratios mean nothing; a line says so where the card was slowed down by more than its power
+limit. Rows with `+real` have the ratio to the same row without real life.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from card import Card
 from serving import Server
 from shapes import SHAPES, write
 
@@ -101,7 +103,8 @@ def run_row(server: Server, workload: str, real_life: bool, options: argparse.Na
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         try:
-            _, said = bench.communicate(timeout=options.row_seconds)
+            with Card() as card:
+                _, said = bench.communicate(timeout=options.row_seconds)
         except subprocess.TimeoutExpired:
             os.killpg(bench.pid, signal.SIGKILL)
             bench.communicate()
@@ -110,6 +113,7 @@ def run_row(server: Server, workload: str, real_life: bool, options: argparse.Na
             raise RowFailed(f"bench serve ended with {bench.returncode}: {said.strip()[-500:]}")
         figures: dict[str, Any] = json.loads(result.read_text())
         figures |= Look(server).since(before, figures["duration"])
+        figures |= {"card": card.summary()}
     if figures["failed"]:
         raise RowFailed(f"{figures['failed']} requests failed: {said.strip()[-500:]}")
     return figures
@@ -158,6 +162,8 @@ def show(row: dict[str, Any]) -> None:
             ),
             flush=True,
         )
+    if slowed := found.get("card", {}).get("slowed_share"):
+        print(f"{shape:<12} {workload:<19} the card was slowed down by heat or its supply for {slowed:.0%} of the time")
 
 
 def _percent(share: float | None) -> str:
