@@ -78,27 +78,31 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt for `messages`.
 
         `add_generation_prompt` opens the assistant's turn at the end; `continue_final_message` instead leaves the
-        last message open, so that the model goes on with it. `kwargs` are the request's own template variables:
-        scalars only, under names that are not taken.
+        last message open, so that the model goes on with it. `documents` are what the answer should rest on, for
+        templates that have a place for them. `kwargs` are the request's own template variables: scalars only, under
+        names that are not taken; those that the template does not read are left out.
 
         Raises TextError, with the template's own words where it has refused the messages.
         """
         template = self._choose(bool(tools))
+        if documents and "documents" not in template.reads:
+            raise TextError("documents: this model's chat template has no place for them")
         chat = [template.prepared(index, message) for index, message in enumerate(messages)]
         if continue_final_message:
             chat[-1:] = [_marked(chat)]
         text = template.render(
             {
                 **self._variables,
-                **self._checked(kwargs or {}),
+                **{name: value for name, value in self._checked(kwargs or {}).items() if name in template.reads},
                 "messages": chat,
                 "tools": list(tools) if tools else None,
-                "documents": None,
+                "documents": list(documents) if documents else None,
                 "add_generation_prompt": add_generation_prompt and not continue_final_message,
             }
         )
@@ -127,7 +131,10 @@ class _Compiled:
 
     def __init__(self, environment: jinja2.Environment, source: str) -> None:
         self._template = environment.from_string(source)
-        self._loops_over_content = _loops_over_content(environment.parse(source))
+        tree = environment.parse(source)
+        self.reads = frozenset(name.name for name in tree.find_all(jinja2.nodes.Name) if name.ctx == "load")
+        """Names of variables whose values matter."""
+        self._loops_over_content = _loops_over_content(tree)
         self._knows_developer = "developer" in source
 
     def prepared(self, index: int, message: Mapping[str, Any]) -> dict[str, Any]:

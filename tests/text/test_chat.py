@@ -346,3 +346,22 @@ def test_a_file_takes_the_place_of_the_model_s_own_template(tmp_path):
     assert template.render(user("a")) == "[aé<s>]"
     with pytest.raises(TextError, match=r"chat template .*none\.jinja cannot be read: .*No such file"):
         ChatTemplate.load(str(tmp_path), str(tmp_path / "none.jinja"))
+
+
+def test_documents_go_where_a_template_has_a_place_for_them() -> None:
+    template = ChatTemplate(
+        {"default": "{% for d in documents or [] %}{{ d.text }}|{% endfor %}{{ messages[0].content }}"}, {}
+    )
+    messages = [{"role": "user", "content": "hi"}]
+    assert template.render(messages, documents=[{"text": "a"}, {"text": "b"}]) == "a|b|hi"
+    assert template.render(messages) == "hi"
+    with pytest.raises(TextError, match="documents: this model's chat template has no place"):
+        ChatTemplate({"default": "{{ messages[0].content }}"}, {}).render(messages, documents=[{"text": "a"}])
+
+
+def test_variables_that_a_template_does_not_read_never_reach_it() -> None:
+    source = "{%- if deep is not defined %}{% set deep = 'unset' %}{% endif -%}{{ deep }}{{ self.wide }}"
+    template = ChatTemplate({"default": source}, {})
+    messages = [{"role": "user", "content": "hi"}]
+    assert template.render(messages, kwargs={"deep": 3, "wide": "x"}) == "3"
+    assert template.render(messages, kwargs={"wide": "x"}) == "unset"
