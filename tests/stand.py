@@ -111,7 +111,7 @@ async def stand(
     )
     engine = Engine(settings._replace(**options.pop("engine", {})))
     tokenizer, template = Tokenizer.load(str(folder)), ChatTemplate.load(str(folder))
-    generation_config = options.pop("generation_config", {"temperature": 0.0})
+    generation_config = options.pop("generation_config", {"temperature": 1.0})
     keys = Keys(options.pop("keys", ()))
     app = make_app(engine, tokenizer, template, MODEL, generation_config, Settings(**options), keys)
     workers = EchoWorkers(engine, ROWS)

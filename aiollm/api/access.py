@@ -58,11 +58,12 @@ async def sign(http: web.Request, response: web.StreamResponse) -> None:
     response.headers["X-Request-Id"] = request_id(http)
 
 
-def request_id(http: web.Request) -> str:
-    """The client's own id if it is a decent one, else one drawn here; the same at every call."""
+def request_id(http: web.Request, own: str | None = None) -> str:
+    """The client's own id if it is a decent one, in the header or else in the body (`own`), else one drawn here; the
+    same at every call."""
     asked = http.headers.get("X-Request-Id", "")
     if REQUEST_ID not in http:
-        http[REQUEST_ID] = asked if _GOOD_ID.fullmatch(asked) else uuid.uuid4().hex
+        http[REQUEST_ID] = asked if _GOOD_ID.fullmatch(asked) else own or uuid.uuid4().hex
     return http[REQUEST_ID]
 
 

@@ -6,6 +6,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.http_writer import StreamWriter
 
+from aiollm.api.body import in_thread_if
 from aiollm.api.connection import Connection
 from aiollm.api.errors import internal
 from aiollm.api.generation import GENERATION, Generation
@@ -33,7 +34,8 @@ async def answer(
         if request.streams:
             return await _stream(http, generation, shape, request.stream_options or StreamOptions())
         await generation.complete()
-        return web.Response(body=msgspec.json.encode(shape.whole()), content_type="application/json")
+        document = await in_thread_if(generation.long, lambda: msgspec.json.encode(shape.whole()))
+        return web.Response(body=document, content_type="application/json")
     finally:
         generation.end()
 

@@ -7,13 +7,14 @@ import msgspec
 from aiohttp import web
 
 from aiollm.api import body
+from aiollm.api.access import request_id
 from aiollm.api.answer import answer
 from aiollm.api.caller import caller
 from aiollm.api.choice import Choice, Delta, Entry, Output
-from aiollm.api.convert import output_limit, prompt_array, sampling_params, shortened
+from aiollm.api.convert import output_limit, prompt_array, sampling_params, shortened, truncated
 from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation, Prompt, Usage
-from aiollm.api.logprobs import TokenNames, chat_logprobs
+from aiollm.api.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from aiollm.api.parts import PARTS, Parts
 from aiollm.api.schema import ChatRequest, decode_chat
 from aiollm.api.shape import DONE, END, Template
@@ -28,6 +29,7 @@ async def chat_completions(http: web.Request) -> web.StreamResponse:
     parts = http.app[PARTS]
     data = await body.read(http, parts.body_limit, parts.settings.body_timeout)
     request = await body.decoded(http, data, decode_chat)
+    request_id(http, request.own_id)
     parts.served_name(request.model)
     prompt = await chat_prompt(parts, request)
     generation = Generation(parts, request, "chatcmpl", [prompt], caller(http))
@@ -40,25 +42,27 @@ async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
         text = await _rendered(parts, request)
         ids = await parts.tokenizer.encode_async(text, request.add_special_tokens is True)
     except TextError as error:
-        named = str(error).startswith(("chat_template_kwargs", "continue_final_message"))
+        named = str(error).startswith(("chat_template_kwargs", "continue_final_message", "documents"))
         param = str(error).split(":")[0].split(" ")[0] if named else "messages"
         raise invalid(param, str(error)) from error
     array = await body.in_thread_if(len(ids) > body.THREAD_IDS, prompt_array, parts, ids, "messages")
     asked = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
     if asked == 0:
         raise invalid("max_tokens", "max_tokens: expected at least 1")
-    array = shortened(parts, array, asked, None)
+    array = shortened(parts, truncated(parts, request, array, asked, None), asked, None)
     max_tokens = output_limit(parts, len(array), asked, None, "messages")
     top = (request.top_logprobs or 0) if request.logprobs else -1
     output = Output(
         stops=request.stops,
-        include_stop=request.include_stop_str_in_output is True,
+        include_stop=request.includes_stop,
         skip_special_tokens=request.skip_special_tokens is not False,
         spaces_between_special_tokens=request.spaces_between_special_tokens is not False,
         keep_entries=request.logprobs is True,
+        keep_prompt=request.prompt_logprobs is not None,
         end_entry=request.logprobs is True and request.return_token_ids is True,
     )
-    return Prompt(array, sampling_params(parts, request, max_tokens, top, -1), output)
+    scores = -1 if request.prompt_logprobs is None else request.prompt_logprobs
+    return Prompt(array, sampling_params(parts, request, max_tokens, top, scores), output)
 
 
 async def _rendered(parts: Parts, request: ChatRequest) -> str:
@@ -69,6 +73,7 @@ async def _rendered(parts: Parts, request: ChatRequest) -> str:
         request.messages,
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=request.continue_final_message is True,
+        documents=request.documents,
         kwargs=kwargs,
     )
 
@@ -83,6 +88,7 @@ class ChatShape:
         self._names = TokenNames(parts.tokenizer, request.return_tokens_as_token_ids is True)
         self._logprobs = request.logprobs is True
         self._token_ids = request.return_token_ids is True
+        self._scores = request.prompt_logprobs is not None
         self._sent = [0] * len(generation.choices)
         kind = "chat.completion.chunk" if request.streams else "chat.completion"
         self._template = Template(generation, kind)
@@ -121,6 +127,8 @@ class ChatShape:
     def whole(self) -> dict[str, Any]:
         choices = [self._choice(choice, choice.take() or Delta("")) for choice in self._generation.choices]
         document = {**self._template.fields, "choices": choices, "usage": self._generation.usage}
+        if self._scores:
+            document["prompt_logprobs"] = prompt_logprobs(self._generation.choices[0], self._names)
         return document | ({"prompt_token_ids": self._prompt_list()} if self._token_ids else {})
 
     def _choice(self, choice: Choice, delta: Delta) -> dict[str, Any]:

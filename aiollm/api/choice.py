@@ -51,6 +51,8 @@ class Output(NamedTuple):
     """Whether the logprobs of tokens are wanted beside the text."""
     echo: bool = False
     """Whether the choice begins with the prompt."""
+    keep_prompt: bool = False
+    """Whether the logprobs of prompt tokens are wanted by themselves."""
     echo_text: str | None = None
     """The prompt's text, where it did not come as ids."""
     discard: bool = False
@@ -73,7 +75,7 @@ class Choice:
     __slots__ = (
         "index", "request", "generated", "finish", "first", "last", "_output", "_detokenizer", "_stops", "_prompt",
         "_prompt_decoded", "_text", "_entries", "_shown", "_read", "_waits", "_released", "_decoded", "on_text",
-        "on_end", "_inter_token",
+        "on_end", "_inter_token", "prompt_scores", "_logprobs",
     )  # fmt: skip
 
     def __init__(
@@ -94,12 +96,13 @@ class Choice:
         priority: int = 0,
         key: str = "",
         patience: float | None = None,
+        twin: "Choice | None" = None,
     ) -> None:
-        """`on_text` and `on_end` wake whoever takes the output; `inter_token` is told seconds between tokens. The last
-        four are those of the request."""
+        """`on_text` and `on_end` wake whoever takes the output; `inter_token` is told seconds between tokens. The four
+        before the last are those of the request; with a `twin` it is that one's, and no other."""
         self.index = index
         endless = not (sampling.stop_ids or output.stops or output.stop_groups)
-        self.request = Request(
+        self.request: Request = twin.request if twin is not None else Request(
             request_id, prompt, sampling, self, arrived, namespace, tokenizer.eos_ids, kind=kind,
             certain=endless or sampling.min_tokens >= sampling.max_tokens, priority=priority, key=key,
             patience=patience,
@@ -120,16 +123,23 @@ class Choice:
         self._text: list[str] = []
         self._entries: deque[Entry] = deque()
         self._released = self._decoded = 0
+        self.prompt_scores: list[PromptToken] = []
+        self._logprobs = 0.0  # the sum of those of tokens, where they are looked at
         if output.echo:
             self._give(output.echo_text if output.echo_text is not None else self._prompt_text(tokenizer))
             self._decoded = self._released
-            if sampling.prompt_logprobs >= 0:
+            if output.keep_entries:
                 self._prompt_entry(int(prompt[0]), None, ())
 
     @property
     def ids(self) -> list[int]:
         """Every id generated for the client, those included that end the output."""
         return self.request.output[: self.generated]
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of the generated tokens, where entries are kept."""
+        return self._logprobs / max(1, self.generated)
 
     def token(self, token: Token) -> int | str | None:
         """Take one generated token; the stop string, or the last id of the stop group, that it completes ends the
@@ -146,6 +156,7 @@ class Choice:
             self._shown += not token.ends or self._shows(token.id)
         elif not self._output.discard:
             self.generated += 1
+            self._logprobs += token.logprob
             if not token.ends or self._shows(token.id):
                 stop = self._take_in(token)
             elif self._output.end_entry:
@@ -155,8 +166,11 @@ class Choice:
 
     def prompt_tokens(self, tokens: list[PromptToken]) -> None:
         """Take logprobs of prompt tokens; they come before the first generated token."""
-        for token in tokens:
-            self._prompt_entry(int(self.request.prompt[token.position]), token.logprob, token.top)
+        if self._output.keep_prompt:
+            self.prompt_scores += tokens
+        if self._output.echo and self._output.keep_entries:
+            for token in tokens:
+                self._prompt_entry(int(self.request.prompt[token.position]), token.logprob, token.top)
 
     def finished(self, finish: Finish) -> None:
         """Nothing follows: what was held back is no stop string."""
@@ -231,6 +245,25 @@ class Choice:
     def _prompt_entry(self, id: int, logprob: float | None, top: tuple[tuple[int, float], ...]) -> None:
         self._entries.append(Entry(id, logprob, top, self._prompt_decoded))
         self._prompt_decoded += len(self._prompt.push((id,)))
+
+
+class Twins:
+    """The sink of a request that is computed once for several choices."""
+
+    def __init__(self, choices: Sequence[Choice]) -> None:
+        self._choices = choices
+
+    def token(self, token: Token) -> int | str | None:
+        (stop,) = {choice.token(token) for choice in self._choices}
+        return stop
+
+    def prompt_tokens(self, tokens: list[PromptToken]) -> None:
+        for choice in self._choices:
+            choice.prompt_tokens(tokens)
+
+    def finished(self, finish: Finish) -> None:
+        for choice in self._choices:
+            choice.finished(finish)
 
 
 def _detokenizer(tokenizer: Tokenizer, tail: Sequence[int], output: Output) -> Detokenizer:

@@ -7,13 +7,14 @@ import msgspec
 from aiohttp import web
 
 from aiollm.api import body
+from aiollm.api.access import request_id
 from aiollm.api.answer import answer
 from aiollm.api.caller import caller
 from aiollm.api.choice import Choice, Delta, Entry, Output
-from aiollm.api.convert import output_limit, prompt_array, sampling_params, shortened
+from aiollm.api.convert import output_limit, prompt_array, sampling_params, shortened, truncated
 from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation, Prompt, Usage
-from aiollm.api.logprobs import TokenNames, completion_logprobs
+from aiollm.api.logprobs import TokenNames, completion_logprobs, prompt_logprobs
 from aiollm.api.parts import PARTS, Parts
 from aiollm.api.schema import CompletionRequest, decode_completion
 from aiollm.api.shape import DONE, END, Template
@@ -30,6 +31,7 @@ async def completions(http: web.Request) -> web.StreamResponse:
     parts = http.app[PARTS]
     data = await body.read(http, parts.body_limit, parts.settings.body_timeout)
     request = await body.decoded(http, data, decode_completion)
+    request_id(http, request.own_id)
     parts.served_name(request.model)
     if request.suffix is not None:
         raise invalid("suffix", "suffix: this server does not insert text before a suffix", "unsupported_field")
@@ -48,6 +50,7 @@ async def _prompt(parts: Parts, request: CompletionRequest, prompt: str | list[i
     else:
         ids = prompt
     array = await body.in_thread_if(len(ids) > body.THREAD_IDS, prompt_array, parts, ids, "prompt")
+    array = truncated(parts, request, array, request.max_tokens, DEFAULT_MAX_TOKENS)
     array = shortened(parts, array, request.max_tokens, DEFAULT_MAX_TOKENS)
     max_tokens = output_limit(parts, len(array), request.max_tokens, DEFAULT_MAX_TOKENS, "prompt")
     if max_tokens == 0 and not request.echo:
@@ -55,17 +58,19 @@ async def _prompt(parts: Parts, request: CompletionRequest, prompt: str | list[i
     top = request.logprobs if request.logprobs is not None else -1
     output = Output(
         stops=request.stops,
-        include_stop=request.include_stop_str_in_output is True,
+        include_stop=request.includes_stop,
         skip_special_tokens=request.skip_special_tokens is not False,
         spaces_between_special_tokens=request.spaces_between_special_tokens is not False,
-        keep_entries=request.logprobs is not None,
-        end_entry=request.logprobs is not None and request.return_token_ids is True,
+        keep_entries=request.logprobs is not None or request.drawn > (request.n or 1),
+        # Who scores a prompt counts from both ends: lm-eval takes the last entry for the one token that it asked for.
+        end_entry=request.logprobs is not None and (request.return_token_ids is True or request.echo is True),
         echo=request.echo is True,
         echo_text=prompt if isinstance(prompt, str) and len(array) == len(ids) else None,
         discard=max_tokens == 0,
+        keep_prompt=request.prompt_logprobs is not None,
     )
-    sampling = sampling_params(parts, request, max_tokens, top, top if request.echo else -1)
-    return Prompt(array, sampling, output)
+    scores = request.prompt_logprobs if request.prompt_logprobs is not None else top if request.echo else -1
+    return Prompt(array, sampling_params(parts, request, max_tokens, top, scores), output)
 
 
 class CompletionShape:
@@ -78,6 +83,7 @@ class CompletionShape:
         self._names = TokenNames(parts.tokenizer, request.return_tokens_as_token_ids is True)
         self._logprobs = request.logprobs is not None
         self._token_ids = request.return_token_ids is True
+        self._scores = request.prompt_logprobs is not None
         self._sent = [0] * len(generation.choices)
         self._template = Template(generation, "text_completion")
         self._heads = [b'{"index":%d,"text":' % choice.index for choice in generation.choices]
@@ -118,7 +124,11 @@ class CompletionShape:
             "logprobs": self._shaped(delta.entries),
             "finish_reason": choice.finish.reason,
             "stop_reason": choice.finish.stop,
+            **({"prompt_logprobs": self._prompt_logprobs(choice)} if self._scores else {}),
         } | (ids if self._token_ids else {})
+
+    def _prompt_logprobs(self, choice: Choice) -> list[Any]:
+        return prompt_logprobs(self._generation.first_of(choice), self._names)
 
     def _shaped(self, entries: Sequence[Entry]) -> dict[str, Any] | None:
         return completion_logprobs(entries, self._names) if self._logprobs else None

@@ -25,16 +25,35 @@ def prompt_array(parts: Parts, ids: Sequence[int], param: str) -> NDArray[np.int
     return array
 
 
+def truncated(
+    parts: Parts, request: GenerationRequest, prompt: NDArray[np.int64], asked: int | None, default: int | None
+) -> NDArray[np.int64]:
+    """The end of a prompt, or its start, as long as `truncate_prompt_tokens` says; -1 leaves room for the output."""
+    keep = request.truncate_prompt_tokens
+    if keep is None:
+        return prompt
+    if keep > parts.context:
+        message = f"truncate_prompt_tokens: {keep} is more than the {parts.context} tokens of the context"
+        raise invalid("truncate_prompt_tokens", message)
+    keep = max(1, _room(parts, asked, default)) if keep == -1 else keep
+    return prompt[:keep] if request.truncation_side == "right" else prompt[-keep:]
+
+
 def shortened(parts: Parts, prompt: NDArray[np.int64], asked: int | None, default: int | None) -> NDArray[np.int64]:
     """A prompt that leaves room for its output, where --long_truncation_mode has it so: without its head, or its
-    centre. Where the output's length is left open, a quarter of the context is kept for it."""
-    context = parts.context
-    mode, output = parts.settings.long_truncation_mode, asked if asked is not None else default or context // 4
-    room = context - max(1, output)
+    centre."""
+    mode, room = parts.settings.long_truncation_mode, _room(parts, asked, default)
     if mode == "none" or len(prompt) <= room or room < 1:
         return prompt
     head = room // 2 if mode == "center" else 0
     return np.concatenate([prompt[:head], prompt[len(prompt) - (room - head) :]])
+
+
+def _room(parts: Parts, asked: int | None, default: int | None) -> int:
+    """Tokens of a prompt beside its output; where the output's length is left open, a quarter of the context is kept
+    for it."""
+    output = asked if asked is not None else default or parts.context // 4
+    return parts.context - max(1, output)
 
 
 def output_limit(parts: Parts, prompt: int, asked: int | None, default: int | None, where: str) -> int:

@@ -12,7 +12,7 @@ from aiohttp import web
 from numpy.typing import NDArray
 
 from aiollm.api.caller import NOBODY, Caller
-from aiollm.api.choice import Choice, Output
+from aiollm.api.choice import Choice, Output, Twins
 from aiollm.api.convert import seed_of
 from aiollm.api.errors import ApiError, engine_error, invalid, too_late
 from aiollm.api.parts import Parts
@@ -20,6 +20,10 @@ from aiollm.api.schema import GenerationRequest
 from aiollm.wire.sampling import SamplingParams
 
 SCORE = "score"  # the kind of a generation that is run for a reward model's score
+# Logprobs of prompt tokens in one answer, alternatives included; in an event of a stream, which is made on the event
+# loop, at 2 us each.
+MAX_SCORES, MAX_STREAMED_SCORES = 1 << 20, 1 << 13
+LONG = 2000  # tokens and logprobs, from which on a document is made in a thread
 
 
 class Prompt(NamedTuple):
@@ -38,7 +42,8 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Generation:
-    """`choices` are ordered prompt by prompt. `changed` is set when there is something to take from one of them."""
+    """`choices` are what is told, ordered prompt by prompt; where more are computed than that, the best in the end.
+    `changed` is set when there is something to take from one of them."""
 
     def __init__(
         self,
@@ -49,46 +54,65 @@ class Generation:
         caller: Caller = NOBODY,
     ) -> None:
         """`kind` is the prefix of the response's id. Raises ApiError where too many choices are asked for."""
-        settings, n = parts.settings, request.n or 1
+        settings, n, drawn = parts.settings, request.n or 1, request.drawn
         if (ready := parts.engine.ready) is not None and ready.scores != (kind == SCORE):
             use = "gives scores, not text: use /get_score" if ready.scores else "is no reward model: it has no scores"
             raise ApiError(400, f"this model {use}", code="unsupported_model", param="model")
-        if n > settings.max_n:
-            raise invalid("n", f"n: at most {settings.max_n}")
-        if n * len(prompts) > settings.max_choices:
-            raise invalid("n", f"n: {n} choices of {len(prompts)} prompts are more than {settings.max_choices}")
-        self.id = f"{kind}-{uuid.uuid4().hex}"
+        name = "best_of" if drawn > n else "n"
+        if drawn > settings.max_n:
+            raise invalid(name, f"{name}: at most {settings.max_n} (--max_n)")
+        if drawn * len(prompts) > settings.max_choices:
+            message = f"{name}: {drawn} choices of {len(prompts)} prompts are more than {settings.max_choices}"
+            raise invalid(name, message)
+        _check_scores(prompts, request)
+        self.id = f"{kind}-{request.own_id or uuid.uuid4().hex}"
         self.model = parts.served_name(request.model)
         self.created = int(time.time())
         self.changed = asyncio.Event()
         self.n = n
+        self.ignored = request.ignored
         self._parts = parts
         arrived = time.monotonic()
-        self.choices = [
-            Choice(
-                index := at * n + i,
+
+        def choice(prompt: Prompt, index: int, i: int, twin: Choice | None) -> Choice:
+            """Choice `i` of a prompt, number `index` of all."""
+            # How likely a prompt is takes computing all of it, once for all choices that need not show it.
+            scores = -1 if i and not prompt.output.echo else prompt.sampling.prompt_logprobs
+            seed = seed_of(prompt.sampling.seed, i)
+            return Choice(
+                index,
                 f"{self.id}-{index}",
                 prompt.ids,
-                msgspec.structs.replace(prompt.sampling, seed=seed_of(prompt.sampling.seed, i)),
+                msgspec.structs.replace(prompt.sampling, seed=seed, prompt_logprobs=scores),
                 parts.tokenizer,
                 prompt.output,
                 namespace=request.cache_salt or "",
                 arrived=arrived,
                 on_text=self.changed.set if request.streams else _nothing,
                 on_end=self.changed.set,
-                inter_token=parts.metrics.inter_token.observe,
+                inter_token=_unobserved if twin is not None else parts.metrics.inter_token.observe,
                 kind=(self.model, prompt.sampling.max_tokens.bit_length(), getattr(request, "tools", None) is not None),
                 priority=request.priority or 0,
                 key=caller.key,
                 patience=caller.patience,
+                twin=twin,
             )
-            for at, prompt in enumerate(prompts)
-            for i in range(n)
-        ]
+
+        self.choices: list[Choice] = []
+        self._computed: list[Choice] = []  # those with a request of their own
+        for prompt in prompts:
+            first = choice(prompt, len(self.choices), 0, None)
+            twin = first if prompt.sampling.temperature == 0 else None  # whatever the seed, the same is drawn
+            group = [first, *(choice(prompt, len(self.choices) + i, i, twin) for i in range(1, drawn))]
+            if twin is not None and drawn > 1:
+                first.request.sink = Twins(group)
+            self.choices += group
+            self._computed += [first] if twin is not None else group
+        self._drawn, self._each = self.choices, drawn
 
     def submit(self) -> None:
         """Hand all choices to the engine, or none: EngineBusy."""
-        self._parts.engine.submit(*(choice.request for choice in self.choices))
+        self._parts.engine.submit(*(choice.request for choice in self._computed))
 
     async def complete(self) -> None:
         """Wait for the end of every choice. Raises ApiError where one failed."""
@@ -97,6 +121,34 @@ class Generation:
             self.changed.clear()
             if (error := self.failure()) is not None:
                 raise error
+        if len(self._drawn) > self.n * len(self._firsts):
+            self._rank()
+
+    def first_of(self, choice: Choice) -> Choice:
+        """The choice of the same prompt that knows how likely the prompt is."""
+        return self._firsts[choice.index // self.n]
+
+    @property
+    def long(self) -> bool:
+        """Whether the answer would take longer to be written than the event loop should wait."""
+        sizes = (len(choice.ids) * (choice.request.sampling.top_logprobs + 2) for choice in self.choices)
+        scores = (len(first.request.prompt) * (first.request.sampling.prompt_logprobs + 1) for first in self._firsts)
+        return sum(sizes) + sum(scores) > LONG
+
+    @property
+    def _firsts(self) -> list[Choice]:
+        """One choice of each prompt."""
+        return self._drawn[:: self._each]
+
+    def _rank(self) -> None:
+        """Of each prompt's choices tell those with the likeliest tokens."""
+        best: list[Choice] = []
+        for at in range(0, len(self._drawn), self._each):
+            group = sorted(self._drawn[at : at + self._each], key=lambda choice: -choice.mean_logprob)
+            best += group[: self.n]
+        for index, choice in enumerate(best):
+            choice.index = index
+        self.choices = best
 
     def failure(self) -> ApiError | None:
         """Why the engine gave up one of the choices, if it did."""
@@ -110,7 +162,7 @@ class Generation:
 
     def end(self) -> None:
         """Abort what still runs, and count every choice; call once after `submit`, whatever happened."""
-        for choice in self.choices:
+        for choice in self._computed:
             if choice.finish is None:
                 self._parts.engine.abort(choice.request)
             self._parts.metrics.ended(choice)
@@ -118,9 +170,9 @@ class Generation:
     @property
     def usage(self) -> Usage:
         """Each prompt counts once, however many choices it has."""
-        firsts = [choice.request for choice in self.choices[:: self.n]]
+        firsts = [choice.request for choice in self._firsts]
         prompt = sum(len(request.prompt) for request in firsts)
-        generated = sum(choice.generated for choice in self.choices)
+        generated = sum(choice.generated for choice in self._drawn)
         cached = sum(request.cached_tokens for request in firsts)
         return Usage(prompt, prompt + generated, generated, {"cached_tokens": cached})
 
@@ -134,6 +186,7 @@ class Generation:
         return (
             f"{self.id} in={usage.prompt_tokens} out={usage.completion_tokens} "
             f"cached={usage.prompt_tokens_details['cached_tokens']} ttft={first} finish={reasons}"
+            + (f" ignored={','.join(self.ignored)}" if self.ignored else "")
         )
 
 
@@ -142,3 +195,19 @@ GENERATION = web.RequestKey("generation", Generation)
 
 def _nothing() -> None:
     """Nobody takes text before the end."""
+
+
+def _unobserved(seconds: float) -> None:
+    """The other choice of these tokens tells of them."""
+
+
+def _check_scores(prompts: Sequence[Prompt], request: GenerationRequest) -> None:
+    """Raises ApiError where more logprobs of prompt tokens are asked for than one answer, or event, may hold."""
+    most, place = (MAX_STREAMED_SCORES, "a stream") if request.streams else (MAX_SCORES, "an answer")
+    count = sum(
+        len(prompt.ids) * (prompt.sampling.prompt_logprobs + 1) * (request.drawn if prompt.output.echo else 1)
+        for prompt in prompts
+    )
+    if count > most:
+        name = "echo" if request.prompt_logprobs is None else "prompt_logprobs"
+        raise invalid(name, f"{name}: {count} logprobs of prompt tokens and alternatives, {place} holds {most}")

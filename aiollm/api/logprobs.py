@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from aiollm.api.choice import Entry
+from aiollm.api.choice import Choice, Entry
+from aiollm.engine.request import PromptToken
 from aiollm.text.tokenizer import Tokenizer
 
 LOWEST = -9999.0  # stands for minus infinity, which JSON cannot say
@@ -17,7 +18,10 @@ class TokenNames:
         self._as_ids = as_ids
 
     def text(self, id: int) -> str:
-        return f"token_id:{id}" if self._as_ids else self._tokenizer.token_text(id)
+        return f"token_id:{id}" if self._as_ids else self.decoded(id)
+
+    def decoded(self, id: int) -> str:
+        return self._tokenizer.token_text(id)
 
     def chat(self, id: int, logprob: float | None) -> dict[str, Any]:
         value = None if logprob is None else max(LOWEST, logprob)
@@ -41,6 +45,22 @@ def completion_logprobs(entries: Sequence[Entry], names: TokenNames) -> dict[str
         "token_logprobs": [None if entry.logprob is None else max(LOWEST, entry.logprob) for entry in entries],
         "top_logprobs": [_top(entry, names) for entry in entries],
         "text_offset": [entry.start for entry in entries],
+    }
+
+
+def prompt_logprobs(choice: Choice, names: TokenNames) -> list[dict[str, Any] | None]:
+    """vLLM's `prompt_logprobs`: nothing is known of the first token. The worker counts ranks as far as alternatives
+    were asked for."""
+    ids = choice.request.prompt
+    return [None, *(_scored(int(ids[token.position]), token, names) for token in choice.prompt_scores)]
+
+
+def _scored(id: int, token: PromptToken, names: TokenNames) -> dict[str, Any]:
+    ranks = {other: rank for rank, (other, _) in enumerate(token.top, 1)}
+    found = dict([(id, token.logprob), *token.top])
+    return {
+        str(other): {"logprob": max(LOWEST, logprob), "rank": ranks.get(other), "decoded_token": names.decoded(other)}
+        for other, logprob in found.items()
     }
 
 

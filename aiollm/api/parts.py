@@ -88,7 +88,7 @@ class Parts(NamedTuple):
 
     def served_name(self, asked: str | None) -> str:
         """The name to answer under. Raises ApiError for one that is not served."""
-        if asked is None or asked in self.model.names:
+        if not asked or asked in self.model.names:
             return asked or self.model.names[0]
         message = f"The model `{asked[:200]}` does not exist; this server has: {', '.join(self.model.names)}"
         raise ApiError(404, message, code="model_not_found", param="model")

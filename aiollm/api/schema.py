@@ -1,19 +1,21 @@
 """The two requests of OpenAI's API as types: every field with its range, checked while JSON is decoded.
 
 Unknown fields are ignored, null is the default. Fields that would change the output and that this server does not
-have are refused by name, so that nobody takes an answer for something it is not.
+have are refused by name, so that nobody takes an answer for something it is not; those of OpenAI's that would not are
+told of in the log.
 """
 
 import re
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Raw
 
 from aiollm.api.errors import invalid
 
 MAX_STOPS = 32
 MAX_STOP_CHARS = 4096  # of all stop strings together
+MAX_LOGPROBS = 20  # alternatives of a token
 INT32 = 2**31 - 1
 
 TokenId = Annotated[int, Meta(ge=0, le=INT32)]
@@ -26,6 +28,8 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 RepetitionPenalty = Annotated[float, Meta(gt=0, le=10)]
 Stop = Annotated[str, Meta(min_length=1, max_length=1024)]
 Salt = Annotated[str, Meta(min_length=1, max_length=256)]
+RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{1,128}\Z")]
+Alternatives = Annotated[int, Meta(ge=-1, le=MAX_LOGPROBS)]
 Scalar = str | int | float | bool | None
 
 
@@ -70,30 +74,66 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=256)] | None = None
     include_stop_str_in_output: bool | None = None
+    no_stop_trim: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
+    prompt_logprobs: Alternatives | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=INT32)] | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    request_id: RequestId | None = None
+    rid: RequestId | None = None
     cache_salt: Salt | None = None
     priority: Annotated[int, Meta(ge=-100, le=100)] | None = None
     response_format: ResponseFormat | None = None
     allowed_token_ids: Any = None
     bad_words: Any = None
+    custom_logit_processor: Any = None
     guided_choice: Any = None
     guided_grammar: Any = None
     guided_json: Any = None
     guided_regex: Any = None
+    input_embeds: Any = None
+    logits_processors: Any = None
+    lora_path: Any = None
     prompt_embeds: Any = None
-    prompt_logprobs: Any = None
+    stop_regex: Any = None
     structured_outputs: Any = None
-    truncate_prompt_tokens: Any = None
     use_beam_search: Any = None
+    metadata: Raw = Raw()
+    prediction: Raw = Raw()
+    prompt_cache_key: Raw = Raw()
+    safety_identifier: Raw = Raw()
+    service_tier: Raw = Raw()
+    store: Raw = Raw()
+    user: Raw = Raw()
+    verbosity: Raw = Raw()
 
     @property
     def streams(self) -> bool:
         return self.stream is True
+
+    @property
+    def own_id(self) -> str | None:
+        """The id that the client has given in the body."""
+        return self.request_id or self.rid
+
+    @property
+    def includes_stop(self) -> bool:
+        return self.include_stop_str_in_output is True or self.no_stop_trim is True
+
+    @property
+    def drawn(self) -> int:
+        """How many choices of a prompt are computed: `n`, or more of which the best are told."""
+        return self.n or 1
+
+    @property
+    def ignored(self) -> list[str]:
+        """Fields that were given and change nothing."""
+        return [name for name in IGNORED if bytes(getattr(self, name)) not in (b"", b"null")]
 
     @property
     def stops(self) -> list[str]:
@@ -121,13 +161,14 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_logprobs: Alternatives | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Scalar] | None = None
     reasoning_effort: str | None = None
+    documents: list[dict[str, Scalar]] | None = None
+    audio: Any = None
     chat_template: Any = None
-    documents: Any = None
     function_call: Any = None
     functions: Any = None
     tool_choice: Any = None
@@ -139,9 +180,13 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
 
     prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
     echo: bool | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    best_of: int | None = None
+    logprobs: Alternatives | None = None
+    best_of: Annotated[int, Meta(ge=1)] | None = None
     suffix: Any = None
+
+    @property
+    def drawn(self) -> int:
+        return max(self.n or 1, self.best_of or 1)
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -159,11 +204,18 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
 
 R = TypeVar("R")
 
+ALIASES = (
+    ("repetition_penalty", "repeat_penalty"),
+    ("include_stop_str_in_output", "no_stop_trim"),
+    ("request_id", "rid"),
+)
 REFUSED = {
     kind: [field.name for field in msgspec.structs.fields(kind) if field.type is Any]
     for kind in (ChatRequest, CompletionRequest)
 }
 """Fields that are known and not served: anything but null, false or "none" is refused."""
+IGNORED = [field.name for field in msgspec.structs.fields(GenerationRequest) if field.type is Raw]
+"""Fields that are known and change nothing here, whatever they hold."""
 _CHAT = msgspec.json.Decoder(ChatRequest)
 _COMPLETION = msgspec.json.Decoder(CompletionRequest)
 _AT = re.compile(r"(?P<problem>.*) - at (?:`key` in )?`\$\.(?P<path>[^`]*)`", re.DOTALL)
@@ -181,8 +233,10 @@ def decode_completion(body: bytes) -> CompletionRequest:
     """Raises ApiError where the body is not a completion request."""
     request = decode(_COMPLETION, body)
     _check(request)
-    if request.best_of not in (None, request.n or 1):
-        raise invalid("best_of", "best_of: choices are not ranked here, so it can only equal n")
+    if request.best_of is not None and request.best_of < (request.n or 1):
+        raise invalid("best_of", f"best_of: {request.best_of} choices are fewer than the {request.n} of n")
+    if request.streams and request.drawn > (request.n or 1):
+        raise invalid("best_of", "best_of: which choices are the best is known at the end, so it cannot be streamed")
     return request
 
 
@@ -224,8 +278,16 @@ def _check(request: GenerationRequest) -> None:
         raise invalid("stream_options", "stream_options: only allowed with stream: true")
     if sum(map(len, request.stops)) > MAX_STOP_CHARS:
         raise invalid("stop", f"stop: all strings together may have {MAX_STOP_CHARS} characters")
-    if None not in (request.repetition_penalty, request.repeat_penalty):
-        raise invalid("repeat_penalty", "repeat_penalty: another name of repetition_penalty; give one of the two")
+    for name, other in ALIASES:
+        if getattr(request, name) is not None and getattr(request, other) is not None:
+            raise invalid(other, f"{other}: another name of {name}; give one of the two")
+    for name in ("logprobs", "top_logprobs", "prompt_logprobs"):
+        if getattr(request, name, None) == -1:
+            raise invalid(name, f"{name}: -1, the whole vocabulary, is not served; give 0 to {MAX_LOGPROBS}")
+    if request.prompt_logprobs is not None and request.streams:
+        raise invalid("prompt_logprobs", "prompt_logprobs: not in a stream")
+    if request.truncate_prompt_tokens == 0:
+        raise invalid("truncate_prompt_tokens", "truncate_prompt_tokens: expected at least 1, or -1 for what fits")
 
 
 def _check_chat(request: ChatRequest) -> None:

@@ -13,7 +13,7 @@ from aiollm.api.parts import Parts
 from aiollm.api.schema import ChatRequest, decode_chat
 from aiollm.api.ws_frames import Delta, Done, Start
 
-ONLY_TEXT = ("logprobs", "return_token_ids")
+ONLY_TEXT = ("logprobs", "prompt_logprobs", "return_token_ids")
 
 
 class Conversation:
@@ -82,5 +82,6 @@ def _check(request: ChatRequest) -> None:
     if request.n not in (None, 1):
         raise invalid("n", "n: a conversation on a socket has one answer; start several", "unsupported_field")
     for name in ONLY_TEXT:
-        if getattr(request, name):
+        value = getattr(request, name)
+        if value is not None and value is not False:
             raise invalid(name, f"{name}: a socket carries text only", "unsupported_field")

@@ -39,9 +39,20 @@ BOTH: list[tuple[str, list[Any]]] = [
     ("response_format", [{"type": "json_object"}, {}, "text"]),
     ("guided_json", [{}, "x"]),
     ("structured_outputs", [{"regex": "a"}]),
-    ("prompt_logprobs", [0, 5, -1]),
+    ("prompt_logprobs", [21, -1, -2, "1", True]),
+    ("truncate_prompt_tokens", [0, -2, CONTEXT + 1, "1"]),
+    ("truncation_side", ["middle", 1]),
+    ("request_id", ["", "a b", "x" * 129, "ü", "a\n", 5]),
+    ("rid", ["", ["a"]]),
+    ("no_stop_trim", [1]),
     ("use_beam_search", [True]),
     ("bad_words", [["a"]]),
+    ("prompt_embeds", ["x", ["x"]]),
+    ("input_embeds", [[[0.5]]]),
+    ("custom_logit_processor", ["x"]),
+    ("logits_processors", [["x"]]),
+    ("lora_path", ["x"]),
+    ("stop_regex", ["a+"]),
 ]  # fmt: skip
 ONLY_CHAT: list[tuple[str, list[Any]]] = [
     ("max_completion_tokens", [-1, "x", 1.5]),
@@ -58,6 +69,8 @@ ONLY_CHAT: list[tuple[str, list[Any]]] = [
     ]),
     ("chat_template_kwargs", [{"messages": "x"}, {"bos_token": "x"}, {"a": [1]}, {"a": {}}, "x", {"a b": 1}]),
     ("chat_template", ["{{ messages }}"]),
+    ("documents", [[{"text": "x"}], "x", [5], [{"a": [1]}]]),
+    ("audio", [{"voice": "x"}]),
     ("tools", [[], [{"type": "function", "function": {"name": "f"}}], "x"]),
     ("tool_choice", ["auto", "required", {}]),
     ("continue_final_message", ["x", 1]),
@@ -70,7 +83,7 @@ ONLY_TEXT: list[tuple[str, list[Any]]] = [
     ]),
     ("logprobs", [21, -1, True, "1", 1.5]),
     ("echo", ["x", 1]),
-    ("best_of", [2, 0, "x"]),
+    ("best_of", [129, 0, -1, "x", 1.5]),
     ("suffix", ["x", ""]),
 ]  # fmt: skip
 
@@ -150,6 +163,9 @@ def test_fields_that_contradict_each_other_are_refused(served: Runner) -> None:
         {"max_tokens": 5, "max_completion_tokens": 6},
         {"min_tokens": 6, "max_tokens": 5},
         {"repetition_penalty": 1.1, "repeat_penalty": 1.2},
+        {"include_stop_str_in_output": True, "no_stop_trim": False},
+        {"request_id": "a", "rid": "a"},
+        {"stream": True, "prompt_logprobs": 0},
         {"add_generation_prompt": True, "continue_final_message": True},
         {"top_logprobs": 2, "logprobs": False},
         {"stream": False, "stream_options": {"include_usage": True}},
@@ -216,6 +232,8 @@ def test_unknown_fields_are_ignored(served: Runner) -> None:
         {"logit_bias": {"0": 100, "258": -100}, "user": "me", "metadata": {}, "store": False, "tool_choice": "none"},
         {"max_tokens": 5, "max_completion_tokens": 5, "use_beam_search": False, "reasoning_effort": "low"},
         {"chat_template_kwargs": {"enable_thinking": False, "depth": 1.5, "name": "x", "none": None}},
+        {"documents": [], "user": 5, "store": "yes", "service_tier": [1], "metadata": [{}], "verbosity": None},
+        {"model": "", "request_id": "a.b:c-d_1", "truncate_prompt_tokens": CONTEXT, "use_beam_search": False},
     ],
 )
 def test_values_at_the_edge_are_taken(served: Runner, body: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -385,3 +386,78 @@ def test_a_template_without_an_end_costs_its_own_request_only(tmp_path: Path) ->
         runner.run(main())
     finally:
         runner.close()
+
+
+def test_prompt_logprobs_stand_beside_the_choices(served: Runner) -> None:
+    answer = post(served, {**HI, "prompt_logprobs": 1, "n": 2, "return_tokens_as_token_ids": True}, "a", "b")
+    scores = answer["prompt_logprobs"]
+    assert len(scores) == answer["usage"]["prompt_tokens"] == 21 and scores[0] is None
+    assert scores[-1] == {"10": {"logprob": -10 / 64, "rank": 1, "decoded_token": "\n"}}
+    assert [choice["message"]["content"] for choice in answer["choices"]] == ["a", "b"]
+
+
+def test_a_chat_is_cut_to_what_the_request_says(served: Runner) -> None:
+    answer = post(served, {**HI, "truncate_prompt_tokens": 5, "return_token_ids": True}, "a")
+    assert bytes(answer["prompt_token_ids"]) == b"tant\n"
+    answer = post(
+        served, {**HI, "truncate_prompt_tokens": 4, "truncation_side": "right", "return_token_ids": True}, "a"
+    )
+    assert answer["prompt_token_ids"] == [257, *b"use"]
+
+
+@pytest.mark.parametrize("name", ["request_id", "rid"])
+def test_an_id_in_the_body_names_the_request(served: Runner, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "aiollm.api.access")
+
+    async def main(**headers: str) -> tuple[str, str]:
+        async with served.stand.session.post(
+            served.stand.url + PATH, json={**HI, name: "mine-1.2", "max_tokens": 1}, headers=headers
+        ) as response:
+            return (await response.json())["id"], response.headers["X-Request-Id"]
+
+    assert served.run(main()) == ("chatcmpl-mine-1.2", "mine-1.2")
+    assert served.run(main(**{"X-Request-Id": "header"})) == ("chatcmpl-mine-1.2", "header")
+    assert caplog.messages[0].startswith(f"POST {PATH} 200 mine-1.2 ")
+
+
+def test_a_refusal_bears_the_id_of_the_body_too(served: Runner) -> None:
+    async def main() -> None:
+        body = {**HI, "request_id": "mine", "model": "other"}
+        async with served.stand.session.post(served.stand.url + PATH, json=body) as response:
+            assert (response.status, response.headers["X-Request-Id"]) == (404, "mine")
+
+    served.run(main())
+
+
+def test_fields_without_effect_are_told_of_in_the_log(served: Runner, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "aiollm.api.access")
+    post(served, {**HI, "user": "me", "store": False, "metadata": {"a": [1]}, "service_tier": None, "x": 1}, "a")
+    post(served, HI, "a")
+    first, second = caplog.messages
+    assert first.endswith(" ignored=metadata,store,user") and second.endswith(" finish=stop")
+
+
+def test_documents_and_template_variables_reach_a_template_that_reads_them(tmp_path: Path) -> None:
+    template = (
+        "{% for document in documents or [] %}[{{ document.title }}]{% endfor %}"
+        "{% if thinking is defined and thinking %}think{% endif %}{{ messages[0].content }}"
+    )
+    runner = Runner(write_byte_tokenizer(tmp_path, chat_template=template))
+
+    def asked(**fields: Any) -> str:
+        body = {**HI, **fields, "return_token_ids": True}
+        return bytes(post(runner, body, "a")["prompt_token_ids"]).decode()
+
+    try:
+        assert asked() == "hi"
+        assert asked(documents=[{"title": "one", "text": "x"}, {"title": "two"}]) == "[one][two]hi"
+        assert asked(chat_template_kwargs={"thinking": True, "other": 1}) == "thinkhi"
+    finally:
+        runner.close()
+
+
+def test_a_developer_is_the_system_where_the_template_knows_none(served: Runner) -> None:
+    body = {**HI, "messages": [{"role": "developer", "content": "be"}, *HI["messages"]], "return_token_ids": True}
+    assert bytes(token for token in post(served, body, "a")["prompt_token_ids"] if token < 256).startswith(
+        b"system\nbe"
+    )

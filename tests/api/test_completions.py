@@ -166,12 +166,12 @@ def test_echo_with_logprobs_scores_the_prompt(served: Runner, streams: bool) -> 
         logprobs = {name: [item for part in parts for item in part[name]] for name in parts[0]}
     else:
         logprobs = post(served, body, "yz")["choices"][0]["logprobs"]
-    assert logprobs["tokens"] == ["\ufffd", "\ufffd", *"b" * 150, "y", "z"]
-    assert logprobs["token_logprobs"] == [None, *entry(prompt + "yz")[1:]]
-    assert logprobs["text_offset"] == [0, 0, *range(1, 153)]
+    assert logprobs["tokens"] == ["\ufffd", "\ufffd", *"b" * 150, "y", "z", "<|im_end|>"]
+    assert logprobs["token_logprobs"] == [None, *entry(prompt + "yz")[1:], -258 / 64]
+    assert logprobs["text_offset"] == [0, 0, *range(1, 154)]
     assert logprobs["top_logprobs"][0] is None
     assert logprobs["top_logprobs"][2] == {"b": -98 / 64, "c": -99 / 64}
-    assert logprobs["top_logprobs"][-1] == {"z": -122 / 64, "{": -123 / 64}
+    assert logprobs["top_logprobs"][-2] == {"z": -122 / 64, "{": -123 / 64}
 
 
 @pytest.mark.parametrize("streams", [False, True])
@@ -254,3 +254,97 @@ def test_a_server_may_cut_prompts_that_are_too_long(folder: Path) -> None:
                 assert answer["usage"]["completion_tokens"] == 5
 
     asyncio.run(main())
+
+
+def scored(token_id: int, rank: int | None) -> dict[str, Any]:
+    return {"logprob": -token_id / 64, "rank": rank, "decoded_token": bytes([token_id]).decode("utf-8", "replace")}
+
+
+def test_prompt_logprobs_have_vllm_s_shape(served: Runner) -> None:
+    for cached in (False, True):  # what the cache has of the prompt is computed again: its logprobs are not kept
+        answer = post(served, {"prompt": ["xyz", "é"], "prompt_logprobs": 2, "n": 2, "cache_salt": "scores"}, "a")
+        assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}, cached
+        for choice in answer["choices"][:2]:
+            assert choice["text"] == "a" and choice["logprobs"] is None
+            assert choice["prompt_logprobs"] == [
+                None,
+                {"121": scored(121, 1), "122": scored(122, 2)},
+                {"122": scored(122, 1), "123": scored(123, 2)},
+            ]
+        for choice in answer["choices"][2:]:
+            assert choice["prompt_logprobs"] == [None, {"169": scored(169, 1), "170": scored(170, 2)}]
+
+
+def test_no_alternatives_leave_the_rank_of_a_prompt_token_open(served: Runner) -> None:
+    choice = post(served, {"prompt": "xy", "prompt_logprobs": 0}, "a")["choices"][0]
+    assert choice["prompt_logprobs"] == [None, {"121": scored(121, None)}]
+    assert "prompt_logprobs" not in post(served, {"prompt": "xy"}, "a")["choices"][0]
+
+
+def test_prompt_logprobs_go_with_an_echo(served: Runner) -> None:
+    body = {"prompt": "xy", "prompt_logprobs": 1, "echo": True, "logprobs": 0, "max_tokens": 0}
+    choice = post(served, body, "a")["choices"][0]
+    assert choice["text"] == "xy" and choice["logprobs"]["token_logprobs"] == [None, *entry("y")]
+    assert choice["prompt_logprobs"] == [None, {"121": scored(121, 1)}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [
+        ({"truncate_prompt_tokens": 3}, "fgh"),
+        ({"truncate_prompt_tokens": 3, "truncation_side": "left"}, "fgh"),
+        ({"truncate_prompt_tokens": 3, "truncation_side": "right"}, "abc"),
+        ({"truncate_prompt_tokens": 8}, "abcdefgh"),
+        ({"truncate_prompt_tokens": 9, "truncation_side": "right"}, "abcdefgh"),
+        ({"truncate_prompt_tokens": -1}, "abcdefgh"),
+        ({"truncation_side": "right"}, "abcdefgh"),
+    ],
+)
+def test_a_prompt_is_cut_to_what_the_request_says(served: Runner, asked: dict[str, Any], kept: str) -> None:
+    body = {**asked, "prompt": "abcdefgh", "echo": True, "max_tokens": 0, "logprobs": 0}
+    answer = post(served, body)
+    assert answer["choices"][0]["text"] == kept and answer["choices"][0]["logprobs"]["tokens"] == list(kept)
+    assert answer["usage"]["prompt_tokens"] == len(kept)
+
+
+def test_a_prompt_that_is_too_long_may_be_cut_to_what_fits(served: Runner) -> None:
+    answer = post(served, {"prompt": "x" * 2000 + "end", "truncate_prompt_tokens": -1, "max_tokens": 12}, "y" * 50)
+    assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (CONTEXT - 12, 12)
+    ids = [65] * 1000
+    answer = post(served, {"prompt": [ids, [66]], "truncate_prompt_tokens": 100, "max_tokens": 1}, "y")
+    assert answer["usage"]["prompt_tokens"] == 101
+
+
+@pytest.mark.parametrize("name", ["include_stop_str_in_output", "no_stop_trim"])
+def test_a_stop_string_may_be_kept_under_either_name(served: Runner, name: str) -> None:
+    assert post(served, {"prompt": "x", "stop": "cd", name: True}, "abcde")["choices"][0]["text"] == "abcd"
+    assert post(served, {"prompt": "x", "stop": "cd", name: False}, "abcde")["choices"][0]["text"] == "ab"
+
+
+def test_lm_eval_scores_continuations(served: Runner) -> None:
+    """Its requests and its reading of the answers, for prompts as ids and as text. The one token that it asks for and
+    throws away may be the end of sequence."""
+    pairs = [("The sky is", " blue"), ("Ä🙂", "ö你!"), ("x", "y" * 300)]
+    contexts = [len(context.encode()) for context, _ in pairs]
+    texts = [context + continuation for context, continuation in pairs]
+    for prompts in ([list(text.encode()) for text in texts], texts):
+        for first in ([258], [66]):
+
+            async def main(prompts: Any = prompts, first: Any = first) -> Any:
+                served.stand.workers.reply = lambda prompt, seed: first
+                body = {"model": "tiny", "prompt": prompts, "temperature": 0, "max_tokens": 1, "logprobs": 1}
+                status, answer = await served.stand.post(PATH, {**body, "seed": 1234, "echo": True})
+                assert status == 200, answer
+                return answer
+
+            choices = sorted(served.run(main())["choices"], key=lambda choice: int(choice["index"]))
+            assert len(choices) == 3
+            for choice, text, begin in zip(choices, texts, contexts, strict=True):
+                logprobs = choice["logprobs"]
+                tokens, tops = logprobs["token_logprobs"][begin:-1], logprobs["top_logprobs"][begin:-1]
+                expected = entry(text)[begin:]
+                assert tokens == expected and sum(tokens) == sum(expected)
+                assert all(token == max(top.values()) for token, top in zip(tokens, tops, strict=True))
+                assert choice["text"] == text + ("" if first == [258] else "B")
+                starts = [at for at, character in enumerate(text) for _ in character.encode()]
+                assert logprobs["text_offset"] == [*starts, len(text)]

@@ -85,7 +85,8 @@ def test_details_tell_of_every_token_and_of_the_end(served: Runner) -> None:
 
 
 def test_choices_come_as_lists(served: Runner) -> None:
-    answer = post(served, {"best_of": 2, "n": 2, "max_new_tokens": 3, "return_details": True}, "ab", "wxyz")
+    body = {"best_of": 2, "n": 2, "do_sample": True, "max_new_tokens": 3, "return_details": True}
+    answer = post(served, body, "ab", "wxyz")
     assert answer["generated_text"] == ["ab", "wxy"]
     assert answer["count_output_tokens"] == [3, 3]
     assert answer["finish_reason"] == ["stop", "length"]
