@@ -156,11 +156,13 @@ async def _serve_model(
     stop: "_Stop", console: Any, notifier: Notifier,
 ) -> int:  # fmt: skip
     """Start the workers and serve until a signal, or until no worker comes back; the exit status."""
+    import msgspec
+
     from aiollm.api.app import make_app
     from aiollm.api.app import serve as listen
-    from aiollm.api.parts import ModelInfo
+    from aiollm.api.parts import PARTS, ModelInfo
     from aiollm.api.parts import Settings as ApiSettings
-    from aiollm.console import budget, precision
+    from aiollm.console import budget, precision, sampling
     from aiollm.fleet.fleet import Fleet
     from aiollm.text.chat import ChatTemplate
     from aiollm.text.tokenizer import Tokenizer
@@ -171,8 +173,12 @@ async def _serve_model(
     template = ChatTemplate.load(files.folder, settings.chat_template, tokenizer.named)
     names = settings.model_name or (files.name,)
     model = ModelInfo(names, int(time.time()), files.name)
-    defaults = _generation_config(Path(files.folder))
-    limits = ApiSettings(allowed_origins=settings.allowed_origins, long_truncation_mode=settings.long_truncation_mode)
+    defaults = _generation_config(Path(files.folder)) if settings.generation_config == "auto" else {}
+    limits = ApiSettings(
+        max_n=settings.max_n,
+        allowed_origins=settings.allowed_origins,
+        long_truncation_mode=settings.long_truncation_mode,
+    )
     app = make_app(engine, tokenizer, template, model, defaults, limits, keys)
     runner = await listen(app, settings.host, settings.port, sock)
 
@@ -181,7 +187,8 @@ async def _serve_model(
         gc.collect()
         gc.freeze()  # what is here stays: a full collection stopped the loop for 262 ms without this
         longest = engine.core.limits.longest if engine.core is not None else ready.max_length
-        for line in [*budget(ready, longest), *precision(settings.data_type, ready.data_type)]:
+        told = [*precision(settings.data_type, ready.data_type), *sampling(msgspec.structs.asdict(app[PARTS].defaults))]
+        for line in [*budget(ready, longest), *told]:
             console.say(line)
         if ready.unread:
             console.say(f"config.json: nobody read {', '.join(ready.unread)}")

@@ -75,6 +75,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     chat_template: Annotated[
         str, Setting(MODEL, "FILE", "Jinja text that chats are written with; none takes the model's own")
     ] = ""
+    generation_config: Annotated[
+        Literal["auto", "none"],
+        Setting(
+            MODEL,
+            "SOURCE",
+            "sampling of requests that do not say it: auto takes the model's generation_config.json, none "
+            "temperature 1 over all tokens",
+            spellings={"vllm": "none"},
+        ),
+    ] = "auto"
     eos_id: Annotated[
         tuple[Annotated[int, Meta(ge=0)], ...],
         Setting(MODEL, "ID", "token ids that end an output; none takes the model's own"),
@@ -146,6 +156,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             aliases=["max-num-seqs"],
         ),
     ] = 0
+    max_n: Annotated[
+        int,
+        Meta(ge=1, le=1024),
+        Setting(SCHEDULING, "CHOICES", "the most choices of one prompt: n and best_of"),
+    ] = 128
     max_queue: Annotated[
         int, Meta(ge=0), Setting(SCHEDULING, "REQUESTS", "requests that may wait; one more is refused")
     ] = 1024

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import TextIO
 
 from aiollm.wire.messages import Ready
@@ -68,6 +69,12 @@ def precision(asked: str, found: str) -> list[str]:
         "measures what it costs a model",
     }
     return [said[found]] if found in said else []
+
+
+def sampling(defaults: Mapping[str, float | None]) -> list[str]:
+    """What the model's makers advise for requests that leave it open."""
+    said = ", ".join(f"{name} {value:g}" for name, value in defaults.items() if value is not None)
+    return [f"sampling unless a request says otherwise: {said}; --generation_config none leaves it out"] if said else []
 
 
 def _size(amount: int) -> str:

@@ -3,7 +3,7 @@
 import io
 import re
 
-from aiollm.console import Console, budget, precision
+from aiollm.console import Console, budget, precision, sampling
 from aiollm.wire.messages import Ready
 
 
@@ -59,3 +59,9 @@ def test_the_budget_tells_what_layers_with_a_window_keep() -> None:
 def test_what_was_chosen_on_a_cpu_is_told_with_the_flag_for_the_other_choice() -> None:
     assert "--data_type fp32" in precision("auto", "int8")[0] and "--data_type int8" in precision("auto", "fp32")[0]
     assert precision("int8", "int8") == precision("fp32", "fp32") == precision("auto", "bf16") == []
+
+
+def test_sampling_that_the_model_brings_is_told_with_the_flag_that_leaves_it_out() -> None:
+    (line,) = sampling({"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": None})
+    assert line.endswith(": temperature 0.6, top_p 0.95, top_k 20; --generation_config none leaves it out")
+    assert sampling({"temperature": None}) == []

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -118,6 +119,33 @@ def test_choices_of_one_request_are_those_of_following_seeds(server: Server) -> 
         assert choices[index]["token_ids"] == complete(
             server, prompt=[9, 8, 7], max_tokens=8, seed=5 + index, temperature=1.0, ignore_eos=False
         )
+
+
+def test_what_the_model_would_say_scores_as_the_likeliest(server: Server) -> None:
+    """As lm-eval asks and reads: the one token that is generated is thrown away."""
+    prompts = [[72, 105], [5] * 40, list(range(90))]
+    greedy = [complete(server, prompt=prompt, temperature=0) for prompt in prompts]
+    whole = [prompt + tokens for prompt, tokens in zip(prompts, greedy, strict=True)]
+    body = {"prompt": whole, "temperature": 0, "max_tokens": 1, "logprobs": 1, "echo": True, "prompt_logprobs": 1}
+    first, again = (server.post("/v1/completions", body)["choices"] for _ in range(2))
+    assert first == again, "cached or not"
+    for choice, prompt, ids in zip(first, prompts, whole, strict=True):
+        logprobs = choice["logprobs"]["token_logprobs"][len(prompt) : -1]
+        tops = choice["logprobs"]["top_logprobs"][len(prompt) : -1]
+        assert len(logprobs) == 24 and all(a == max(top.values()) for a, top in zip(logprobs, tops, strict=True))
+        told = [scores[str(id)] for scores, id in zip(choice["prompt_logprobs"][1:], ids[1:], strict=True)]
+        assert [score["logprob"] for score in told] == choice["logprobs"]["token_logprobs"][1:-1]
+        assert {score["rank"] for score in told[len(prompt) - 1 :]} == {1}
+
+
+def test_greedy_choices_are_the_one_that_is_computed(server: Server) -> None:
+    before = server.metric("aiollm_generation_tokens_total")
+    body = {"prompt": [9, 8, 7], "max_tokens": 8, "n": 4, "temperature": 0, "return_token_ids": True}
+    choices = server.post("/v1/completions", {**body, "ignore_eos": True})["choices"]
+    assert server.metric("aiollm_generation_tokens_total") - before == 8
+    assert [choice["token_ids"] for choice in choices] == [
+        complete(server, prompt=[9, 8, 7], max_tokens=8, temperature=0)
+    ] * 4
 
 
 def test_clients_that_go_away_leave_nothing_behind(server: Server) -> None:
@@ -312,6 +340,23 @@ def test_two_ranks_of_8_bit_weights_draw_the_same_tokens_alone_and_in_a_crowd(fo
             crowded = list(pool.map(lambda seed: complete(server, temperature=1.0, seed=seed), range(3)))
             assert all(len(other.result()) == 24 for other in others)
         assert crowded == alone and len({tuple(tokens) for tokens in alone}) == 3
+
+
+def test_sampling_that_the_model_brings_may_be_left_out_and_choices_be_fewer(
+    demo: Server, folder: Path, tmp_path: Path
+) -> None:
+    told = "sampling unless a request says otherwise: temperature "
+    assert told in demo.log()
+    made = shutil.copytree(folder, tmp_path / "model")
+    (made / "generation_config.json").write_text('{"temperature": 0.0}')
+    with Server("--model_dir", str(made), *FLAGS, "--generation_config", "vllm", "--max_n", "3") as server:
+        assert told not in server.log()
+        body = {"prompt": [9, 8, 7], "max_tokens": 8, "n": 3, "return_token_ids": True}
+        choices = server.post("/v1/completions", body)["choices"]
+        assert len({tuple(choice["token_ids"]) for choice in choices}) == 3
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            server.post("/v1/completions", {**body, "n": 4})
+        assert b"n: at most 3 (--max_n)" in refused.value.read()
 
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
