@@ -55,6 +55,8 @@ class Output(NamedTuple):
     """Whether the logprobs of prompt tokens are wanted by themselves."""
     echo_text: str | None = None
     """The prompt's text, where it did not come as ids."""
+    echo_lead: int | None = None
+    """Characters of special tokens before it that were added; its own are shown. None where its text is the ids'."""
     discard: bool = False
     """Drop what is generated: only the echo is wanted."""
     stop_groups: Sequence[tuple[int, ...]] = ()
@@ -118,8 +120,9 @@ class Choice:
         self._waits = not (output.stops or output.stop_groups or output.keep_entries or output.discard)
         self._shown = 0  # generated ids whose text belongs to the output: all, or all but the last
         self._read = 0  # and of those the ones that the detokenizer has read
-        self._prompt = _detokenizer(tokenizer, (), output)
-        self._prompt_decoded = 0
+        shown = output if output.echo_lead is None else output._replace(skip_special_tokens=False)
+        self._prompt = _detokenizer(tokenizer, (), shown)
+        self._prompt_decoded = -(output.echo_lead or 0)
         self._text: list[str] = []
         self._entries: deque[Entry] = deque()
         self._released = self._decoded = 0
@@ -243,7 +246,7 @@ class Choice:
         return text + whole.finish() if self._output.discard else text
 
     def _prompt_entry(self, id: int, logprob: float | None, top: tuple[tuple[int, float], ...]) -> None:
-        self._entries.append(Entry(id, logprob, top, self._prompt_decoded))
+        self._entries.append(Entry(id, logprob, top, max(0, self._prompt_decoded)))
         self._prompt_decoded += len(self._prompt.push((id,)))
 
 

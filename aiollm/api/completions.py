@@ -21,6 +21,7 @@ from aiollm.api.shape import DONE, END, Template
 from aiollm.text.folder import TextError
 
 DEFAULT_MAX_TOKENS = 16
+DECODE_IDS = 10_000  # take 1 ms
 encode = msgspec.json.encode
 # Of most events: text and nothing else.
 PLAIN_END = b',"logprobs":null,"finish_reason":null,"stop_reason":null}' + END
@@ -55,6 +56,9 @@ async def _prompt(parts: Parts, request: CompletionRequest, prompt: str | list[i
     max_tokens = output_limit(parts, len(array), request.max_tokens, DEFAULT_MAX_TOKENS, "prompt")
     if max_tokens == 0 and not request.echo:
         raise invalid("max_tokens", "max_tokens: expected at least 1; 0 is only allowed with echo: true")
+    echo_text = prompt if request.echo and isinstance(prompt, str) and len(array) == len(ids) else None
+    scores_text = echo_text is not None and request.logprobs is not None
+    lead = await body.in_thread_if(len(ids) > DECODE_IDS, _lead, parts, ids, echo_text) if scores_text else None
     top = request.logprobs if request.logprobs is not None else -1
     output = Output(
         stops=request.stops,
@@ -65,12 +69,19 @@ async def _prompt(parts: Parts, request: CompletionRequest, prompt: str | list[i
         # Who scores a prompt counts from both ends: lm-eval takes the last entry for the one token that it asked for.
         end_entry=request.logprobs is not None and (request.return_token_ids is True or request.echo is True),
         echo=request.echo is True,
-        echo_text=prompt if isinstance(prompt, str) and len(array) == len(ids) else None,
+        echo_text=echo_text,
+        echo_lead=lead,
         discard=max_tokens == 0,
         keep_prompt=request.prompt_logprobs is not None,
     )
     scores = request.prompt_logprobs if request.prompt_logprobs is not None else top if request.echo else -1
     return Prompt(array, sampling_params(parts, request, max_tokens, top, scores), output)
+
+
+def _lead(parts: Parts, ids: Sequence[int], text: str) -> int | None:
+    """How many characters the ids have before a text that they encode; None where they do not end with it."""
+    decoded = parts.tokenizer.decode(ids, skip_special_tokens=False)
+    return len(decoded) - len(text) if decoded.endswith(text) else None
 
 
 class CompletionShape:

@@ -22,7 +22,7 @@ from aiollm.wire.sampling import SamplingParams
 SCORE = "score"  # the kind of a generation that is run for a reward model's score
 # Logprobs of prompt tokens in one answer, alternatives included; in an event of a stream, which is made on the event
 # loop, at 2 us each.
-MAX_SCORES, MAX_STREAMED_SCORES = 1 << 20, 1 << 13
+MAX_SCORES, MAX_STREAMED_SCORES = 1 << 18, 1 << 13
 LONG = 2000  # tokens and logprobs, from which on a document is made in a thread
 
 

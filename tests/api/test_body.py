@@ -96,3 +96,23 @@ def test_broken_chunks_are_refused(served: Runner) -> None:
     head = f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     answer = served.run(served.stand.raw(head.encode() + b"zz\r\nhello\r\n"))
     assert b" 400 " in answer.split(b"\r\n")[0]
+
+
+def test_a_connection_outlives_refusals(served: Runner) -> None:
+    def sent(path: str, data: bytes, more: str = "") -> bytes:
+        return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n{more}\r\n".encode() + data
+
+    async def main() -> bytes:
+        return await served.stand.raw(
+            sent(TEXT, b'{"prompt":5}')
+            + sent("/nothing", DATA)
+            + sent("/v1/models", DATA)
+            + sent(TEXT, b"prompt=hi", "Content-Type: application/x-www-form-urlencoded\r\n")
+            + sent(TEXT, DATA, "Content-Encoding: gzip\r\n")
+            + sent(TEXT, b'{"prompt":"x","model":"other"}')
+            + sent(TEXT, DATA, "Connection: close\r\n")
+        )
+
+    answers = served.run(main()).split(b"HTTP/1.1 ")[1:]
+    assert [int(answer[:3]) for answer in answers] == [400, 404, 405, 415, 400, 404, 200]
+    assert all(answer.endswith(b"}}\n") for answer in answers[:-1]) and b'"text":"hi"' in answers[-1]

@@ -107,6 +107,20 @@ def test_the_echo_waits_for_the_scores_of_the_prompt(tokenizer: Tokenizer) -> No
     assert [(entry.logprob, entry.start) for entry in delta.entries] == [(None, 0), (-1.0, 1), (-2.0, 2), (-3.0, 3)]
 
 
+def test_offsets_in_an_echo_leave_out_what_was_put_before_the_text(tokenizer: Tokenizer) -> None:
+    lead = len("<|endoftext|>")
+    output = Output(keep_entries=True, echo=True, echo_text="ab", echo_lead=lead)
+    made = Choice(
+        0, "id", np.array([256, 97, 98]), SamplingParams(prompt_logprobs=0), tokenizer, output, namespace="",
+        arrived=0.0, on_text=lambda: None, on_end=lambda: None, inter_token=lambda seconds: None,
+    )  # fmt: skip
+    made.prompt_tokens([PromptToken(1, -1.0, ()), PromptToken(2, -1.0, ())])
+    made.token(Token(99, -1.0, (), False))
+    delta = made.take()
+    assert delta is not None and delta.text == "abc"
+    assert [(entry.id, entry.start) for entry in delta.entries] == [(256, 0), (97, 0), (98, 1), (99, 2)]
+
+
 def test_an_error_gives_out_nothing_more(tokenizer: Tokenizer) -> None:
     made = choice(tokenizer, Output(("xy",)))
     made.token(Token(ord("x"), -1.0, (), False))

@@ -141,6 +141,15 @@ def test_echo_puts_the_prompt_first(served: Runner, streams: bool) -> None:
         assert answer["usage"]["completion_tokens"] == 4
 
 
+@pytest.mark.parametrize("skips", [True, False])
+def test_offsets_count_the_special_tokens_of_a_prompt_that_is_echoed_as_it_came(served: Runner, skips: bool) -> None:
+    prompt = "é<|im_start|>x<|im_end|>"
+    body = {"prompt": prompt, "echo": True, "logprobs": 0, "skip_special_tokens": skips, "max_tokens": 1}
+    choice = post(served, body, "y")["choices"][0]
+    assert choice["text"] == prompt + "y"
+    assert choice["logprobs"]["text_offset"] == [0, 0, 1, 13, 14, 24]
+
+
 def test_echo_decodes_a_prompt_of_ids(served: Runner) -> None:
     assert post(served, {"prompt": [97, 98], "echo": True}, "c")["choices"][0]["text"] == "abc"
 

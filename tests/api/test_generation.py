@@ -138,7 +138,7 @@ def test_more_scores_of_prompts_than_an_answer_holds_are_refused(served: Runner,
     body = {"prompt": [[65] * 500] * (100 if not streams else 1), "echo": True, "logprobs": 20, "max_tokens": 1}
     status, answer = served.run(served.stand.post(TEXT, {**body, "stream": streams}))
     assert (status, answer["error"]["param"]) == (400, "echo")
-    assert ("a stream holds 8192" if streams else "an answer holds 1048576") in answer["error"]["message"]
+    assert ("a stream holds 8192" if streams else "an answer holds 262144") in answer["error"]["message"]
 
 
 def test_a_long_document_is_made_beside_the_event_loop(served: Runner) -> None:
