@@ -1,4 +1,5 @@
-"""Logprobs in the two shapes of OpenAI's API: a list of tokens for chat, parallel lists for completions."""
+"""Logprobs in the two shapes of OpenAI's API, a list of tokens for chat and parallel lists for completions; and those of
+prompts in vLLM's."""
 
 from collections.abc import Sequence
 from typing import Any
