@@ -1,5 +1,5 @@
-"""Logprobs in the two shapes of OpenAI's API, a list of tokens for chat and parallel lists for completions; and those of
-prompts in vLLM's."""
+"""Logprobs in the two shapes of OpenAI's API, a list of tokens for chat and parallel lists for completions, and in
+vLLM's for prompts."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,6 +1,7 @@
 """Several choices of one prompt: what is computed for them, and which of them are told."""
 
 import json
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -146,3 +147,69 @@ def test_a_long_document_is_made_beside_the_event_loop(served: Runner) -> None:
     for choice in answer["choices"]:
         assert choice["text"] == "A" * 500 + "yz" and len(choice["logprobs"]["top_logprobs"]) == 502
         assert len(choice["logprobs"]["top_logprobs"][499]) == 20
+
+
+FIELDS: dict[str, list[Any]] = {
+    "n": [1, 2, 3],
+    "temperature": [0, 1],
+    "max_tokens": [1, 5, 9],
+    "min_tokens": [0, 1],
+    "stop": ["b", ["é", "cd"]],
+    "stop_token_ids": [[99]],
+    "include_stop_str_in_output": [True],
+    "return_token_ids": [True],
+    "return_tokens_as_token_ids": [True],
+    "ignore_eos": [True],
+    "skip_special_tokens": [False],
+    "truncate_prompt_tokens": [-1, 2, 4],
+    "truncation_side": ["right"],
+    "cache_salt": ["a", "b"],
+}
+ONLY_TEXT: dict[str, list[Any]] = {
+    "logprobs": [0, 3],
+    "echo": [True],
+    "prompt": ["x", "é🙂", ["ab", "🙂c"], [[240, 159], [65]]],
+}
+ONLY_CHAT: dict[str, list[Any]] = {"logprobs": [True], "max_completion_tokens": [9]}
+
+
+def joined(events: bytes, count: int) -> list[dict[str, Any]]:
+    """The choices of a stream, as a document has them."""
+    parts = events.decode().split("\n\n")
+    assert parts[-2:] == ["data: [DONE]", ""]
+    found: list[dict[str, Any]] = [{"text": "", "logprobs": {}, "ids": [], "ends": []} for _ in range(count)]
+    for part in parts[:-2]:
+        for choice in json.loads(part.removeprefix("data: "))["choices"]:
+            made = found[choice["index"]]
+            made["text"] += choice["text"] if "text" in choice else choice["delta"].get("content", "")
+            made["ids"] += choice.get("token_ids", [])
+            for name, entries in (choice["logprobs"] or {}).items():
+                made["logprobs"].setdefault(name, []).extend(entries)
+            if choice["finish_reason"]:
+                made["ends"].append((choice["finish_reason"], choice["stop_reason"]))
+    return found
+
+
+def test_streams_and_documents_say_the_same_for_random_fields(served: Runner) -> None:
+    rng = random.Random(8)
+
+    async def main() -> None:
+        served.stand.workers.reply = lambda prompt, seed: [*prompt[seed:], *"abécd🙂".encode()]
+        for _ in range(300):
+            path, own = rng.choice([(TEXT, ONLY_TEXT), (CHAT, ONLY_CHAT)])
+            known = FIELDS | own
+            body = {name: rng.choice(known[name]) for name in rng.sample(list(known), rng.randrange(7))}
+            body |= {"seed": 0, **({"messages": [{"role": "user", "content": "é🙂"}]} if path == CHAT else {})}
+            body |= {"prompt": "xyz"} if path == TEXT and "prompt" not in body else {}
+            body.pop("max_tokens" if "max_completion_tokens" in body else "", None)
+            status, answer = await served.stand.post(path, body)
+            assert status == 200, (body, answer)
+            streamed = joined(await served.stand.events(path, body), len(answer["choices"]))
+            for choice, made in zip(answer["choices"], streamed, strict=True):
+                text = choice["text"] if path == TEXT else choice["message"]["content"]
+                assert made["text"] == text and made["ids"] == choice.get("token_ids", []), body
+                assert made["ends"] == [(choice["finish_reason"], choice["stop_reason"])], body
+                entries = {name: told for name, told in (choice["logprobs"] or {}).items() if told}
+                assert {name: told for name, told in made["logprobs"].items() if told} == entries, body
+
+    served.run(main())
