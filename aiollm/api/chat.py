@@ -58,7 +58,6 @@ async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
         skip_special_tokens=request.skip_special_tokens is not False,
         spaces_between_special_tokens=request.spaces_between_special_tokens is not False,
         keep_entries=request.logprobs is True,
-        keep_prompt=request.prompt_logprobs is not None,
         end_entry=request.logprobs is True and request.return_token_ids is True,
     )
     scores = -1 if request.prompt_logprobs is None else request.prompt_logprobs

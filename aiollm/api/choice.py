@@ -51,8 +51,6 @@ class Output(NamedTuple):
     """Whether the logprobs of tokens are wanted beside the text."""
     echo: bool = False
     """Whether the choice begins with the prompt."""
-    keep_prompt: bool = False
-    """Whether the logprobs of prompt tokens are wanted by themselves."""
     echo_text: str | None = None
     """The prompt's text, where it did not come as ids."""
     echo_lead: int | None = None
@@ -75,8 +73,8 @@ class Choice:
     """
 
     __slots__ = (
-        "index", "request", "generated", "finish", "first", "last", "_output", "_detokenizer", "_stops", "_prompt",
-        "_prompt_decoded", "_text", "_entries", "_shown", "_read", "_waits", "_released", "_decoded", "on_text",
+        "index", "request", "generated", "finish", "first", "last", "_output", "_detokenizer", "_stops", "_tokenizer",
+        "_echoes", "_text", "_entries", "_shown", "_read", "_waits", "_released", "_decoded", "on_text",
         "on_end", "_inter_token", "prompt_scores", "_logprobs",
     )  # fmt: skip
 
@@ -120,19 +118,16 @@ class Choice:
         self._waits = not (output.stops or output.stop_groups or output.keep_entries or output.discard)
         self._shown = 0  # generated ids whose text belongs to the output: all, or all but the last
         self._read = 0  # and of those the ones that the detokenizer has read
-        shown = output if output.echo_lead is None else output._replace(skip_special_tokens=False)
-        self._prompt = _detokenizer(tokenizer, (), shown)
-        self._prompt_decoded = -(output.echo_lead or 0)
         self._text: list[str] = []
         self._entries: deque[Entry] = deque()
         self._released = self._decoded = 0
         self.prompt_scores: list[PromptToken] = []
+        self._tokenizer = tokenizer
+        self._echoes = output.echo and sampling.prompt_logprobs >= 0  # until the prompt's entries are given out
         self._logprobs = 0.0  # the sum of those of tokens, where they are looked at
         if output.echo:
-            self._give(output.echo_text if output.echo_text is not None else self._prompt_text(tokenizer))
+            self._give(output.echo_text if output.echo_text is not None else self._prompt_text())
             self._decoded = self._released
-            if output.keep_entries:
-                self._prompt_entry(int(prompt[0]), None, ())
 
     @property
     def ids(self) -> list[int]:
@@ -169,11 +164,7 @@ class Choice:
 
     def prompt_tokens(self, tokens: list[PromptToken]) -> None:
         """Take logprobs of prompt tokens; they come before the first generated token."""
-        if self._output.keep_prompt:
-            self.prompt_scores += tokens
-        if self._output.echo and self._output.keep_entries:
-            for token in tokens:
-                self._prompt_entry(int(self.request.prompt[token.position]), token.logprob, token.top)
+        self.prompt_scores += tokens
 
     def finished(self, finish: Finish) -> None:
         """Nothing follows: what was held back is no stop string."""
@@ -193,6 +184,9 @@ class Choice:
         if self._text:
             text = "".join(self._text) + text
             self._text.clear()
+        if self._echoes:
+            self._echoes = False
+            self._entries.extendleft(reversed(self._prompt_entries()))
         if not self._entries:
             return Delta(text) if text else None
         entries = []
@@ -239,15 +233,24 @@ class Choice:
             self._text.append(text)
             self._released += len(text)
 
-    def _prompt_text(self, tokenizer: Tokenizer) -> str:
+    def _prompt_text(self) -> str:
         """A character that the prompt leaves unfinished belongs to the generated text, if there is any."""
-        whole = _detokenizer(tokenizer, (), self._output)
+        whole = _detokenizer(self._tokenizer, (), self._output)
         text = whole.push(self.request.prompt.tolist())
         return text + whole.finish() if self._output.discard else text
 
-    def _prompt_entry(self, id: int, logprob: float | None, top: tuple[tuple[int, float], ...]) -> None:
-        self._entries.append(Entry(id, logprob, top, max(0, self._prompt_decoded)))
-        self._prompt_decoded += len(self._prompt.push((id,)))
+    def _prompt_entries(self) -> list[Entry]:
+        """Those of the echo. They take some microseconds each, so a document makes them where it is made itself."""
+        output = self._output
+        shown = output if output.echo_lead is None else output._replace(skip_special_tokens=False)
+        text = _detokenizer(self._tokenizer, (), shown)
+        decoded = -(output.echo_lead or 0)
+        entries: list[Entry] = []
+        for id, score in zip(self.request.prompt.tolist(), (None, *self.prompt_scores), strict=True):
+            told = (None, ()) if score is None else (score.logprob, score.top)
+            entries.append(Entry(id, *told, max(0, decoded)))
+            decoded += len(text.push((id,)))
+        return entries
 
 
 class Twins:

@@ -72,7 +72,6 @@ async def _prompt(parts: Parts, request: CompletionRequest, prompt: str | list[i
         echo_text=echo_text,
         echo_lead=lead,
         discard=max_tokens == 0,
-        keep_prompt=request.prompt_logprobs is not None,
     )
     scores = request.prompt_logprobs if request.prompt_logprobs is not None else top if request.echo else -1
     return Prompt(array, sampling_params(parts, request, max_tokens, top, scores), output)

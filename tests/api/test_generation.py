@@ -123,6 +123,14 @@ def test_the_best_of_greedy_choices_is_any_of_them(served: Runner) -> None:
     assert served.stand.workers.launched == 3
 
 
+@pytest.mark.parametrize("logprobs", [None, 0])
+def test_the_best_may_be_echoed(served: Runner, logprobs: int | None) -> None:
+    body = {"prompt": "x", "best_of": 3, "seed": 0, "max_tokens": 2, "echo": True, "logprobs": logprobs}
+    (choice,) = post(served, TEXT, body, "zz", "aa", "mm")["choices"]
+    assert choice["text"] == "xaa"
+    assert (choice["logprobs"] and choice["logprobs"]["tokens"]) == (None if logprobs is None else ["x", "a", "a"])
+
+
 def test_best_of_has_limits(served: Runner) -> None:
     for body, words in (
         ({"best_of": 2, "n": 3}, "fewer than the 3 of n"),
