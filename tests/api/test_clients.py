@@ -2,7 +2,7 @@
 an event loop."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -117,3 +117,28 @@ def test_langchain_invokes_streams_and_batches(served: Runner) -> None:
         assert [made[0].text for made in text.generate(["x", "y"]).generations] == ["Hé 🙂"] * 2
 
     call(served, work, "Hé 🙂")
+
+
+def test_every_client_sees_that_a_stream_broke_off(served: Runner, litellm: Any) -> None:
+    url = served.stand.url + "/v1"
+
+    def pieces(stream: Iterable[Any]) -> int:
+        """How many came before it raised."""
+        found: list[Any] = []
+        with pytest.raises((openai.APIError, litellm.APIError), match="not finite"):
+            found.extend(stream)
+        return len(found)
+
+    def work() -> None:
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            assert pieces(client.chat.completions.create(model="tiny", messages=HI, stream=True)) >= 2
+        to: Any = {"api_base": url, "api_key": "none", "num_retries": 0}
+        assert pieces(litellm.completion(model="openai/tiny", messages=HI, stream=True, **to)) >= 1
+        chat = langchain_openai.ChatOpenAI(base_url=url, api_key="none", model="tiny", max_retries=0)
+        assert pieces(chat.stream("hi")) >= 1
+
+    async def main() -> None:
+        served.stand.workers.reply = lambda prompt, seed: [97, 98, 99, -1]  # logits that are not finite
+        await asyncio.to_thread(work)
+
+    served.run(main())
