@@ -16,7 +16,7 @@ from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation, Prompt, Usage
 from aiollm.api.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from aiollm.api.parts import PARTS, Parts
-from aiollm.api.schema import ChatRequest, decode_chat
+from aiollm.api.schema import ChatRequest, StreamOptions, decode_chat
 from aiollm.api.shape import DONE, END, Template
 from aiollm.text.folder import TextError
 
@@ -88,6 +88,7 @@ class ChatShape:
         self._logprobs = request.logprobs is True
         self._token_ids = request.return_token_ids is True
         self._scores = request.prompt_logprobs is not None
+        self._tells_usage = (request.stream_options or StreamOptions()).continuous_usage_stats
         self._sent = [0] * len(generation.choices)
         kind = "chat.completion.chunk" if request.streams else "chat.completion"
         self._template = Template(generation, kind)
@@ -100,6 +101,7 @@ class ChatShape:
             self._template.event(
                 b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
                 % choice.index,
+                self._generation.usage if self._tells_usage else None,
                 more=self._prompt_ids() if choice.index == 0 else b"",
             )
             for choice in self._generation.choices

@@ -104,7 +104,8 @@ def test_usage_comes_only_when_asked_for_and_then_last(served: Runner) -> None:
 def test_continuous_usage_counts_up(served: Runner) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     chunks = payloads(stream(served, {**HI, "stream_options": options}, "abc"))
-    assert [chunk["usage"]["completion_tokens"] for chunk in chunks[1:]] == [1, 2, 3, 4, 4]
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [0, 1, 2, 3, 4, 4]
+    assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {21}
 
 
 def test_n_choices_open_in_order_and_end_once_each(served: Runner) -> None:
