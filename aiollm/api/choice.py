@@ -247,8 +247,8 @@ class Choice:
         decoded = -(output.echo_lead or 0)
         entries: list[Entry] = []
         for id, score in zip(self.request.prompt.tolist(), (None, *self.prompt_scores), strict=True):
-            told = (None, ()) if score is None else (score.logprob, score.top)
-            entries.append(Entry(id, *told, max(0, decoded)))
+            logprob, top = (None, ()) if score is None else (score.logprob, score.top)
+            entries.append(Entry(id, logprob, top, max(0, decoded)))
             decoded += len(text.push((id,)))
         return entries
 
