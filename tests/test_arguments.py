@@ -193,7 +193,7 @@ def test_a_file_sets_what_flags_would(tmp_path: Path, text: str, expected: Mappi
         ("port: true", ["port: True", "an integer"]),
         ("host: 1.2", ["host: 1.2 must be text"]),
         ("eos_id: [1, x]", ["eos_id: 1 x", "one or more"]),
-        ("port: 1\nport: 2", ["port stands there 2 times"]),
+        ("port: 1\nport: 2", ["line 2: port stands there twice"]),
         ("model: a\nmodel_dir: b", ["model_dir stands there under two names"]),
         ("- port", ["must be a mapping"]),
         ("port: [1", ["line 1"]),
