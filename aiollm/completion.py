@@ -70,7 +70,7 @@ _aiollm() {{
     case ${{COMP_WORDS[1]}} in
     completion) COMPREPLY=($(compgen -W '{" ".join(SHELLS)}' -- "$word")); return ;;
     chat) flags='{" ".join(_dashed(flag) for flag in chat_flags())}' ;;
-    bench|models|trace|tune) flags='--help' ;;
+    bench|key|models|trace|tune) flags='--help' ;;
     *) flags='{" ".join(_dashed(flag) for flag in every)}' ;;
     esac
     if [[ $word == -* ]]; then
@@ -99,7 +99,7 @@ _aiollm() {{
     completion) _values shell {" ".join(SHELLS)} ;;
     chat) _arguments '1:command:' \\
 {_zsh_arguments(chat_flags())} ;;
-    bench|models|trace|tune) _arguments '1:command:' '--help[show every flag]' ;;
+    bench|key|models|trace|tune) _arguments '1:command:' '--help[show every flag]' ;;
     *) _arguments '1:command:' '2:model:_files' \\
 {_zsh_arguments(flags())} ;;
     esac
@@ -116,7 +116,7 @@ def fish() -> str:
     lines.append(f"complete -c aiollm -n '{seen} serve doctor' -F")
     lines.append(f"complete -c aiollm -n '{seen} completion' -a '{' '.join(SHELLS)}'")
     for condition, group in (
-        (f"not {seen} bench chat completion models trace tune", flags()),
+        (f"not {seen} bench chat completion key models trace tune", flags()),
         (f"{seen} chat", chat_flags()),
     ):
         for flag in group:

@@ -29,7 +29,7 @@ def located(path: str) -> tuple[dict[str, Any], Lines]:
             if isinstance(value, yaml.MappingNode):
                 lines |= _lines((str(name.value),), value)
         loader.construct_document(node)  # whatever is no YAML of ours raises
-        return {name.value: loader.construct_object(value, deep=True) for name, value in node.value}, lines
+        return {name.value: loader.construct_document(value) for name, value in node.value}, lines
     except yaml.MarkedYAMLError as error:  # as text it would show the line, in which a secret may stand
         raise ValueError(f"line {error.problem_mark.line + 1}: {error.problem}") from error
     except yaml.YAMLError as error:

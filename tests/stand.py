@@ -112,7 +112,7 @@ async def stand(
     engine = Engine(settings._replace(**options.pop("engine", {})))
     tokenizer, template = Tokenizer.load(str(folder)), ChatTemplate.load(str(folder))
     generation_config = options.pop("generation_config", {"temperature": 1.0})
-    keys = Keys(options.pop("keys", ()))
+    keys = Keys(options.pop("keys", ()), options.pop("key_file", None))
     app = make_app(engine, tokenizer, template, MODEL, generation_config, Settings(**options), keys)
     workers = EchoWorkers(engine, ROWS)
     runner = await serve(app, "127.0.0.1", port)

@@ -1,19 +1,28 @@
-"""What surrounds every handler: a request id, errors in our shape, a line in the log, a count."""
+"""What surrounds every handler: a request id, errors in our shape, a line in the access log, a count.
+
+A line is a JSON object that is written when the request is over. It has no text of the client's but the path, without
+its query, and a request id that is a decent one; the first of its prompts only where `log_prompts` is set.
+"""
 
 import logging
 import re
 import time
 import uuid
+from datetime import UTC, datetime
 
+import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from aiollm.api.errors import ApiError, allowed, described, internal
-from aiollm.api.generation import GENERATION
+from aiollm.api.generation import GENERATION, Generation
+from aiollm.api.keys import KEY
 from aiollm.api.parts import METRICS
 from aiollm.engine.engine import EngineBusy
 
 log = logging.getLogger(__name__)
+lines = logging.getLogger("aiollm.access")
+"""Where the lines go, bare."""
 
 PROBES = frozenset(
     {
@@ -30,7 +39,10 @@ PROBES = frozenset(
     }
 )
 CLIENT_GONE = 499  # in the log and the figures only
+SWITCHED = 101
 REQUEST_ID = web.RequestKey("request_id", str)
+UPGRADED = web.RequestKey("upgraded", bool)
+"""Of a WebSocket, which ends when its client goes."""
 _GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -44,13 +56,29 @@ async def surround(request: web.Request, handler: Handler) -> web.StreamResponse
         status = response.status
         return response
     finally:
+        status = SWITCHED if UPGRADED in request else status
         request.app[METRICS].responses.labels(status).inc()
-        if log.isEnabledFor(logging.INFO) and request.path.rstrip("/") not in PROBES:
-            generation = request.get(GENERATION)
-            log.info(
-                "%s %s %d %s %.1fms%s", request.method, request.rel_url.raw_path[:200], status, request_id(request),
-                (time.monotonic() - began) * 1000, f" {generation.summary}" if generation else "",
-            )  # fmt: skip
+        if request.path.rstrip("/") not in PROBES:
+            tell(request, request.method, status, began, request.get(GENERATION))
+
+
+def tell(http: web.Request, method: str, status: int, began: float, generation: Generation | None) -> None:
+    """Write a line. `began` is of time.monotonic()."""
+    if not lines.isEnabledFor(logging.INFO):
+        return
+    line: dict[str, object] = {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "method": method,
+        "path": http.rel_url.raw_path[:200],
+        "status": status,
+        "client_gone": status == CLIENT_GONE,
+        "id": request_id(http),
+        "key": http[KEY].name if KEY in http else None,
+        "ms": round((time.monotonic() - began) * 1000, 3),
+    }
+    if generation is not None:
+        line |= generation.summary
+    lines.info(msgspec.json.encode(line).decode())
 
 
 async def sign(http: web.Request, response: web.StreamResponse) -> None:

@@ -9,6 +9,7 @@ Where nothing wants the text at once, as stop strings and logprobs do, ids wait 
 """
 
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
@@ -73,8 +74,8 @@ class Choice:
     """
 
     __slots__ = (
-        "index", "request", "generated", "finish", "first", "last", "_output", "_detokenizer", "_stops", "_tokenizer",
-        "_echoes", "_text", "_entries", "_shown", "_read", "_waits", "_released", "_decoded", "on_text",
+        "index", "request", "generated", "finish", "first", "last", "gaps", "_output", "_detokenizer", "_stops",
+        "_tokenizer", "_echoes", "_text", "_entries", "_shown", "_read", "_waits", "_released", "_decoded", "on_text",
         "on_end", "_inter_token", "prompt_scores", "_logprobs",
     )  # fmt: skip
 
@@ -111,6 +112,8 @@ class Choice:
         self.finish: Finish | None = None
         self.first: float | None = None
         self.last = arrived
+        self.gaps = array("f")
+        """Seconds between its tokens."""
         self._output = output
         self.on_text, self.on_end, self._inter_token = on_text, on_end, inter_token
         self._detokenizer = _detokenizer(tokenizer, prompt[-TAIL_IDS:].tolist(), output)
@@ -147,6 +150,7 @@ class Choice:
             self.first = now
         else:
             self._inter_token(now - self.last)
+            self.gaps.append(now - self.last)
         self.last = now
         stop: int | str | None = None
         if self._waits:

@@ -17,8 +17,10 @@ from aiollm.api.convert import seed_of
 from aiollm.api.errors import ApiError, engine_error, invalid, too_late
 from aiollm.api.parts import Parts
 from aiollm.api.schema import GenerationRequest
+from aiollm.text.detokenizer import Detokenizer
 from aiollm.wire.sampling import SamplingParams
 
+LOGGED_TOKENS = 512  # of a prompt; a long one would hold up the event loop
 SCORE = "score"  # the kind of a generation that is run for a reward model's score
 # Logprobs of prompt tokens in one answer, alternatives included; in an event of a stream, which is made on the event
 # loop, at 2 us each.
@@ -71,7 +73,7 @@ class Generation:
         self.changed = asyncio.Event()
         self.n = n
         self.ignored = request.ignored
-        self._parts = parts
+        self._parts, self._key = parts, caller.key
         arrived = time.monotonic()
 
         def choice(prompt: Prompt, index: int, i: int, twin: Choice | None) -> Choice:
@@ -86,14 +88,14 @@ class Generation:
                 msgspec.structs.replace(prompt.sampling, seed=seed, prompt_logprobs=scores),
                 parts.tokenizer,
                 prompt.output,
-                namespace=request.cache_salt or "",
+                namespace=caller.namespace(request.cache_salt),
                 arrived=arrived,
                 on_text=self.changed.set if request.streams else _nothing,
                 on_end=self.changed.set,
                 inter_token=_unobserved if twin is not None else parts.metrics.inter_token.observe,
                 kind=(self.model, prompt.sampling.max_tokens.bit_length(), getattr(request, "tools", None) is not None),
-                priority=request.priority or 0,
-                key=caller.key,
+                priority=caller.priority(request.priority),
+                key=caller.name,
                 patience=caller.patience,
                 twin=twin,
             )
@@ -111,8 +113,13 @@ class Generation:
         self._drawn, self._each = self.choices, drawn
 
     def submit(self) -> None:
-        """Hand all choices to the engine, or none: EngineBusy."""
-        self._parts.engine.submit(*(choice.request for choice in self._computed))
+        """Hand all choices to the engine, or none: EngineBusy, or ApiError where the API key has its limits."""
+        engine, key = self._parts.engine, self._key
+        if key is not None:
+            key.check(len(self._computed), time.monotonic(), engine.retry_after)
+        engine.submit(*(choice.request for choice in self._computed))
+        if key is not None:
+            key.begin(len(self._computed), self.usage.prompt_tokens)
 
     async def complete(self) -> None:
         """Wait for the end of every choice. Raises ApiError where one failed."""
@@ -166,6 +173,8 @@ class Generation:
             if choice.finish is None:
                 self._parts.engine.abort(choice.request)
             self._parts.metrics.ended(choice)
+        if self._key is not None:
+            self._key.end(len(self._computed), self.usage.completion_tokens)
 
     @property
     def usage(self) -> Usage:
@@ -177,17 +186,36 @@ class Generation:
         return Usage(prompt, prompt + generated, generated, {"cached_tokens": cached})
 
     @property
-    def summary(self) -> str:
-        """The generation's part of the access line."""
-        usage = self.usage
-        firsts = [choice.first for choice in self.choices if choice.first is not None]
-        first = f"{(min(firsts) - self.choices[0].request.arrived) * 1000:.1f}ms" if firsts else "-"
-        reasons = ",".join(sorted({choice.finish.reason if choice.finish else "none" for choice in self.choices}))
-        return (
-            f"{self.id} in={usage.prompt_tokens} out={usage.completion_tokens} "
-            f"cached={usage.prompt_tokens_details['cached_tokens']} ttft={first} finish={reasons}"
-            + (f" ignored={','.join(self.ignored)}" if self.ignored else "")
-        )
+    def summary(self) -> dict[str, object]:
+        """The generation's part of a line in the access log. Times are milliseconds, of the choice that came first."""
+        usage, settings = self.usage, self._parts.settings
+        requests = [choice.request for choice in self._computed]
+        arrived = requests[0].arrived
+        began = [request.admitted for request in requests if request.admitted is not None]
+        firsts = [choice.first for choice in self._computed if choice.first is not None]
+        gaps = np.concatenate([np.frombuffer(choice.gaps, np.float32) for choice in self._computed])
+        middle = len(gaps) // 2
+        found: dict[str, object] = {
+            "generation": self.id,
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.prompt_tokens_details["cached_tokens"],
+            "output_tokens": usage.completion_tokens,
+            "queue_ms": _ms(min(began) - arrived) if began else None,
+            "ttft_ms": _ms(min(firsts) - arrived) if firsts else None,
+            "median_gap_ms": _ms(float(np.partition(gaps, middle)[middle])) if len(gaps) else None,
+            "longest_gap_ms": _ms(float(gaps.max())) if len(gaps) else None,
+            "finish": ",".join(sorted({choice.finish.reason if choice.finish else "none" for choice in self.choices})),
+        }
+        if self.ignored:
+            found["ignored"] = self.ignored
+        if settings.log_prompts:
+            text = Detokenizer(self._parts.tokenizer, (), skip_special_tokens=False)
+            found["prompt"] = text.push(requests[0].prompt[:LOGGED_TOKENS].tolist()) + text.finish()
+        return found
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
 
 
 GENERATION = web.RequestKey("generation", Generation)

@@ -51,6 +51,7 @@ class Metrics:
         self.queries = counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
         self.hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
         self.idle = counter("device_idle_seconds", "Time the device waited between iterations")
+        self.key_tokens = counter("key_tokens", "Tokens of prompts and outputs, by API key", ("key", "kind"))
         self.responses = counter("http_responses", "HTTP responses by status", ("status",))
         self.first_token = histogram("time_to_first_token_seconds", "From arrival to the first token", TTFT_BUCKETS)
         self.inter_token = QuickHistogram(
@@ -85,11 +86,15 @@ class Metrics:
         self.end_to_end.observe(choice.last - request.arrived)
         self.prompt_lengths.observe(len(request.prompt))
         self.output_lengths.observe(choice.generated)
+        if request.key:
+            self.key_tokens.labels(request.key, "generated").inc(choice.generated)
         if request.admitted is not None:
             self.queue.observe(request.admitted - request.arrived)
             self.prompt_tokens.inc(len(request.prompt))
             self.queries.inc(len(request.prompt))
             self.hits.inc(request.cached_tokens)
+            if request.key:
+                self.key_tokens.labels(request.key, "prompt").inc(len(request.prompt))
         if choice.first is not None:
             self.first_token.observe(choice.first - request.arrived)
 

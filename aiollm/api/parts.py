@@ -45,6 +45,7 @@ class Settings(NamedTuple):
     """What becomes of prompts that are too long: "none" refuses them, "head" and "center" cut that part out."""
     allowed_origins: tuple[str, ...] = ()
     """Of pages that may open a chat socket beside this server's own."""
+    log_prompts: bool = False
 
 
 class Parts(NamedTuple):

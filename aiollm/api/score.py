@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from aiollm.api import body
 from aiollm.api.answer import answer
+from aiollm.api.caller import caller
 from aiollm.api.choice import Choice, Delta, Output
 from aiollm.api.convert import output_limit, prompt_array, sampling_params
 from aiollm.api.errors import invalid
@@ -42,7 +43,7 @@ async def get_score(http: web.Request) -> web.StreamResponse:
         ids = [*ids, token]
     array = await body.in_thread_if(len(ids) > body.THREAD_IDS, prompt_array, parts, ids, "chat")
     sampling = sampling_params(parts, asked, output_limit(parts, len(array), 1, None, "chat"), -1, -1)
-    generation = Generation(parts, asked, SCORE, [Prompt(array, sampling, Output(keep_entries=True))])
+    generation = Generation(parts, asked, SCORE, [Prompt(array, sampling, Output(keep_entries=True))], caller(http))
     return await answer(http, asked, generation, ScoreShape(generation))
 
 

@@ -27,7 +27,7 @@ import msgspec
 from aiohttp import WSMsgType, web
 
 from aiollm.api import body
-from aiollm.api.access import request_id
+from aiollm.api.access import CLIENT_GONE, UPGRADED, request_id, tell
 from aiollm.api.caller import Caller, caller
 from aiollm.api.errors import ApiError, described, internal, invalid
 from aiollm.api.keys import SUBPROTOCOL, subprotocols
@@ -84,7 +84,8 @@ async def chat_socket(http: web.Request) -> web.StreamResponse:
         raise ApiError(426, "this path speaks WebSocket only", code="upgrade_required", headers=upgrade)
     who = caller(http)
     await ws.prepare(http)
-    socket = Socket(parts, ws, request_id(http), who)
+    http[UPGRADED] = True
+    socket = Socket(parts, ws, http, who)
     sockets = http.app[SOCKETS]
     sockets.add(socket)
     try:
@@ -108,10 +109,10 @@ async def shut_sockets(app: web.Application) -> None:
 class Socket:
     """One client's socket: a reader, a heart, and one task for each conversation."""
 
-    def __init__(self, parts: Parts, ws: web.WebSocketResponse, name: str, caller: Caller) -> None:
+    def __init__(self, parts: Parts, ws: web.WebSocketResponse, http: web.Request, caller: Caller) -> None:
         self._parts, self._caller = parts, caller
         self._ws = ws
-        self._name = name
+        self._http, self._name = http, request_id(http)
         self._lock = asyncio.Lock()
         self._tasks = asyncio.TaskGroup()
         self._conversations: dict[str, tuple[Conversation, asyncio.Task[None]]] = {}
@@ -193,26 +194,34 @@ class Socket:
         conversation, task = self._conversations.get(frame.id, (None, None))
         if task is None or conversation is None or conversation.ended:
             return
+        conversation.ended = True
         task.cancel()
         await asyncio.wait([task])
         await self._send(conversation.done("cancelled"))
 
     async def _converse(self, conversation: Conversation, data: bytes) -> None:
+        status = CLIENT_GONE
         try:
             async with contextlib.aclosing(conversation.frames(data)) as frames:
                 async for frame in frames:
                     conversation.ended = isinstance(frame, Done | Error)
                     await self._send(frame)
+            status = 200
+        except asyncio.CancelledError:
+            status = 200 if conversation.ended else CLIENT_GONE  # it was told to end, or the socket has ended
+            raise
         except (ApiError, EngineBusy) as error:
-            await self._fail(conversation, described(error, ""))
+            failure = described(error, "")
+            status = failure.status
+            await self._fail(conversation, failure)
         except (ConnectionError, Shut):
             raise
         except Exception:
             log.exception("a conversation of %s failed", self._name)
+            status = internal().status
             await self._fail(conversation, internal())
         finally:
-            if conversation.summary:
-                log.info("%s %s", self._name, conversation.summary)
+            tell(self._http, "WS", status, conversation.received, conversation.generation)
 
     async def _fail(self, conversation: Conversation, error: ApiError) -> None:
         conversation.ended = True

@@ -24,19 +24,15 @@ class Conversation:
         self._caller = caller
         self.ended = False
         self._parts = parts
-        self._received = received
-        self._generation: Generation | None = None
-
-    @property
-    def summary(self) -> str:
-        """Its part of a line in the log; empty where nothing was submitted."""
-        return self._generation.summary if self._generation else ""
+        self.received = received
+        self.generation: Generation | None = None
+        """None until it is submitted."""
 
     async def frames(self, data: bytes) -> AsyncGenerator[Start | Delta | Done, None]:
         """Run the request of a `chat` frame; closing the iterator aborts it. Raises ApiError and EngineBusy."""
         generation = await self._prepared(data)
         generation.submit()
-        self._generation = generation
+        self.generation = generation
         (choice,) = generation.choices
         try:
             started = False
@@ -57,13 +53,13 @@ class Conversation:
 
     def done(self, reason: str) -> Done:
         """The last frame, with the figures so far."""
-        generation = self._generation
+        generation = self.generation
         if generation is None:
             return Done(self.id, reason, None, None, None)
         (choice,) = generation.choices
         ttft = pace = None
         if choice.first is not None:
-            ttft = round((choice.first - self._received) * 1000, 3)
+            ttft = round((choice.first - self.received) * 1000, 3)
             if choice.generated > 1 and choice.last > choice.first:
                 pace = round((choice.generated - 1) / (choice.last - choice.first), 3)
         return Done(self.id, reason, generation.usage, ttft, pace)

@@ -1,7 +1,9 @@
 """Paths, methods, ids and defaults: what surrounds every handler."""
 
 import asyncio
+import json
 import logging
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -155,15 +157,21 @@ def test_an_unforeseen_error_is_a_500_that_is_logged(
 def test_one_line_is_logged_for_each_request_and_none_for_probes(
     served: Runner, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "aiollm.api.access")
-    ask(served, "POST", CHAT, json={**BODY, "max_tokens": 2}, headers={"X-Request-Id": "me"})
-    ask(served, "GET", "/nothing%0a\x7f")
+    caplog.set_level(logging.INFO, "aiollm.access")
+    ask(served, "POST", CHAT, json={**BODY, "max_tokens": 3}, headers={"X-Request-Id": "me"})
+    ask(served, "GET", "/nothing%0a\x7f?key=x")
     for path in ("/health", "/health/", "/ready", "/metrics"):
         ask(served, "GET", path)
-    first, second = [record.getMessage() for record in caplog.records if record.name == "aiollm.api.access"]
-    assert first.startswith("POST /v1/chat/completions 200 me ")
-    assert " in=21 out=2 cached=" in first and first.endswith("finish=length")
-    assert second.startswith("GET /nothing%0A%7F 404 ")
+    first, second = [json.loads(record.getMessage()) for record in caplog.records if record.name == "aiollm.access"]
+    assert (first["method"], first["path"], first["status"]) == ("POST", CHAT, 200)
+    assert (first["id"], first["key"], first["client_gone"], first["finish"]) == ("me", None, False, "length")
+    assert (first["prompt_tokens"], first["output_tokens"]) == (21, 3) and first["cached_tokens"] in (0, 20)
+    assert 0 <= first["queue_ms"] < first["ttft_ms"] <= first["ms"]
+    assert 0 <= first["median_gap_ms"] <= first["longest_gap_ms"] <= first["ms"]
+    assert first["generation"].startswith("chatcmpl-") and "prompt" not in first
+    assert abs(datetime.fromisoformat(first["time"]) - datetime.now(UTC)) < timedelta(minutes=1)
+    assert (second["method"], second["path"], second["status"]) == ("GET", "/nothing%0A%7F", 404)
+    assert "finish" not in second
 
 
 @pytest.mark.parametrize("config", [{"temperature": 3}, {"top_p": "x"}, {"top_k": -5}])

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import json
 import logging
 import socket
 from collections.abc import AsyncIterator
@@ -443,14 +444,27 @@ def test_a_fault_of_the_socket_closes_it_with_1011(
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_each_conversation_is_a_line_in_the_log(served: Runner, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "aiollm.api.ws")
+def test_each_conversation_is_a_line_in_the_log_and_so_is_the_socket(
+    served: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "aiollm.access")
 
     async def run() -> None:
         async with connected(served.stand, headers={"X-Request-Id": "me"}) as link:
             await link.send_json(chat(max_tokens=2))
             await frames(link, "a")
+            await link.send_json(chat(max_tokens=400))
+            assert (await link.receive_json())["type"] == "start"
+            await link.send_json({"type": "cancel", "id": "a"})
+            await frames(link, "a")
+            await link.send_json(chat(max_tokens=-1))
+            await frames(link, "a")
 
     served.run(run())
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "aiollm.api.ws"]
-    assert line.startswith("me chatcmpl-") and line.endswith("finish=length")
+    records = [json.loads(record.getMessage()) for record in caplog.records if record.name == "aiollm.access"]
+    done, cancelled, refused, socket = records
+    assert all(line["id"] == "me" and line["path"] == PATH for line in records)
+    assert (done["method"], done["status"], done["finish"], done["output_tokens"]) == ("WS", 200, "length", 2)
+    assert (cancelled["status"], cancelled["finish"], cancelled["client_gone"]) == (200, "abort", False)
+    assert refused["status"] == 400 and "finish" not in refused
+    assert (socket["method"], socket["status"]) == ("GET", 101)
