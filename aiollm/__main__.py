@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import json
 import logging
 import os
@@ -13,13 +12,17 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from aiollm import __version__, arguments, config
+from aiollm.hangup import on_hangup
+from aiollm.listening import address, bound, is_private, private_socket
 from aiollm.notify import Notifier, inherited_socket
+
+log = logging.getLogger("aiollm")
 
 T = TypeVar("T")
 Progress = Callable[[str, float | None], None]
@@ -42,6 +45,10 @@ def main() -> int:
         from aiollm import trace
 
         return trace.main(argv[1:])
+    if argv[:1] == ["key"]:
+        from aiollm.api import key_file
+
+        return key_file.main(argv[1:])
     if argv[:1] == ["tune"]:
         os.execv(sys.executable, [sys.executable, "-m", "aiollm.kernels.autotune", *argv[1:]])
     if argv[:1] == ["convert"]:
@@ -63,9 +70,7 @@ def main() -> int:
 
         return doctor.main(settings)
     settings = config.resolved(settings, _device(settings.device))
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    _set_up_logging(settings)
     import uvloop
 
     from aiollm.console import Console
@@ -76,7 +81,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # shells allow 1024, and each connection takes one
     console, notifier = Console(), Notifier(os.environ)
     try:
-        return uvloop.run(serve(settings, console, notifier))
+        return uvloop.run(serve(settings, lambda: _reread(argv, settings.device), console, notifier))
     except (HubError, TextError, OSError, ValueError) as error:
         console.close()
         print(f"aiollm: {error}", file=sys.stderr)
@@ -84,14 +89,16 @@ def main() -> int:
         return 1
 
 
-async def serve(settings: config.Config, console: Any, notifier: Notifier) -> int:
-    """Listen, find the model, start the workers, and serve until a signal; the exit status."""
+async def serve(settings: config.Config, reread: Callable[[], config.Config], console: Any, notifier: Notifier) -> int:
+    """Listen, find the model, start the workers, and serve until a signal; the exit status. `reread` gives the settings
+    as they are after a SIGHUP, or raises ValueError."""
     from aiollm.api.keys import Keys
     from aiollm.engine.engine import Engine
     from aiollm.engine.engine import Settings as EngineSettings
     from aiollm.engine.scheduler import Service
     from aiollm.wire.messages import Loading
 
+    keys = Keys(settings.api_key, _key_file(settings))
     engine = Engine(
         EngineSettings(
             rows=settings.running_max_req_size,
@@ -101,7 +108,7 @@ async def serve(settings: config.Config, console: Any, notifier: Notifier) -> in
             policy=_policy(settings),
             queue=settings.max_queue,
             queue_tokens=settings.max_queue_tokens,
-            key_share=settings.max_queue_share if len(settings.api_key) > 1 else 1.0,
+            key_share=_key_share(settings, keys),
             service=Service(
                 settings.schedule_order,
                 settings.pause_order,
@@ -118,17 +125,21 @@ async def serve(settings: config.Config, console: Any, notifier: Notifier) -> in
         engine.on_loading(Loading(phase, fraction or 0.0))
 
     console.say(f"aiollm {__version__}")
-    keys, stop = Keys(settings.api_key), _Stop()
-    with inherited_socket(os.environ) or _bound(settings.host, settings.port) as sock:
-        console.say(f"listening on {_url(sock)}; /ready tells when the model is loaded")
-        if not keys and not _is_private(sock):
+    stop = _Stop()
+    on_hangup(lambda: _reload(settings, reread, keys, engine, console), stop.signal)
+    with contextlib.ExitStack() as sockets:
+        sock = sockets.enter_context(inherited_socket(os.environ) or bound(settings.host, settings.port))
+        path = settings.admin_socket
+        admin = sockets.enter_context(private_socket(path)) if path else None
+        console.say(f"listening on {address(sock)}; /ready tells when the model is loaded")
+        if keys.open and not is_private(sock):
             console.say("whoever reaches this address is served; --api_key asks for a key")
         files = await _find_model(settings, engine, sock, keys, progress, stop)
         console.close()
         if files is None:
             return 0
         console.say(f"model {files.name}: {files.origin}, in {files.folder}")
-        return await _serve_model(settings, engine, sock, keys, files, progress, stop, console, notifier)
+        return await _serve_model(settings, engine, sock, admin, keys, files, progress, stop, console, notifier)
 
 
 async def _find_model(
@@ -152,15 +163,16 @@ async def _find_model(
 
 
 async def _serve_model(
-    settings: config.Config, engine: Any, sock: socket.socket, keys: Any, files: Any, progress: Progress,
-    stop: "_Stop", console: Any, notifier: Notifier,
+    settings: config.Config, engine: Any, sock: socket.socket, admin: socket.socket | None, keys: Any, files: Any,
+    progress: Progress, stop: "_Stop", console: Any, notifier: Notifier,
 ) -> int:  # fmt: skip
     """Start the workers and serve until a signal, or until no worker comes back; the exit status."""
     import msgspec
 
+    from aiollm.api.admin import make_admin
     from aiollm.api.app import make_app
     from aiollm.api.app import serve as listen
-    from aiollm.api.parts import PARTS, ModelInfo
+    from aiollm.api.parts import METRICS, PARTS, ModelInfo
     from aiollm.api.parts import Settings as ApiSettings
     from aiollm.console import budget, precision, sampling
     from aiollm.fleet.fleet import Fleet
@@ -178,9 +190,10 @@ async def _serve_model(
         max_n=settings.max_n,
         allowed_origins=settings.allowed_origins,
         long_truncation_mode=settings.long_truncation_mode,
+        log_prompts=settings.log_prompts,
     )
     app = make_app(engine, tokenizer, template, model, defaults, limits, keys)
-    runner = await listen(app, settings.host, settings.port, sock)
+    runners = [await listen(app, settings.host, settings.port, sock)]
 
     def on_ready(ready: Ready) -> None:
         console.close()
@@ -192,7 +205,7 @@ async def _serve_model(
             console.say(line)
         if ready.unread:
             console.say(f"config.json: nobody read {', '.join(ready.unread)}")
-        url = _url(sock)
+        url = address(sock)
         console.say(f"ready after {time.monotonic() - console.started:.1f} s: {url}/v1")
         notifier.ready(f"serving {names[0]} on {url}")
 
@@ -223,6 +236,9 @@ async def _serve_model(
         on_ready=on_ready,
         on_stopped=stop.fail,
     )
+    if admin is not None:
+        operator = make_admin(engine, app[METRICS], fleet)
+        runners.append(await listen(operator, settings.host, settings.port, admin))
     fleet.start()
     watch = asyncio.create_task(notifier.watch(published))
     try:
@@ -236,8 +252,9 @@ async def _serve_model(
         if stop.second.is_set():
             fleet.kill()
         await fleet.stop()
-        await runner.shutdown()
-        await runner.cleanup()
+        for runner in runners:
+            await runner.shutdown()
+            await runner.cleanup()
         watch.cancel()
     if stop.error:
         print(f"aiollm: {stop.error}", file=sys.stderr)
@@ -256,9 +273,9 @@ class _Stop:
         self.error = ""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signal)
+            loop.add_signal_handler(number, self.signal)
 
-    def _signal(self) -> None:
+    def signal(self) -> None:
         (self.second if self.first.is_set() else self.first).set()
 
     def fail(self, error: str) -> None:
@@ -275,6 +292,70 @@ class _Stop:
             return task.result()
         task.cancel()
         return None
+
+
+def _set_up_logging(settings: config.Config) -> None:
+    """Everything goes to stderr; lines of the access log stand there bare."""
+    from aiollm.api.access import lines
+
+    class Formatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return record.getMessage() if record.name == lines.name else super().format(record)
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+    lines.disabled = settings.access_log == "off"
+
+
+def _reread(argv: list[str], device: str) -> config.Config:
+    """The settings as flags, environment and file have them now; ValueError where they cannot be read."""
+    try:
+        return config.resolved(arguments.parse(argv, os.environ), device)
+    except SystemExit:
+        raise ValueError("the settings have an error") from None  # which was said on stderr
+
+
+async def _reload(
+    settings: config.Config, reread: Callable[[], config.Config], keys: Any, engine: Any, console: Any
+) -> None:
+    """Take over what may change while the server runs. All of it, or nothing where there is an error."""
+
+    def read() -> tuple[config.Config, Mapping[str, Any] | None]:
+        fresh = reread()
+        return fresh, _key_file(fresh)
+
+    try:
+        fresh, file = await asyncio.to_thread(read)
+        keys.replace(fresh.api_key, file)
+    except (OSError, ValueError) as error:
+        log.error("SIGHUP changes nothing: %s", error)
+        return
+    engine.settings = engine.settings._replace(key_share=_key_share(fresh, keys))
+    logging.getLogger().setLevel(fresh.log_level.upper())
+    console.say(f"SIGHUP: {len(keys)} API keys, log level {fresh.log_level}")
+    if others := [n for n in config.FIELDS.keys() - config.LIVE if getattr(fresh, n) != getattr(settings, n)]:
+        log.warning("a new start would change %s too", ", ".join(sorted(others)))
+
+
+def _key_file(settings: config.Config) -> Mapping[str, Any] | None:
+    """The keys in --api_key_file, if there is one. Raises OSError and ValueError."""
+    from aiollm import yaml_file
+    from aiollm.api.key_file import entries
+
+    path = settings.api_key_file
+    if not path:
+        return None
+    try:
+        values, lines = yaml_file.located(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return entries(path, values, lines)
+
+
+def _key_share(settings: config.Config, keys: Any) -> float:
+    """What one key may have of the queue."""
+    return settings.max_queue_share if len(keys) > 1 else 1.0
 
 
 def _in_daemon_thread(work: Callable[[], T]) -> "asyncio.Future[T]":
@@ -296,29 +377,6 @@ def _in_daemon_thread(work: Callable[[], T]) -> "asyncio.Future[T]":
 
     threading.Thread(target=run, daemon=True).start()
     return future
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A listening socket; OSError names the flag that helps."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        raise OSError(f"cannot listen on {host} port {port}: {error.strerror}; see --host and --port") from error
-
-
-def _is_private(sock: socket.socket) -> bool:
-    """Whether only this machine reaches it."""
-    return sock.family == socket.AF_UNIX or ipaddress.ip_address(sock.getsockname()[0]).is_loopback
-
-
-def _url(sock: socket.socket) -> str:
-    """The address that reaches this server from here."""
-    if sock.family == socket.AF_UNIX:
-        return f"unix:{sock.getsockname()}"
-    host, port = sock.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _policy(settings: config.Config) -> Any:

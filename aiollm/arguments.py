@@ -28,6 +28,7 @@ COMMANDS = {
     "bench": ("serve|static [flags]", "put load on a running server; static: one step of a model on this GPU"),
     "chat": ("[--url URL]", "talk to a running server"),
     "trace": ("FILE", "sum up what --trace FILE wrote: gaps between iterations"),
+    "key": ("NAME", "draw an API key for the file that --api_key_file names"),
     "completion": ("bash|zsh|fish", "print a script by which the shell completes flags"),
 }
 OTHER_VARIABLES = {

@@ -102,6 +102,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             secret=True,
         ),
     ] = ()
+    api_key_file: Annotated[
+        str,
+        Setting(
+            NETWORK,
+            "FILE",
+            "YAML file of more keys: names, digests and limits; `aiollm key NAME` draws one, SIGHUP reads it again",
+        ),
+    ] = ""
+    admin_socket: Annotated[
+        str, Setting(NETWORK, "PATH", "Unix socket for the operator: state, flush, drain, log level, trace")
+    ] = ""
     allowed_origins: Annotated[
         tuple[Origin, ...],
         Setting(NETWORK, "ORIGIN", "where a reverse proxy shows the chat page to browsers"),
@@ -260,9 +271,19 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str,
         Setting(OPERATION, "FILE", "write what the device did as a trace for ui.perfetto.dev; aiollm trace sums it up"),
     ] = ""
+    access_log: Annotated[
+        Literal["json", "off"], Setting(OPERATION, "FORMAT", "a line for each request at its end, but for probes")
+    ] = "json"
+    log_prompts: Annotated[
+        bool, Setting(OPERATION, "", "with the beginning of its prompt, which is logged nowhere otherwise")
+    ] = False
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Setting(OPERATION, "LEVEL", "the least grave of what is logged")
     ] = "info"
+
+
+LIVE = frozenset({"api_key", "api_key_file", "max_queue_share", "log_level"})
+"""Settings that SIGHUP changes; the others take a new start."""
 
 
 def resolved(config: Config, device: str) -> Config:

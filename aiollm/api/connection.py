@@ -30,7 +30,8 @@ class Site(web.SockSite):
     async def start(self) -> None:
         await web.BaseSite.start(self)
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._connection, sock=self._sock, backlog=self._backlog)
+        create = loop.create_unix_server if self._sock.family == socket.AF_UNIX else loop.create_server
+        self._server = await create(self._connection, sock=self._sock, backlog=self._backlog)
 
     def _connection(self) -> "Connection":
         server = self._runner.server

@@ -32,6 +32,7 @@ class EngineBusy(Exception):
         self.retry_after = retry_after
 
 
+FLUSH_SLICE = 128  # slots of one step: about a millisecond where each is a node of its own
 QUEUED_POOLS = 4  # tokens that may wait, in sizes of the KV cache
 
 
@@ -90,7 +91,7 @@ class Engine:
         """Told of the seconds of thinking for each published iteration, and of those of them spent in the index."""
         self._thought = self._indexed = 0.0
         self._expiry: tuple[float, asyncio.TimerHandle] | None = None
-        self._planned = False
+        self._planned = self._ending = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -152,6 +153,7 @@ class Engine:
 
     async def drain(self, seconds: float) -> None:
         """Refuse what is new, let run what runs, and abort what is left after `seconds`."""
+        self._ending = True
         if self.state != "stopped":
             self.state = "draining"
         with contextlib.suppress(TimeoutError):
@@ -161,6 +163,34 @@ class Engine:
             for request in [*self.core.waiting, *(row.request for row in self.core.ledger.running.values())]:
                 self.core.abort(request, Finish("error", error="the server is shutting down"))
         self._wake()
+
+    def hold(self) -> bool:
+        """Refuse what is new until `resume`; what runs or waits goes on. False where the engine is not ready."""
+        if self.state == "ready":
+            self.state = "draining"
+        return self.state == "draining"
+
+    def resume(self) -> bool:
+        """Take requests again; False where nobody held them up, or the server is about to end."""
+        if self.state != "draining" or self._ending:
+            return False
+        self.state = "ready" if self.workers is not None else "loading"
+        return True
+
+    async def flush(self) -> int:
+        """Empty the prefix cache but for what running requests stand on; the tokens that went. It goes in slices, and
+        what requests add meanwhile stays."""
+        flushed, left = 0, self.core.ledger.index.evictable if self.core is not None else 0
+        while self.core is not None and left > 0:
+            index = self.core.ledger.index
+            before = index.evicted
+            freed = self.core.ledger.evict(min(left, FLUSH_SLICE))
+            flushed += index.evicted - before
+            if not freed:
+                break
+            left -= freed
+            await asyncio.sleep(0)
+        return flushed
 
     def check_integrity(self) -> None:
         """Raises AssertionError where a slot has no owner, or two."""

@@ -96,10 +96,16 @@ class Ledger:
         """Slots of up to `wanted` tokens, [groups, tokens], evicting where the pool is dry."""
         return self._take_each(self.limits.window.each, wanted)
 
+    def evict(self, wanted: int) -> int:
+        """Free at least so many slots of what is cached for nobody who runs, or all of them; how many."""
+        freed = self.index.evict(wanted)
+        self.pool.give(freed)
+        return len(freed)
+
     def _take_each(self, each: int, wanted: int) -> Ints:
         """`each` slots of up to `wanted` tokens."""
         if each * wanted > self.pool.free:
-            self.pool.give(self.index.evict(each * wanted - self.pool.free))
+            self.evict(each * wanted - self.pool.free)
         tokens = min(wanted, self.pool.free // each)
         return self.pool.take(each * tokens).reshape(each, tokens)
 

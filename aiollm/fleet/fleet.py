@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -120,6 +120,21 @@ class Fleet:
             settings = msgspec.structs.replace(self._settings, rank=rank, rendezvous=rendezvous)
             self._send(link, encoder.encode(Setup(self._epoch, settings)), record=rank == 0)
 
+    @property
+    def tracing(self) -> bool:
+        return self._tracer is not None
+
+    def trace(self, path: str, rows: Mapping[int, int]) -> None:
+        """Begin a trace in the midst of an epoch; `rows` have the generation of each row that the workers know. Raises
+        OSError where the file cannot be written."""
+        self._tracer = Tracer(path)
+        self._tracer.begin(self._epoch, rows)
+
+    def end_trace(self) -> None:
+        if self._tracer is not None:
+            self._tracer.close()
+        self._tracer = None
+
     # The engine's side
 
     def send(self, update: Update) -> None:
@@ -149,8 +164,7 @@ class Fleet:
             await asyncio.sleep(0.01)
         if self._recorder is not None:
             self._recorder.close()
-        if self._tracer is not None:
-            self._tracer.close()
+        self.end_trace()
 
     def kill(self) -> None:
         """End every process now."""

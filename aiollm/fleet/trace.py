@@ -10,7 +10,8 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -86,11 +87,11 @@ class Tracer:
         self._known: dict[int, int] = {}
         """Row -> generation, of rows that the worker knows and has not finished: idle time beside them is a gap."""
 
-    def begin(self, epoch: int) -> None:
-        """A new group of workers: nothing that was sent before counts."""
+    def begin(self, epoch: int, rows: Mapping[int, int] = MappingProxyType({})) -> None:
+        """A group of workers that knows these rows, with their generations: nothing that was sent before counts."""
         self._epoch, self._ended = epoch, 0.0
         self._sent.clear()
-        self._known.clear()
+        self._known = dict(rows)
 
     def sent(self, update: Update, size: int) -> None:
         """An update of so many bytes is on its way."""
