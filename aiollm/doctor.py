@@ -170,7 +170,7 @@ def port(settings: Config) -> Iterator[Finding]:
         with socket.create_server((settings.host, settings.port), family=family) as free:
             address = free.getsockname()[0]
         yield Finding("ok", f"{where}: free")
-        if not settings.api_key and not ipaddress.ip_address(address).is_loopback:
+        if not (settings.api_key or settings.api_key_file) and not ipaddress.ip_address(address).is_loopback:
             yield Finding("warn", f"{where}: whoever reaches it is served; --api_key asks for a key")
     except OSError as error:
         yield Finding("fail", f"{where}: {error.strerror}; see --host and --port")

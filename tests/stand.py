@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+from aiohttp import web
 from echo_workers import EchoWorkers
 
 from aiollm.api.app import make_app, serve
@@ -32,9 +33,10 @@ WAIT = 10  # seconds until a test that hangs fails
 class Stand:
     """A served engine, and a client session at it."""
 
-    def __init__(self, parts: Parts, workers: EchoWorkers, port: int, session: aiohttp.ClientSession) -> None:
-        self.parts = parts
-        self.engine = parts.engine
+    def __init__(self, app: web.Application, workers: EchoWorkers, port: int, session: aiohttp.ClientSession) -> None:
+        self.app = app
+        self.parts: Parts = app[PARTS]
+        self.engine = self.parts.engine
         self.workers = workers
         self.port = port
         self.session = session
@@ -118,7 +120,7 @@ async def stand(
     runner = await serve(app, "127.0.0.1", port)
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WAIT)) as session:
-            served = Stand(app[PARTS], workers, runner.addresses[0][1], session)
+            served = Stand(app, workers, runner.addresses[0][1], session)
             if not loading:
                 served.start()
             yield served

@@ -127,17 +127,25 @@ def test_headers_and_roles_go_out_before_the_first_token(served: Runner) -> None
 
 
 @pytest.mark.parametrize(("path", "body"), CASES)
-def test_silence_is_broken_by_comments(folder: Path, path: str, body: dict[str, Any]) -> None:
+def test_silence_is_broken_by_comments_before_the_first_token_and_between_tokens(
+    folder: Path, path: str, body: dict[str, Any]
+) -> None:
     async def main() -> None:
         async with stand(folder, keep_alive=0.02) as served:
+            served.workers.say("~" * 50)
             served.workers.held = True
             async with served.session.post(served.url + path, json={**body, "stream": True}) as response:
-                comments = 0
-                while comments < 3:
-                    comments += await response.content.readline() == b": keep-alive\n"
+                for tokens in range(3):
+                    comments = seen = 0
+                    while comments < 3 or seen < min(tokens, 1):
+                        line = await response.content.readline()
+                        seen += line.count(b"~")
+                        comments += line == b": keep-alive\n"
+                    assert seen == min(tokens, 1)
+                    served.workers.step()
                 served.workers.release()
                 rest = await response.read()
-            assert rest.endswith(b"data: [DONE]\n\n")
+            assert rest.count(b"~") == 48 and rest.endswith(b"data: [DONE]\n\n")
 
     asyncio.run(main())
 

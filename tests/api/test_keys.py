@@ -145,6 +145,26 @@ def test_every_route_wants_a_key_but_the_probes_and_the_page(locked: Runner, met
     locked.run(main())
 
 
+def test_no_route_of_the_application_was_forgotten(locked: Runner) -> None:
+    """Whatever way it was added."""
+    routes = list(locked.stand.app.router.routes())
+    assert len(routes) > 2 * len({**GET, **POST})
+    pages = set(page_routes())
+
+    async def main() -> None:
+        open_ones = set()
+        for route in routes:
+            assert route.resource is not None
+            path = route.resource.canonical.replace("{id}", "tiny")
+            method = "GET" if route.method == "*" else route.method
+            async with locked.stand.session.request(method, locked.stand.url + path) as found:
+                if found.status != 401:
+                    open_ones.add(path)
+        assert {path for path in open_ones if path.rstrip("/") not in PROBES} == pages
+
+    locked.run(main())
+
+
 def test_the_page_loads_without_a_key(locked: Runner) -> None:
     for path in page_routes():
         assert ask(locked, path=path).status == 200

@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from stand import Stand, stand
 
@@ -234,3 +235,14 @@ def test_lines_of_the_access_log_name_the_key(folder: Path, caplog: pytest.LogCa
     lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "aiollm.access"]
     assert [(line["status"], line["key"]) for line in lines] == [(200, "alice"), (200, "1"), (401, None)]
     assert "secret" not in caplog.text and "plain" not in caplog.text.replace("text/plain", "")
+
+
+def test_a_score_counts_for_its_key_too(folder: Path) -> None:
+    async def main() -> None:
+        async with stand(folder, key_file={"poor": entry("poor", tokens_per_minute=3)}) as served:
+            assert served.engine.ready is not None
+            served.engine.ready = msgspec.structs.replace(served.engine.ready, scores=True)
+            assert (await served.post("/get_score", {"chat": "hello"}, **bearer("poor")))[0] == 200
+            assert (await served.post("/get_score", {"chat": "hello"}, **bearer("poor")))[0] == 429
+
+    asyncio.run(main())

@@ -1,0 +1,270 @@
+"""The operator's socket over a real engine: what it does, and that nobody else reaches it."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from stand import SLOTS, Stand, stand
+
+from aiollm.api.admin import make_admin
+from aiollm.api.app import serve
+from aiollm.listening import private_socket
+
+TEXT = "/v1/completions"
+BODY: dict[str, Any] = {"prompt": "hello, whoever you are", "max_tokens": 2}
+ROUTES = [("GET", "/state"), *(("POST", path) for path in ("/drain", "/resume", "/flush", "/log_level", "/trace"))]
+
+
+class Traced:
+    """Workers that write down what is asked of them."""
+
+    def __init__(self) -> None:
+        self.tracing = False
+        self.rows: Mapping[int, int] = {}
+
+    def trace(self, path: str, rows: Mapping[int, int]) -> None:
+        self.tracing, self.rows = True, rows
+        Path(path).write_text("[1]")
+
+    def end_trace(self) -> None:
+        self.tracing = False
+
+
+class Operator:
+    def __init__(self, served: Stand, session: aiohttp.ClientSession, workers: Traced, runner: web.AppRunner) -> None:
+        self.served, self.session, self.workers, self.runner = served, session, workers, runner
+
+    async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        data = None if body is None else json.dumps(body)
+        async with self.session.request(method, "http://admin" + path, data=data) as response:
+            return response.status, await response.json()
+
+    async def ready(self) -> int:
+        async with self.served.session.get(self.served.url + "/ready") as response:
+            return response.status
+
+
+@contextlib.asynccontextmanager
+async def operator(folder: Path, place: Path, **options: Any) -> AsyncIterator[Operator]:
+    path = str(place / "admin.sock")
+    async with stand(folder, **options) as served:
+        with private_socket(path) as sock:
+            workers = Traced()
+            runner = await serve(make_admin(served.engine, served.parts.metrics, workers), "", 0, sock)
+            connector = aiohttp.UnixConnector(path)
+            try:
+                async with aiohttp.ClientSession(connector=connector) as session:
+                    yield Operator(served, session, workers, runner)
+            finally:
+                await runner.cleanup()
+
+
+def test_draining_refuses_what_is_new_lets_the_rest_run_and_can_be_taken_back(folder: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with operator(folder, tmp_path) as admin:
+            served, core = admin.served, admin.served.engine.core
+            assert core is not None
+            assert (await admin.ask("POST", "/resume"))[0] == 409
+            served.workers.held = True
+            running = asyncio.create_task(served.post(TEXT, BODY))
+            await served.until(lambda: len(core.ledger.running) == 1)
+            status, state = await admin.ask("POST", "/drain")
+            assert (status, state["state"], state["running"]) == (200, "draining", 1)
+            assert await admin.ready() == 503
+            code, answer = await served.post(TEXT, BODY)
+            assert (code, answer["error"]["code"]) == (503, "draining")
+            assert (await admin.ask("POST", "/drain"))[0] == 200
+            served.workers.release()
+            assert (await running)[0] == 200
+            assert (await admin.ask("GET", "/state"))[1]["running"] == 0
+            assert (await admin.ask("POST", "/resume"))[1]["state"] == "ready"
+            assert await admin.ready() == 200 and (await served.post(TEXT, BODY))[0] == 200
+
+    asyncio.run(main())
+
+
+def test_a_server_that_ends_is_not_taken_back(folder: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with operator(folder, tmp_path) as admin:
+            await admin.ask("POST", "/drain")
+            await admin.served.engine.drain(1)
+            status, answer = await admin.ask("POST", "/resume")
+            assert (status, answer["error"]["code"]) == (409, "conflict")
+            admin.served.engine.on_stopped("over")
+            assert (await admin.ask("POST", "/drain"))[0] == 409
+
+    asyncio.run(main())
+
+
+def test_a_server_without_workers_is_loading_when_it_is_taken_back(folder: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with operator(folder, tmp_path) as admin:
+            await admin.ask("POST", "/drain")
+            admin.served.engine.on_death()
+            assert (await admin.ask("POST", "/resume"))[1]["state"] == "loading"
+            assert (await admin.ask("POST", "/drain"))[0] == 409
+            admin.served.start()
+            assert await admin.ready() == 200
+
+    asyncio.run(main())
+
+
+def test_flushing_empties_the_cache_but_for_what_runs(folder: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with operator(folder, tmp_path) as admin:
+            served, core = admin.served, admin.served.engine.core
+            assert core is not None
+            for at in range(40):  # more than one slice, and matched again: a second chance saves nothing here
+                await served.post(TEXT, {**BODY, "prompt": f"{at} {'x' * 20}"})
+                await served.post(TEXT, {**BODY, "prompt": f"{at} {'x' * 20}"})
+            held = {**BODY, "prompt": "y" * 30}
+            await served.post(TEXT, held)
+            served.workers.held = True
+            running = asyncio.create_task(served.post(TEXT, held))
+            await served.until(lambda: len(core.ledger.running) == 1)
+            slots = (await admin.ask("GET", "/state"))[1]["slots"]
+            assert slots["all"] == SLOTS and slots["cached_in_use"] >= 29 and slots["cached"] > 40 * 20
+            status, answer = await admin.ask("POST", "/flush")
+            assert (status, answer) == (200, {"tokens": slots["cached"] - slots["cached_in_use"]})
+            served.engine.check_integrity()
+            after = (await admin.ask("GET", "/state"))[1]["slots"]
+            assert after["cached"] == after["cached_in_use"] == slots["cached_in_use"]
+            assert after["free"] == slots["free"] + answer["tokens"]
+            served.workers.release()
+            assert (await running)[1]["usage"]["prompt_tokens_details"]["cached_tokens"] == 29
+            again = await served.post(TEXT, {**BODY, "prompt": f"1 {'x' * 20}"})
+            assert again[1]["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+            assert (await admin.ask("POST", "/flush"))[1]["tokens"] > 0
+            assert (await admin.ask("POST", "/flush"))[1]["tokens"] == 0
+
+    asyncio.run(main())
+
+
+def test_the_log_level_changes(folder: Path, tmp_path: Path) -> None:
+    before = logging.getLogger().level
+
+    async def main() -> None:
+        async with operator(folder, tmp_path) as admin:
+            assert await admin.ask("POST", "/log_level", {"level": "debug"}) == (200, {"level": "debug"})
+            assert logging.getLogger().level == logging.DEBUG
+            assert (await admin.ask("GET", "/state"))[1]["log_level"] == "debug"
+            for wrong in ({"level": "loud"}, {}, {"level": "info", "more": 1}, []):
+                assert (await admin.ask("POST", "/log_level", wrong))[0] == 400
+            assert logging.getLogger().level == logging.DEBUG
+
+    try:
+        asyncio.run(main())
+    finally:
+        logging.getLogger().setLevel(before)
+
+
+def test_a_trace_is_the_answer_and_there_is_one_at_a_time(folder: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with operator(folder, tmp_path) as admin:
+            served, core = admin.served, admin.served.engine.core
+            assert core is not None
+            served.workers.held = True
+            running = asyncio.create_task(served.post(TEXT, BODY))
+            await served.until(lambda: len(core.ledger.running) == 1)
+            first = asyncio.create_task(admin.ask("POST", "/trace", {"seconds": 0.2}))
+            await served.until(lambda: admin.workers.tracing)
+            assert (await admin.ask("GET", "/state"))[1]["tracing"] is True
+            assert (await admin.ask("POST", "/trace"))[0] == 409
+            assert await first == (200, [1]) and not admin.workers.tracing
+            (row,) = core.ledger.running.values()
+            assert admin.workers.rows == {row.index: row.generation}
+            for seconds in (0, -1, 61, "x"):
+                assert (await admin.ask("POST", "/trace", {"seconds": seconds}))[0] == 400
+            served.workers.release()
+            await running
+
+    asyncio.run(main())
+
+
+def test_a_trace_ends_with_its_client_and_with_the_server(folder: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with operator(folder, tmp_path) as admin:
+            gone = asyncio.create_task(admin.ask("POST", "/trace", {"seconds": 60}))
+            await admin.served.until(lambda: admin.workers.tracing)
+            gone.cancel()
+            await admin.served.until(lambda: not admin.workers.tracing)
+            last = asyncio.create_task(admin.ask("POST", "/trace", {"seconds": 60}))
+            await admin.served.until(lambda: admin.workers.tracing)
+            await admin.runner.cleanup()
+            assert await last == (200, [1])
+
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await main()
+
+    asyncio.run(bounded())
+
+
+def test_the_public_listener_has_none_of_these_routes(folder: Path) -> None:
+    async def main() -> None:
+        async with stand(folder, keys=["user"]) as served:
+            for headers in ({}, {"Authorization": "Bearer user"}):
+                for method, path in ROUTES:
+                    for prefix in ("", "/admin", "/v1"):
+                        url = served.url + prefix + path
+                        async with served.session.request(method, url, headers=headers) as response:
+                            assert response.status == (404 if headers else 401), url
+
+    asyncio.run(main())
+
+
+def test_what_it_does_is_in_the_access_log(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "aiollm.access")
+
+    async def main() -> None:
+        async with operator(folder, tmp_path) as admin:
+            await admin.ask("POST", "/flush")
+            assert (await admin.ask("GET", "/nothing"))[0] == 404
+            assert (await admin.ask("GET", "/flush"))[0] == 405
+
+    asyncio.run(main())
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "aiollm.access"]
+    assert [(line["method"], line["path"], line["status"]) for line in lines] == [
+        ("POST", "/flush", 200), ("GET", "/nothing", 404), ("GET", "/flush", 405),
+    ]  # fmt: skip
+
+
+def test_the_socket_is_private_and_gone_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    with private_socket(str(path)):
+        assert os.stat(path).st_mode & 0o777 == 0o600
+    assert not path.exists()
+
+
+def test_a_socket_left_behind_is_replaced_and_one_in_use_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    with private_socket(str(path)) as sock:
+        with pytest.raises(OSError, match="a server listens there; see --admin_socket"), private_socket(str(path)):
+            pass
+        assert path.exists()
+        sock.close()  # as if it was killed
+        with private_socket(str(path)):
+            pass
+    path.write_text("mine")
+    with pytest.raises(OSError, match="something else lies there"), private_socket(str(path)):
+        pass
+    assert path.read_text() == "mine"
+    for wrong in (tmp_path / "no" / "folder", tmp_path / ("x" * 200)):
+        with pytest.raises(OSError, match="cannot listen on"), private_socket(str(wrong)):
+            pass
+
+
+def test_a_socket_that_somebody_else_put_there_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    with private_socket(str(path)):
+        path.unlink()
+        path.write_text("mine")
+    assert path.read_text() == "mine"
