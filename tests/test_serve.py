@@ -227,7 +227,7 @@ def test_a_server_with_keys_serves_who_shows_one_and_its_log_shows_none(folder: 
         assert wrong.value.code == "invalid_api_key"
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) == 0
-        assert " 401 " in server.log() and "-key" not in server.log()
+        assert '"status":401,' in server.log() and "-key" not in server.log()
 
 
 def test_a_server_open_to_others_without_keys_says_so(folder: Path) -> None:

@@ -24,9 +24,10 @@ class Caller(NamedTuple):
         return self.key.name if self.key is not None else ""
 
     def namespace(self, salt: str | None) -> str:
-        """The part of the prefix cache for requests with this `cache_salt`."""
+        """The part of the prefix cache for requests with this `cache_salt`. No salt leads to another key's: names have
+        no zero byte."""
         own = self.key.namespace if self.key is not None else ""
-        return f"{own}\0{salt or ''}" if own else salt or ""
+        return f"{own}\0{salt or ''}" if own or salt else ""
 
     def priority(self, asked: int | None) -> int:
         """The priority of requests that ask for this one."""

@@ -13,7 +13,7 @@ from stand import Stand, stand
 
 from aiollm.api.errors import ApiError
 from aiollm.api.key_file import Entry
-from aiollm.api.keys import Keys
+from aiollm.api.keys import KEYS, Keys
 from aiollm.api.quota import Key
 
 TEXT = "/v1/completions"
@@ -217,7 +217,8 @@ def test_no_key_sees_what_another_one_has_in_the_cache(folder: Path) -> None:
             assert await cached("b") == 0 and await cached("b") == 16
             assert await cached("b", cache_salt="s") == 0 and await cached("b", cache_salt="s") == 16
             assert await cached("a", cache_salt="s") == 0
-            assert await cached("c", cache_salt="a") == 0  # a name is no way in
+            for salt in ("a", "a\0", "a\0s", "\0a\0"):
+                assert await cached("c", cache_salt=salt) == 0  # a name is no way in
             assert await cached("c") == 0 and await cached("d") == 16
 
     asyncio.run(main())
@@ -244,5 +245,23 @@ def test_a_score_counts_for_its_key_too(folder: Path) -> None:
             served.engine.ready = msgspec.structs.replace(served.engine.ready, scores=True)
             assert (await served.post("/get_score", {"chat": "hello"}, **bearer("poor")))[0] == 200
             assert (await served.post("/get_score", {"chat": "hello"}, **bearer("poor")))[0] == 429
+
+    asyncio.run(main())
+
+
+def test_a_socket_is_refused_its_next_conversation_once_its_key_is_gone(folder: Path) -> None:
+    async def main() -> None:
+        async with stand(folder, key_file={"a": entry("a")}) as served:
+            url = served.url + "/v1/chat/ws"
+            chat = {"type": "chat", "id": "1", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+            async with served.session.ws_connect(url, headers=bearer("a")) as link:
+                await link.receive_json()
+                await link.send_json(chat)
+                while (await link.receive_json())["type"] != "done":
+                    pass
+                served.app[KEYS].replace((), {"b": entry("b")})
+                await link.send_json(chat)
+                frame = await link.receive_json()
+                assert frame["type"] == "error" and frame["error"]["code"] == "invalid_api_key"
 
     asyncio.run(main())
