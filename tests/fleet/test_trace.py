@@ -90,6 +90,14 @@ def test_idle_time_is_a_gap_only_beside_rows_with_work(traced: Traced) -> None:
     assert share(found) == pytest.approx(800 / 5000)
 
 
+def test_a_trace_that_begins_later_knows_the_rows_that_run(traced: Traced) -> None:
+    traced.tracer.begin(1, {0: 1})
+    for hint in (HINT_NONE, HINT_LENGTH, HINT_NONE):
+        traced.clock.now += 0.01
+        traced.result(7, {0: hint}, idle=300)
+    assert [iteration.gap_us for iteration in read(traced.path)] == [300, 300, 0]  # the row is at its end
+
+
 def test_a_row_that_waits_for_its_next_chunk_makes_a_gap(traced: Traced) -> None:
     traced.send(begin(1, 0, [1] * 8))
     traced.clock.now += 1
