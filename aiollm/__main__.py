@@ -235,6 +235,7 @@ async def _serve_model(
         on_loading=lambda loading: progress(loading.phase, loading.fraction),
         on_ready=on_ready,
         on_stopped=stop.fail,
+        vocabulary=await asyncio.to_thread(lambda: tokenizer.vocabulary),
     )
     if admin is not None:
         operator = make_admin(engine, app[METRICS], fleet)

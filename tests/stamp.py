@@ -16,6 +16,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any, get_args
 
@@ -40,18 +41,20 @@ from aiollm.kernels.variants import Scoring
 from aiollm.wire import messages
 from aiollm.wire.columns import Ints, ints
 from aiollm.wire.messages import Failed, FromWorker, Result, ToWorker
-from aiollm.wire.sampling import SamplingParams
+from aiollm.wire.sampling import AllowedIds, BannedWords, Grammar, SamplingParams
+from aiollm.wire.vocabulary import Vocabulary
 from aiollm.workers import state as worker_state
+from aiollm.workers.constraints import Constraints
 from aiollm.workers.decisions import Decisions
 from aiollm.workers.groups import Groups, lifetimes
-from aiollm.workers.loop import Flight, Loop, Outcome
+from aiollm.workers.loop import BUILDING, Flight, Loop, Outcome
 from aiollm.workers.model.decoder import Decoder
 from aiollm.workers.model.parameters import parameters
 from aiollm.workers.model.rotary import Rope
 from aiollm.workers.model.spec import DecoderSpec
-from aiollm.workers.runner import ModelRunner
+from aiollm.workers.runner import Begun, ModelRunner
 from aiollm.workers.sizes import early, sizes
-from aiollm.workers.staging import views
+from aiollm.workers.staging import Staged, views
 from aiollm.workers.step import Room, Step
 from aiollm.workers.stream import Pending
 from aiollm.workers.tp import TensorParallel
@@ -62,6 +65,9 @@ EOS = 0
 LONGEST = 28
 CREDIT = 10  # slots ahead of a row, at most: a fiftieth of the largest pool, eight times over
 POISON = -9  # token of a slot whose store failed; whatever is computed from it is poisoned too
+ALL = range(VOCABULARY)
+LETTERS = Vocabulary([b"", *(bytes([97 + id]) for id in range(VOCABULARY - 1))], special=[EOS], eos=[EOS])
+PAIRS = Grammar("regex", "([a-e][f-p]){2,4}")
 PRIME = 16777213  # hashes stay exact in a float32 logit
 POWERS = np.array([pow(31, i, PRIME) for i in range(LONGEST + 1)], np.int64)
 
@@ -79,16 +85,34 @@ def spec_of(window: Window) -> DecoderSpec:
     )  # fmt: skip
 
 
-def draw(hashed: int, seed: int, length: int) -> int:
-    """The token at position `length` after a prefix with this hash."""
-    return ((hashed * 2654435761 + seed * 40503 + length) >> 7) % VOCABULARY
+def draw(hashed: int, seed: int, length: int, allowed: Sequence[int] = ALL) -> int:
+    """The token at position `length` after a prefix with this hash; -1 where none is allowed."""
+    return allowed[((hashed * 2654435761 + seed * 40503 + length) >> 7) % len(allowed)] if allowed else -1
+
+
+def allowed(output: Sequence[int], sampling: SamplingParams) -> list[int]:
+    """The ids that may follow what a request has put out."""
+    ids = set(ALL)
+    for constraint in sampling.constraints:
+        match constraint:
+            case AllowedIds(own):
+                ids &= set(own)
+            case BannedWords(sequences):
+                ids -= {last for *before, last in sequences if [*output[max(0, len(output) - len(before)) :]] == before}
+            case Grammar():  # PAIRS
+                pairs, odd = divmod(len(output), 2)
+                ids &= set(range(6, VOCABULARY)) if odd else set(range(1, 6)) if pairs < 4 else set()
+                ids |= {EOS} if pairs >= 2 and not odd else set()
+    if sampling.constraints and len(output) < sampling.min_tokens:
+        ids = ids - {*sampling.stop_ids} or ids
+    return sorted(ids)
 
 
 def oracle(prompt: Sequence[int], sampling: SamplingParams) -> list[int]:
     """What a request must output, its stop token included."""
     tokens, hashed = list(prompt), sum((t + 1) * int(POWERS[i]) for i, t in enumerate(prompt)) % PRIME
     while len(tokens) < len(prompt) + sampling.max_tokens:
-        token = draw(hashed, sampling.seed, len(tokens))
+        token = draw(hashed, sampling.seed, len(tokens), allowed(tokens[len(prompt) :], sampling))
         tokens.append(token)
         if token in sampling.stop_ids:
             break
@@ -154,7 +178,9 @@ def stamp_ops(history: torch.Tensor) -> Ops:
 
     def sample(logits: torch.Tensor, s: Sampling) -> Sampled:
         hashed, seeds, lengths = logits[:, 0].long().tolist(), s.seeds[s.rows].tolist(), s.lengths.tolist()
-        tokens = torch.tensor([draw(*row) for row in zip(hashed, seeds, lengths, strict=True)])
+        lines = [int(s.masks[line, 0]) if line >= 0 else -1 for line in s.mask_lines.tolist()]
+        ids = [[id for id in ALL if bits >> id & 1] for bits in lines]
+        tokens = torch.tensor([draw(*row) for row in zip(hashed, seeds, lengths, ids, strict=True)])
         nothing = torch.empty(len(tokens), 0)
         return Sampled(tokens, torch.zeros(len(tokens)), nothing.long(), nothing)
 
@@ -220,6 +246,8 @@ class Wire:
             yield messages.to_worker_decoder.decode(self.arrived.popleft())
 
     def quiet(self, seconds: float) -> bool:
+        if seconds == BUILDING and not self.arrived:
+            raise NothingToDo
         return not self.arrived
 
     def wait(self) -> bool:
@@ -231,6 +259,22 @@ class Wire:
     def flush(self) -> None:
         self.results += self.posted
         self.posted = []
+
+
+class LateThreads(Executor):
+    """Does what is asked of it when told."""
+
+    def __init__(self) -> None:
+        self.queue: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.queue.append((future, lambda: function(*args, **kwargs)))
+        return future
+
+    def complete(self) -> None:
+        future, work = self.queue.popleft()
+        future.set_result(work())
 
 
 class FaultyRunner:
@@ -254,6 +298,9 @@ class FaultyRunner:
         self.runner.prepare()
 
     def run(self, step: Step) -> Outcome:
+        return self.finish(step, self.begin(step), None)
+
+    def begin(self, step: Step) -> Begun:
         if self.random.random() < self.chance:
             state = self.runner.state
             columns = views(step.staged.buffer, step.staged.places)
@@ -264,10 +311,13 @@ class FaultyRunner:
                 pool[table[columns["token_rows"], columns["positions"] % table.shape[1]].long(), 0, 0] = POISON
             raise RuntimeError("injected")
         try:
-            return self.runner.run(step)
+            return self.runner.begin(step)
         except StampError as breach:
             self.breach = breach
             raise
+
+    def finish(self, step: Step, begun: Begun, masks: Staged | None) -> Outcome:
+        return self.runner.finish(step, begun, masks)
 
 
 class Worker:
@@ -283,7 +333,7 @@ class Worker:
         window, cpu = limits.window, torch.device("cpu")
         columns = window.tokens + max(min(limits.chunk_budget, limits.chunk_size), CREDIT) + 2
         windows = Windows(window.groups, window.tokens, limits.rows, columns, cpu)
-        state = worker_state.State(limits.rows, LONGEST, cpu, windows)
+        state = worker_state.State(limits.rows, LONGEST, cpu, windows, VOCABULARY)
         ops = stamp_ops(state.tokens)
         weights = {p.name: torch.zeros(p.shape, dtype=torch.int64) for p in parameters(spec, 0, 1)}
         pool = torch.full((limits.slots + 1, 1, 2), -7, dtype=torch.int64)
@@ -299,8 +349,10 @@ class Worker:
             for size in early(every) if graphs == "some" else every:
                 runner.graphs.capture(size)
         self.runner = FaultyRunner(runner, groups, chance, random)
+        self.threads = LateThreads()
         self.loop = Loop(
-            epoch, limits.rows, self.wire, self.wire, self.stream, self.runner, runner.staging, Decisions()
+            epoch, limits.rows, self.wire, self.wire, self.stream, self.runner, runner.staging, Decisions(),
+            Constraints(LETTERS, VOCABULARY, self.threads), runner.mask_staging,
         )  # fmt: skip
         self.flights: list[Flight | None] = [None, None]
         self.turn = 0
@@ -368,6 +420,8 @@ class Client:
         if self.finish is not None:
             raise StampError("ended twice")
         self.finish = finish
+        if "constraints" in finish.error or "Parser" in finish.error or "finite" in finish.error:
+            raise StampError(f"ended by {finish.error} after {self.got} of {self.expected}")
         if finish.reason in ("stop", "length") and self.got != self.expected:
             raise StampError(f"ended by {finish.reason} with {self.got} of {self.expected}")
 
@@ -417,6 +471,7 @@ class Stage:
         self.faults = r.choice([0.0, 0.0, 0.01, 0.05])
         self.deaths = r.choice([0.0, 0.0005])
         self.core = HastyScheduler(self.limits, POLICIES[r.randrange(len(POLICIES))](), service(r))
+        self.constrained = r.random() < 0.7
         self.core.credit.step_seconds = r.choice([0.001, 0.02, 0.1])
         self.alphabet = r.choice([2, 3, VOCABULARY])
         self.systems = [[r.randrange(self.alphabet) for _ in range(r.randint(1, 12))] for _ in range(3)]
@@ -429,6 +484,7 @@ class Stage:
         self.actors: list[tuple[Callable[[], None], int]] = [
             (self.deliver, 8), (self.turn, 10), (self.complete, 8), (self.receive, 8), (self.plan, 6),
             (self.submit, 3), (self.abort, 1), (self.pause, 1), (self.lend, 1), (self.copy_out, 2), (self.die, 1),
+            (self.build, 1),
         ]  # fmt: skip
         self.choices = [actor for actor, weight in self.actors for _ in range(weight)]
 
@@ -458,6 +514,10 @@ class Stage:
                 raise self.worker.runner.breach
             if pending.error is not None and str(pending.error) != "injected":
                 raise pending.error
+
+    def build(self) -> None:
+        if self.worker.threads.queue:
+            self.worker.threads.complete()
 
     def turn(self) -> None:
         if self.worker.ready():
@@ -489,6 +549,8 @@ class Stage:
             stop_ids=(EOS,) if r.random() < 0.7 else (),
             prompt_logprobs=0 if r.random() < 0.1 else -1,
         )
+        if self.constrained and r.random() < 0.5:
+            sampling = self.constrain(sampling)
         request = Request("r", np.array(prompt, np.int64), sampling, Client(prompt, sampling), self.random.random())
         request.priority, request.key = r.randrange(-2, 3), r.choice("ab")
         requests = [request]
@@ -498,6 +560,14 @@ class Stage:
                 requests.append(Request("r", request.prompt, another, Client(prompt, another), request.arrived))
         self.clients += requests
         self.core.submit(*requests)
+
+    def constrain(self, sampling: SamplingParams) -> SamplingParams:
+        """The same with constraints, none of which leaves a request without a token."""
+        r = self.random
+        banned = BannedWords(tuple(tuple(r.choices(range(6, VOCABULARY), k=r.randint(1, 3))) for _ in range(4)))
+        other = AllowedIds(tuple(r.sample(range(1, 6), 3))) if r.random() < 0.5 else PAIRS
+        constraints = r.choice([(other,), (banned,), (banned, other)])
+        return msgspec.structs.replace(sampling, constraints=constraints, stop_ids=(EOS,), min_tokens=r.randint(0, 5))
 
     def abort(self) -> None:
         if self.clients and self.random.random() < 0.5:
@@ -555,7 +625,7 @@ class Stage:
                 and not self.core.outstanding_chunks
             ):
                 break
-            for actor in (self.plan, self.deliver, self.turn, self.complete, self.receive, self.copy_out):
+            for actor in (self.plan, self.deliver, self.turn, self.complete, self.receive, self.copy_out, self.build):
                 actor()
         else:
             raise StampError("requests hang")

@@ -16,13 +16,14 @@ from tree import HEAVY, MODULES, ROOT, room
 MAY_IMPORT = {
     "aiollm": {"wire", "hub"},  # console.py and doctor.py
     "wire": set(),
+    "grammar": {"wire"},
     "engine": {"wire"},
     "text": {"wire"},
     "hub": {"text", "wire"},
     "fleet": {"wire"},
-    "api": {"engine", "text", "wire"},
+    "api": {"engine", "grammar", "text", "wire"},
     "bench": set(),
-    "workers": {"wire", "kernels"},
+    "workers": {"grammar", "wire", "kernels"},
     "kernels": set(),
 }
 

@@ -13,6 +13,7 @@ from aiollm.wire.arena import Arena
 from aiollm.wire.framing import FrameReader, FrameWriter
 from aiollm.wire.messages import Fatal, FromWorker, Setup
 from aiollm.workers import loop, overlap, replay
+from aiollm.workers.constraints import Constraints
 from aiollm.workers.decisions import Decisions
 from aiollm.workers.load import load, stream_of
 from aiollm.workers.pipes import PipeInbox, PipeOutbox
@@ -57,7 +58,11 @@ def serve(inbox_fd: int, outbox_fd: int, arena_fd: int, decisions: Decisions) ->
         with stream.context():
             runner, ready = load(settings, tell)
         quiet = (EOFError,)  # another rank is gone, and tells why itself
-        state = loop.Loop(setup.epoch, settings.rows, inbox, outbox, stream, runner, runner.staging, decisions)
+        constraints = Constraints(setup.vocabulary, ready.vocabulary) if decisions.leads else None
+        state = loop.Loop(
+            setup.epoch, settings.rows, inbox, outbox, stream, runner, runner.staging, decisions, constraints,
+            runner.mask_staging,
+        )  # fmt: skip
         tell(ready)
         overlap.run(state)
         stream.close()

@@ -63,7 +63,7 @@ def compile_ahead(server: Server, facts: Device) -> None:
         groups = lifetimes(server.spec)
         rings = Windows(groups.each - 1, groups.window, server.rows, ring(groups.window, server.budget), META)
         groups = groups._replace(places=groups.places[: spec.layers])
-        state = State(server.rows, server.max_length, META, rings)
+        state = State(server.rows, server.max_length, META, rings, spec.vocab)
         pools = kv.allocate(1, spec, Shard(spec, tp.rank, tp.size), server.dtype, META, groups)
         own = [group for group, _ in groups.places]
         decoder = Decoder(spec, weights.outline(spec, server.dtype, tp), server.ops, tp, own)

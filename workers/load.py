@@ -129,7 +129,7 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
     windows = Windows(
         groups.each - 1, groups.window, settings.rows, ring(groups.window, settings.chunk_budget), device
     )  # fmt: skip
-    state = State(settings.rows, longest, device, windows)
+    state = State(settings.rows, longest, device, windows, spec.vocab)
 
     def runner_with(slots: int) -> ModelRunner:
         state.pad_into(slots)

@@ -9,7 +9,7 @@ launch of k + 2, and the device always has the next iteration queued.
 import logging
 from collections import deque
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,15 +17,17 @@ from aiollm.wire import messages
 from aiollm.wire.columns import ints, pack, pack_floats
 from aiollm.wire.messages import Failed, FromWorker, Header, PromptLogprobs, Result, Stop, ToWorker, Update
 from aiollm.workers import uploads
+from aiollm.workers.constraints import Constraints
 from aiollm.workers.decisions import Decisions
 from aiollm.workers.rows import Rows
-from aiollm.workers.staging import Staging
-from aiollm.workers.step import Integers, PromptSlice, Room, Step, columns
-from aiollm.workers.stream import Pending, StateLost, Stream, failed
+from aiollm.workers.staging import Staged, Staging, views
+from aiollm.workers.step import Integers, PromptSlice, Room, Step, columns, masking
+from aiollm.workers.stream import Pending, Split, StateLost, Stream, failed
 
 log = logging.getLogger(__name__)
 
 QUIET = 0.5  # seconds without messages before something is prepared: who comes then waits for it to end, some 30 ms
+BUILDING = 0.002  # seconds between looks at whether a grammar is built that all there is to do waits for
 SMALL_UPDATES = 64  # without chunks, applied in one iteration at most; bounds the time under the baton
 
 
@@ -40,12 +42,19 @@ class Outcome(NamedTuple):
 
 
 class Runner(Protocol):
-    """Runs on the stream; everything it needs is in the step or on the device."""
+    """Runs on the stream; everything it needs is in the step, the masks or on the device."""
 
     def room(self, needs: Room, mixed: bool, top_n: int) -> Room:
         """How large the columns of a step should be that is launched next."""
 
-    def run(self, step: Step) -> Outcome: ...
+    def run(self, step: Step) -> Outcome:
+        """`begin` and `finish` at once."""
+
+    def begin(self, step: Step) -> Any:
+        """All but the drawing; the value is for `finish`."""
+
+    def finish(self, step: Step, begun: Any, masks: Staged | None) -> Outcome:
+        """The drawing, with masks as columns of `step.masking`."""
 
     @property
     def prepares(self) -> bool:
@@ -90,6 +99,18 @@ class Flight(NamedTuple):
     at_limit: np.ndarray
     stalled: Integers
     pending: Pending
+    reasons: dict[int, str]
+    """Rows that could draw nothing, known once they were to."""
+
+
+class Undrawn(NamedTuple):
+    """A launch whose drawing waits for masks of its constrained sequences, `masked` of the sampled ones."""
+
+    pending: Split
+    step: Step
+    rows: Integers
+    masked: Integers
+    reasons: dict[int, str]
 
 
 class Loop:
@@ -97,8 +118,9 @@ class Loop:
 
     def __init__(
         self, epoch: int, rows: int, inbox: Inbox, outbox: Outbox, stream: Stream, runner: Runner, staging: Staging,
-        decisions: Decisions,
+        decisions: Decisions, constraints: Constraints | None = None, mask_staging: Staging | None = None,
     ) -> None:  # fmt: skip
+        """`constraints` are those of a rank whose draws count; the other ranks draw what it drew."""
         self.epoch = epoch
         self.rows = Rows(rows)
         self.inbox = inbox
@@ -107,6 +129,10 @@ class Loop:
         self.runner = runner
         self.staging = staging
         self.decisions = decisions
+        self.constraints = constraints
+        self._mask_staging = mask_staging or Staging()
+        self._undrawn: Undrawn | None = None
+        self._fault: BaseException | None = None
         self.iteration = 0
         self.turns = 0
         self.applied = 0
@@ -119,8 +145,11 @@ class Loop:
 
     def turn(self, flight: Flight | None) -> Flight | None:
         """Post the thread's last iteration, then launch its next; None if there is nothing to launch now."""
-        if flight is not None:
-            self._post(flight)
+        try:
+            if flight is not None:
+                self._post(flight)
+        finally:
+            self._draw()  # the other thread waits for it
         self.turns += 1
         return self._lead() if self.decisions.leads else self._follow()
 
@@ -128,6 +157,7 @@ class Loop:
         while True:
             self._drain()
             chunks = self._apply(self.applied + SMALL_UPDATES)
+            building = self._hold_unbuilt()
             decode, stalled = self.rows.runnable()
             launching = not self.stopping and (chunks is not None or len(decode) > 0)
             if launching or self.in_flight or self.stopping:
@@ -136,8 +166,20 @@ class Loop:
             if self._updates:
                 continue  # more than SMALL_UPDATES had arrived
             self.outbox.flush()  # nothing is in flight: the post of this turn must not wait for the next message
-            if not self._wait():
+            if building:
+                self.inbox.quiet(BUILDING)
+            elif not self._wait():
                 self.stopping = True
+
+    def _hold_unbuilt(self) -> bool:
+        """Rows wait for their grammars to be built; whether any does. Ranks would have to agree on it: several wait
+        together, when they draw."""
+        if self.constraints is None or not self.decisions.alone:
+            return False
+        unbuilt = self.constraints.unbuilt()
+        self.rows.waiting.fill(False)
+        self.rows.waiting[unbuilt] = True
+        return bool(unbuilt)
 
     def _wait(self) -> bool:
         """Wait for messages, and prepare a little where none have come for a while; False if none ever will."""
@@ -174,6 +216,8 @@ class Loop:
             if update.number != self.applied + 1:
                 raise ValueError(f"update {update.number} arrived after {self.applied}")
             self.rows.apply(update)
+            if self.constraints is not None:
+                self.constraints.apply(update)
             self._uploads.append(update)
             self.applied = update.number
             if update.chunk_rows:
@@ -187,19 +231,21 @@ class Loop:
             starts = np.concatenate([starts, ints(chunks.chunk_starts)])
             counts = np.concatenate([counts, ints(chunks.chunk_counts)])
         self.rows.launched(rows, starts + counts)
-        sampled = np.flatnonzero(self.rows.decoding[rows])
-        step, pending = self._build_and_launch(rows, starts, counts, sampled, len(decode))
+        sampled = np.flatnonzero(self.rows.decoding[rows] & ~self.rows.waiting[rows])
+        reasons: dict[int, str] = {}
+        step, pending = self._build_and_launch(rows, starts, counts, sampled, len(decode), reasons)
         self.iteration += 1
         self.in_flight += 1
         who = rows[sampled]
         return Flight(
             self.iteration, self.turns, self.applied, step, rows, self.rows.generation[rows], starts, counts, sampled,
-            self.rows.position[who] + 1 >= self.rows.limit[who], stalled, pending,
+            self.rows.position[who] + 1 >= self.rows.limit[who], stalled, pending, reasons,
         )  # fmt: skip
 
     def _build_and_launch(
-        self, rows: Integers, starts: Integers, counts: Integers, sampled: Integers, decodes: int
-    ) -> tuple[Step | None, Pending]:
+        self, rows: Integers, starts: Integers, counts: Integers, sampled: Integers, decodes: int,
+        reasons: dict[int, str],
+    ) -> tuple[Step | None, Pending]:  # fmt: skip
         """An error before the launch costs the rows of this step; what they would have uploaded goes with the next."""
         try:
             step = self._build(rows, starts, counts, sampled, decodes)
@@ -207,9 +253,53 @@ class Loop:
             log.exception("a step could not be built")
             return None, failed(error)
         self._uploads = []
-        pending = self.stream.launch(lambda: self.runner.run(step))
+        masked = np.flatnonzero(self.rows.constrained[rows[sampled]])
+        pending: Pending
+        if self.constraints is None or not len(masked):
+            pending = self.stream.launch(lambda: self.runner.run(step))
+        else:
+            pending = Split(self.stream.launch(lambda: self.runner.begin(step)))
+            self._undrawn = Undrawn(pending, step, rows[sampled], masked, reasons)
+            if self._fault is not None:
+                self.abandon(self._fault)
         self.staging.guard(pending)
         return step, pending
+
+    def _draw(self) -> None:
+        """Launch the drawing that the last launch lacks (rule J): its masks need the tokens of the iteration before,
+        which were posted in this turn, or before it. The device computes the forward meanwhile."""
+        undrawn, self._undrawn = self._undrawn, None
+        if undrawn is None:
+            return
+        pending, step = undrawn.pending, undrawn.step
+        try:
+            masks = self._masks(undrawn)
+        except Exception as error:
+            log.exception("the masks of a step could not be made")
+            pending.abandon(error)
+            return
+        pending.follow(self.stream.launch(lambda: self.runner.finish(step, pending.outcome(), masks)))
+        self._mask_staging.guard(pending)
+
+    def _masks(self, undrawn: Undrawn) -> Staged:
+        """Who may draw what; a row that is idle by now draws in vain."""
+        assert self.constraints is not None
+        drawing = undrawn.masked[~self.rows.idle[undrawn.rows[undrawn.masked]]]
+        staged = self._mask_staging.take(masking(undrawn.step.room.sampled, len(drawing), self.constraints.words))
+        columns = views(staged.buffer, staged.places)
+        lines = columns["lines"].numpy()
+        lines.fill(-1)
+        lines[drawing] = np.arange(len(drawing))
+        masks = columns["masks"].numpy().reshape(len(drawing), self.constraints.words)
+        undrawn.reasons.update(self.constraints.fill(undrawn.rows[drawing].tolist(), masks))
+        return staged
+
+    def abandon(self, error: BaseException) -> None:
+        """A thread has ended: the other one, which may hold the baton, must not wait for a drawing that it would have
+        launched."""
+        self._fault = error
+        if (undrawn := self._undrawn) is not None:
+            undrawn.pending.abandon(error)
 
     def _build(self, rows: Integers, starts: Integers, counts: Integers, sampled: Integers, decodes: int) -> Step:
         who, most = rows[sampled], int(counts.max())
@@ -265,6 +355,10 @@ class Loop:
         hints = np.where(flight.at_limit, messages.HINT_LENGTH, messages.HINT_NONE).astype(np.uint8)
         hints[self.rows.stopped(rows, outcome.tokens)] = messages.HINT_STOP
         self.rows.idle[rows[alive & (hints != messages.HINT_NONE)]] = True
+        if self.constraints is not None:
+            goes_on = alive & (hints == messages.HINT_NONE)
+            for at in np.flatnonzero(goes_on & self.rows.constrained[rows]).tolist():
+                self.constraints.take(int(rows[at]), int(outcome.tokens[at]))
         self.outbox.put(
             Result(
                 header=header,
@@ -280,6 +374,7 @@ class Loop:
                     PromptLogprobs(p.row, p.generation, p.start, pack_floats(own), pack(ids), pack_floats(values))
                     for p, (own, ids, values) in zip(step.prompts, outcome.prompts, strict=True)
                 ],
+                reasons=flight.reasons,
             )
         )
 

@@ -40,6 +40,7 @@ def run(loop: Loop) -> None:
                     loop.outbox.flush()
         except BaseException as error:  # noqa: BLE001  raised again by `run`
             faults.append(error)
+            loop.abandon(error)
         finally:
             baton.pass_on(me)  # whatever ended this thread, the other one must not wait for it
 

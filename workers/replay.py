@@ -35,6 +35,7 @@ from aiollm.wire.messages import (
     to_worker_decoder,
 )
 from aiollm.workers import loop, overlap
+from aiollm.workers.constraints import Constraints
 from aiollm.workers.decisions import Decision, Decisions
 from aiollm.workers.load import load, stream_of
 from aiollm.workers.step import Integers
@@ -190,12 +191,18 @@ def _replay(epoch: Epoch, settings: WorkerSettings) -> int:
     """Run one epoch and tell how it went; how many tokens differ."""
     stream = stream_of(settings)
     with stream.context():
-        runner = load(settings, _tell).runner
+        runner, ready = load(settings, _tell)
     comparison = Comparison(epoch.updates, epoch.results)
     decisions = Recorded([message.header for message in epoch.results])
     began = time.monotonic()
     number, rows = epoch.setup.epoch, settings.rows
-    overlap.run(loop.Loop(number, rows, comparison, comparison, stream, runner, runner.staging, decisions))
+    constraints = Constraints(epoch.setup.vocabulary, ready.vocabulary)
+    overlap.run(
+        loop.Loop(
+            number, rows, comparison, comparison, stream, runner, runner.staging, decisions, constraints,
+            runner.mask_staging,
+        )
+    )  # fmt: skip
     stream.close()
     seconds = time.monotonic() - began
     print(

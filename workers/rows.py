@@ -35,6 +35,10 @@ class Rows:
         self.top_n = np.zeros(count, np.int64)
         self.biased = np.zeros(count, bool)
         """Whether `bias` has to look at a row."""
+        self.constrained = np.zeros(count, bool)
+        """Whether what it may draw is masked."""
+        self.waiting = np.zeros(count, bool)
+        """Draws nothing yet: its grammar is being built."""
 
     @property
     def hold(self) -> int:
@@ -43,7 +47,7 @@ class Rows:
 
     def apply(self, update: Update) -> None:
         """Take the host's part of an update, in the order of its fields."""
-        self.active[ints(update.retire)] = False
+        self.active[ints(update.retire)] = self.waiting[ints(update.retire)] = False
         for admit in update.admit:
             row = admit.row
             if self.active[row]:
@@ -58,6 +62,7 @@ class Rows:
             self._many_stops[row] = len(stops) > FEW
             self.top_n[row] = admit.sampling.top_logprobs
             self.biased[row] = bool(admit.sampling.logit_bias) or admit.sampling.min_tokens > 0
+            self.constrained[row] = bool(admit.sampling.constraints)
         rows, starts, counts = ints(update.slots.rows), ints(update.slots.starts), ints(update.slots.counts)
         for row, start, count in zip(rows.tolist(), starts.tolist(), counts.tolist(), strict=True):
             if not self.active[row] or self.granted[row] != start:
@@ -66,14 +71,17 @@ class Rows:
 
     def runnable(self) -> tuple[Integers, Integers]:
         """Rows that can decode one token now, and rows that only lack credit."""
-        wants = self.active & self.decoding & ~self.idle & (self.position < self.limit - 1)
+        wants = self.active & self.decoding & ~self.idle & ~self.waiting & (self.position < self.limit - 1)
         credit = self.position < self.granted
         return np.flatnonzero(wants & credit), np.flatnonzero(wants & ~credit)
 
     def launched(self, rows: Integers, ends: Integers) -> None:
-        """Positions advance at launch; a row whose known tokens are all launched decodes from here on."""
+        """Positions advance at launch; a row whose known tokens are all launched decodes from here on. One that waits
+        will compute the last of them once more, to draw from it."""
         self.position[rows] = ends
         self.decoding[rows] = ends >= self.known[rows]
+        again = rows[self.waiting[rows] & self.decoding[rows]]
+        self.position[again] = self.known[again] - 1
 
     def alive(self, rows: Integers, generations: Integers) -> np.ndarray:
         """Which (row, generation) pairs still run and are not idle."""
@@ -93,7 +101,8 @@ class Rows:
         for at in np.flatnonzero(self.biased[rows]).tolist():
             row = int(rows[at])
             sampling = self.sampling[row]
-            masked = sampling.stop_ids if self.position[row] - self.prompt[row] < sampling.min_tokens else ()
+            young = self.position[row] - self.prompt[row] < sampling.min_tokens and not sampling.constraints
+            masked = sampling.stop_ids if young else ()  # of constrained rows the mask takes care
             for id, value in [*sampling.logit_bias.items(), *((id, float("-inf")) for id in masked)]:
                 bias.at.append(at)
                 bias.ids.append(id)

@@ -1,6 +1,6 @@
 """Runs one step on the device: upload, forward, sample, store, copy back. One function for every kind of step."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from aiollm.kernels.ops import Ops
 from aiollm.workers.arrivals import Arrivals, Columns
 from aiollm.workers.graphs import Bias, Graphs
 from aiollm.workers.loop import Outcome
-from aiollm.workers.staging import Staging
+from aiollm.workers.staging import Staged, Staging, views
 from aiollm.workers.state import State
 from aiollm.workers.step import Room, Step
 from aiollm.workers.stream import StateLost
@@ -29,6 +29,15 @@ class Model(Protocol):
         """hidden [r, h] -> [r, vocabulary]."""
 
 
+class Begun(NamedTuple):
+    """A step that lacks its drawing."""
+
+    columns: Columns
+    hidden: torch.Tensor
+    bias: Bias | None
+    prompts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
 class ModelRunner:
     """A model, its KV pools (per layer: keys and values, [slots + 1, kv_heads, head_dim]) and the rows' state.
 
@@ -45,6 +54,7 @@ class ModelRunner:
         rows, max_length = state.hold, state.tokens.shape[1]
         self.arrivals = Arrivals(Room(rows, rows + budget, rows), state.tokens.device)
         self.staging = Staging(pinned=state.tokens.is_cuda, size=self.arrivals.size)
+        self.mask_staging = Staging(pinned=state.tokens.is_cuda)
         self.graphs = Graphs(self, self.arrivals, rows, max_length)
 
     def room(self, needs: Room, mixed: bool, top_n: int) -> Room:
@@ -63,6 +73,10 @@ class ModelRunner:
 
     def run(self, step: Step) -> Outcome:
         """Launch a step. On a GPU the arrays that it returns are filled when the launch is done, and not before."""
+        return self.finish(step, self.begin(step), None)
+
+    def begin(self, step: Step) -> Begun:
+        """Launch what comes before the drawing."""
         try:
             columns = self.arrivals.columns(step.room)
             brought = self.arrivals.take(step.staged, step.room)
@@ -73,12 +87,21 @@ class ModelRunner:
         if hidden is None:
             hidden = self.forward(columns, step.max_new, step.max_length)
         prompts = [self._prompt_logprobs(hidden, columns, p.begin, p.length, p.top) for p in step.prompts]
+        bias = (brought["bias.ids"], brought["bias.values"]) if "bias.ids" in brought else None
+        return Begun(columns, hidden, bias, prompts)
+
+    def finish(self, step: Step, begun: Begun, masks: Staged | None) -> Outcome:
+        """Launch the drawing, right behind `begin` of the same step; `masks` holds the columns of `masking`."""
+        columns, hidden, bias, prompts = begun
         n, top = step.sampled, max(0, step.top_n)
         if not n:
             ids, values = np.empty((0, top), np.int64), np.empty((0, top), np.float32)
             return Outcome(np.empty(0, np.int64), np.empty(0, np.float32), ids, values, prompts)
-        bias = (brought["bias.ids"], brought["bias.values"]) if "bias.ids" in brought else None
+        if masks is not None:
+            self.state.mask(**views(masks.buffer, masks.places))
         drawn = self.graphs.draw(step.room, hidden, bias, top) or self.draw(columns, hidden, bias, top)
+        if masks is not None:
+            self.state.unmask()
         return Outcome(
             _to_host(drawn.tokens[:n]),
             _to_host(drawn.logprobs[:n]),

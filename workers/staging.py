@@ -67,20 +67,24 @@ class Staging:
 
     def put(self, columns: Mapping[str, Column]) -> Staged:
         """Copy columns into the next place of the ring, waiting for the launch that still reads it."""
+        staged = self.take({name: (len(column), TYPES[column.dtype]) for name, column in columns.items()})
+        flat = staged.buffer.numpy()
+        for name, column in columns.items():
+            place = staged.places[name]
+            flat[place.begin : place.end].view(column.dtype)[: place.length] = column
+        return staged
+
+    def take(self, shapes: Mapping[str, tuple[int, torch.dtype]]) -> Staged:
+        """Room for columns of given lengths and types in the next place of the ring, to be filled before the launch."""
         ring = self._next
         guard = self._guards[ring]
         if guard is not None:
             guard.wait()
-        places = lay_out({name: (len(column), TYPES[column.dtype]) for name, column in columns.items()})
+        places = lay_out(shapes)
         total = max((place.end for place in places.values()), default=0)
         if total > len(self._buffers[ring]):
             self._buffers[ring] = self._allocate(2 * total)
-        buffer = self._buffers[ring][:total]
-        flat = buffer.numpy()
-        for name, column in columns.items():
-            place = places[name]
-            flat[place.begin : place.end].view(column.dtype)[: place.length] = column
-        return Staged(buffer, places)
+        return Staged(self._buffers[ring][:total], places)
 
     def guard(self, pending: Pending) -> None:
         """The place filled last is free again once `pending` is done."""

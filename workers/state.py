@@ -13,9 +13,11 @@ _OFF = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 class State:
     """Tables of `rows` rows, and one that holds padding, by `max_length` positions; 8 bytes each. Layers with
-    a window have their own, `windows`."""
+    a window have their own, `windows`. Without a `vocabulary` nothing can be masked."""
 
-    def __init__(self, rows: int, max_length: int, device: torch.device, windows: Windows | None = None) -> None:
+    def __init__(
+        self, rows: int, max_length: int, device: torch.device, windows: Windows | None = None, vocabulary: int = 0
+    ) -> None:
         self.windows = windows or Windows(0, 0, rows, 1, device)
         self.slot_table = torch.zeros((rows + 1, max_length), dtype=torch.int32, device=device)
         self.tokens = torch.zeros((rows + 1, max_length), dtype=torch.int32, device=device)
@@ -25,8 +27,9 @@ class State:
         self.seeds = torch.zeros(rows + 1, dtype=torch.int64, device=device)
         self.prompt_lengths = torch.zeros(rows + 1, dtype=torch.int64, device=device)
         self._no_bias = torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
-        self._no_masks = torch.empty((0, 1), dtype=torch.int32, device=device)
-        self._unmasked = torch.full((rows + 1,), -1, dtype=torch.int32, device=device)
+        lines = rows if vocabulary else 0
+        self.masks = torch.zeros((lines, -(-vocabulary // 32)), dtype=torch.int32, device=device)
+        self.mask_lines = torch.full((rows + 1,), -1, dtype=torch.int32, device=device)
 
     @property
     def hold(self) -> int:
@@ -40,7 +43,7 @@ class State:
 
     @property
     def nbytes(self) -> int:
-        return self.slot_table.nbytes + self.tokens.nbytes + self.windows.tables.nbytes
+        return self.slot_table.nbytes + self.tokens.nbytes + self.windows.tables.nbytes + self.masks.nbytes
 
     def upload(self, updates: int, columns: Tensors) -> None:
         """Lay down what that many updates brought, in their order: the columns of uploads.py."""
@@ -95,10 +98,19 @@ class State:
             bias_starts=columns["bias_starts"],
             bias_ids=ids,
             bias_values=values,
-            masks=self._no_masks,
-            mask_lines=self._unmasked[: len(rows)],
+            masks=self.masks,
+            mask_lines=self.mask_lines[: len(rows)],
             top_n=top_n,
         )
+
+    def mask(self, masks: torch.Tensor, lines: torch.Tensor) -> None:
+        """Masks [m * words] int32 for the next draw, of whose sequences [r] `lines` tells the mask, or -1."""
+        self.masks.view(-1)[: len(masks)].copy_(masks, non_blocking=True)
+        self.mask_lines[: len(lines)].copy_(lines, non_blocking=True)
+
+    def unmask(self) -> None:
+        """What is drawn from here on is free."""
+        self.mask_lines.fill_(-1)
 
     def store(self, columns: Tensors, drawn: torch.Tensor, ops: Ops) -> None:
         """Append drawn tokens [r] int64 to their rows; a drawn -1 (no finite logits) is stored as 0."""

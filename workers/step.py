@@ -82,6 +82,11 @@ def computing(room: Room) -> dict[str, Place]:
     })  # fmt: skip
 
 
+def masking(sampled: int, masked: int, words: int) -> dict[str, tuple[int, torch.dtype]]:
+    """What the drawing of `masked` out of `sampled` sequences brings: masks line by line, and each sequence's line."""
+    return {"masks": (masked * words, torch.int32), "lines": (sampled, torch.int32)}
+
+
 def columns(
     rows: Integers, starts: Integers, counts: Integers, sampled: Integers, bias: Bias, room: Room, hold: int
 ) -> dict[str, Column]:

@@ -53,6 +53,48 @@ def failed(error: BaseException) -> Pending:
     return pending
 
 
+class Split(Pending):
+    """Work in two launches: `first` is under way, the second one follows when its input is there (rule J)."""
+
+    def __init__(self, first: Pending) -> None:
+        super().__init__()
+        self.first = first
+        self._second: Pending | None = None
+        self._followed = threading.Event()
+
+    def follow(self, second: Pending) -> None:
+        """The second launch; its work begins with `outcome`."""
+        self._second = second
+        self._followed.set()
+
+    def abandon(self, error: BaseException) -> None:
+        """Nobody will launch the rest: who waits for it gets the error."""
+        if self._second is None:
+            self.follow(failed(error))
+
+    def outcome(self) -> object:
+        """What the first launch left; raises what it raised. On the stream only, behind it."""
+        if self.first.error is not None:
+            raise self.first.error
+        return self.first.result
+
+    def wait(self) -> None:
+        self._followed.wait()
+        second = self._second
+        assert second is not None
+        self.first.wait()
+        second.wait()
+        self.result, self.error = second.result, second.error
+        self.began, self.ended = self.first.began, second.ended
+        self._done.set()
+
+    @property
+    def done(self) -> bool:
+        if not self._done.is_set() and self._second is not None and self.first.done and self._second.done:
+            self.wait()
+        return self._done.is_set()
+
+
 class Stream(Protocol):
     def launch(self, work: Callable[[], object]) -> Pending:
         """Queue work behind all earlier work; returns at once."""

@@ -30,7 +30,7 @@ class Judge:
     def ends(self) -> Iterator[tuple[Row, Finish]]:
         """Append all tokens to their requests, in order. A row that ends by its token is given out, to be retired
         before the next token is looked at, with how it ends."""
-        result, running = self._result, self._running
+        result, running, reasons = self._result, self._running, self._result.reasons
         ids, logprobs = ints(result.tokens).tolist(), floats(result.logprobs).tolist()
         columns = (self.rows.tolist(), self.alive.tolist(), ids, logprobs, _tops(result, len(ids)))
         for index, alive, id, logprob, top in zip(*columns, strict=True):
@@ -40,11 +40,12 @@ class Judge:
                 continue
             request = row.request
             if id < 0:
-                yield row, NOT_FINITE
+                yield row, Finish("error", error=reason) if (reason := reasons.get(index)) else NOT_FINITE
                 continue
             sampling, output = request.sampling, request.output
             output.append(id)
-            ends = id in sampling.stop_ids and len(output) > sampling.min_tokens
+            young = len(output) <= sampling.min_tokens and not sampling.constraints
+            ends = id in sampling.stop_ids and not young
             wanted = top[: max(0, sampling.top_logprobs)] if top else top
             try:
                 stop = request.sink.token(Token(id, logprob, wanted, ends))

@@ -31,6 +31,7 @@ from aiollm.wire.messages import (
     WorkerSettings,
     encoder,
 )
+from aiollm.wire.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,10 @@ class Fleet:
         on_loading: Callable[[Loading], None] = lambda loading: None,
         on_ready: Callable[[Ready], None] = lambda ready: None,
         on_stopped: Callable[[str], None] = lambda error: None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         self._engine = engine
+        self._vocabulary = vocabulary
         self._settings = settings
         self._max_restarts = max_restarts
         self._recorder = Recorder(record) if record else None
@@ -118,7 +121,8 @@ class Fleet:
             os.close(write)
         for rank, link in enumerate(self._links):
             settings = msgspec.structs.replace(self._settings, rank=rank, rendezvous=rendezvous)
-            self._send(link, encoder.encode(Setup(self._epoch, settings)), record=rank == 0)
+            setup = Setup(self._epoch, settings, self._vocabulary if rank == 0 else None)  # whose draws count
+            self._send(link, encoder.encode(setup), record=rank == 0)
 
     @property
     def tracing(self) -> bool:

@@ -10,6 +10,7 @@ import tokenizers
 from aiollm.text.definition import definition
 from aiollm.text.folder import TextError, read_json, special_tokens
 from aiollm.text.pieces import piece_rule, token_pieces
+from aiollm.wire.vocabulary import Vocabulary
 
 # Encoding runs at about 1 MB/s; longer texts go to a thread, so that the event loop stalls for at most about 2 ms.
 THREAD_CHARS = 2048
@@ -126,6 +127,14 @@ class Tokenizer:
             return self.pieces.get(index, b"")
         alone = self.decode_window([index])
         return (self.decode_window([index, index]).removeprefix(alone) or alone).encode()
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The tokens as bytes, for grammars; None if they have none of their own."""
+        if self.pieces is None:
+            return None
+        pieces = [self.pieces.get(index, b"") for index in range(self.vocab_size)]
+        return Vocabulary(pieces, sorted(self._special), sorted(self.eos_ids))
 
     def token_text(self, index: int) -> str:
         """One token for display; bytes that are no whole character show as U+FFFD."""

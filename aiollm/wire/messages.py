@@ -9,6 +9,7 @@ import msgspec
 
 from aiollm.wire.columns import Runs
 from aiollm.wire.sampling import SamplingParams
+from aiollm.wire.vocabulary import Vocabulary
 
 MOST_CREDIT = 64  # slots ahead of the position of a row that decodes
 
@@ -44,6 +45,8 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
 
     epoch: int
     settings: WorkerSettings
+    vocabulary: Vocabulary | None = None
+    """Without it no grammar can be followed."""
 
 
 class Admit(msgspec.Struct, frozen=True, array_like=True):
@@ -158,6 +161,8 @@ class Result(msgspec.Struct, frozen=True, tag="result", kw_only=True):
     top_ids: bytes = b""
     top_logprobs: bytes = b""
     prompts: list[PromptLogprobs] = []
+    reasons: dict[int, str] = {}
+    """Why no token could be drawn for a row, where that is not the logits' fault."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed", kw_only=True):

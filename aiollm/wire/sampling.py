@@ -1,6 +1,31 @@
 """How a request wants its tokens drawn. Ranges are checked at the HTTP face; here they are facts."""
 
+from typing import Literal
+
 import msgspec
+
+
+class Grammar(msgspec.Struct, frozen=True, tag="grammar"):
+    """The output is a text of this language, from its first generated token to its end."""
+
+    kind: Literal["json", "regex", "lark"]
+    source: str
+    """A JSON schema as JSON, a regular expression that the whole text matches, or a grammar in Lark's syntax."""
+
+
+class AllowedIds(msgspec.Struct, frozen=True, tag="allowed"):
+    """Nothing but these ids is drawn."""
+
+    ids: tuple[int, ...]
+
+
+class BannedWords(msgspec.Struct, frozen=True, tag="banned"):
+    """None of these sequences of ids is generated: the last id is not drawn where the others stand before it."""
+
+    sequences: tuple[tuple[int, ...], ...]
+
+
+Constraint = Grammar | AllowedIds | BannedWords
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -8,6 +33,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     max_tokens: int = 16
     min_tokens: int = 0
+    """Gives way where `constraints` allow nothing but an end."""
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -23,3 +49,5 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """-1: only the drawn token's logprob travels; n >= 0: also the n likeliest tokens of each position."""
     prompt_logprobs: int = -1
     """-1: none; n >= 0: the logprob of every prompt token but the first, and the n likeliest of each position."""
+    constraints: tuple[Constraint, ...] = ()
+    """All of them hold; at most one of them is a grammar."""

@@ -12,7 +12,7 @@ from aiollm.kernels.ref.sample import add_bias, gathered, penalize
 def sample(logits: torch.Tensor, sampling: Sampling) -> Sampled:
     """logits [r, vocab] of any floating type -> Sampled. Rows pay for what they ask: a greedy one for an argmax."""
     logits = logits.float()
-    changed = int(sampling.bias_starts[-1]) or len(sampling.masks)
+    changed = int(sampling.bias_starts[-1]) or bool((sampling.mask_lines >= 0).any())
     processed = _penalize(add_bias(logits, sampling) if changed else logits, sampling)
     tokens = processed.argmax(-1)
     peak = processed.gather(1, tokens[:, None]).squeeze(1)

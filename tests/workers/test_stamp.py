@@ -11,7 +11,7 @@ from aiollm.engine import judge, ledger, radix, request, rows, scheduler, window
 from aiollm.engine.node import Node, path
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Result, Update
-from aiollm.workers import arrivals, loop, staging, state, step, windows
+from aiollm.workers import arrivals, constraints, loop, staging, state, step, windows
 from aiollm.workers import rows as worker_rows
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -327,6 +327,35 @@ def one_column_too_early(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(arrivals.Arrivals, "_columns", columns)
 
 
+def masks_before_the_post(patch: pytest.MonkeyPatch) -> None:
+    """J: the masks of k + 1 are made of the tokens up to k."""
+
+    def turn(self: loop.Loop, flight: loop.Flight | None) -> loop.Flight | None:
+        self._draw()
+        return turn_of_loop(self, flight)
+
+    turn_of_loop = loop.Loop.turn
+    patch.setattr(loop.Loop, "turn", turn)
+
+
+def masks_that_stay(patch: pytest.MonkeyPatch) -> None:
+    """J: a row without constraints has no mask."""
+    patch.setattr(state.State, "unmask", lambda self: None)
+
+
+def matchers_of_what_is_new(patch: pytest.MonkeyPatch) -> None:
+    """J: matchers are built again from the known tokens."""
+    original = constraints.Constraints.apply
+
+    def apply(self: constraints.Constraints, update: Update) -> None:
+        original(self, update)
+        for admit in update.admit:
+            if admit.row in self._rows:
+                self._rows[admit.row].tokens.clear()
+
+    patch.setattr(constraints.Constraints, "apply", apply)
+
+
 def nothing_is_guarded(patch: pytest.MonkeyPatch) -> None:
     """What windows show of the index is not lost."""
     original = radix.RadixIndex.pin
@@ -406,8 +435,11 @@ RULES: dict[str, list[Break]] = {
     "G": [last_token_in_the_index, retire_frees_too_little, hints_as_verdicts],
     "H": [resume_from_the_prompt],
     "I": [unpinned_prefixes, pins_while_waiting],
-    "J": [captures_on_what_lies_there, padding_in_a_real_row, padding_in_a_real_slot, one_column_too_early],
-}
+    "J": [
+        captures_on_what_lies_there, padding_in_a_real_row, padding_in_a_real_slot, one_column_too_early,
+        masks_before_the_post, masks_that_stay, matchers_of_what_is_new,
+    ],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("rule", "remove"), [(rule, remove) for rule in RULES for remove in RULES[rule]])

@@ -1,0 +1,89 @@
+"""Grammars by llguidance: what the server checks and what a worker draws by is made here, from the same text."""
+
+import re
+from typing import Any
+
+import msgspec
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper, regex_to_lark
+from llguidance._lib import LLParserLimits
+
+from aiollm.wire.sampling import Grammar
+from aiollm.wire.vocabulary import Vocabulary
+
+# A model that has nothing to say fills its answer with white space: longer runs are not JSON here.
+WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,64}"
+# Texts are not forced through one way of cutting them into tokens: the model cuts as it was trained to.
+HEAD = '%llguidance {"no_forcing": true}\n'
+OPTIONS = re.compile(r"^[ \t]*%llguidance.*$", re.MULTILINE)
+# A state of a lexer takes 1 to 2 kB, and there is one lexer for each grammar.
+LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+
+
+class GrammarError(ValueError):
+    """A grammar cannot be used, or what was drawn does not follow it; says why."""
+
+
+def tokenizer_of(vocabulary: Vocabulary, size: int) -> LLTokenizer:
+    """The tokens of a model with `size` ids; those that have no text are in no language. Takes some 10 us an id.
+
+    Raises GrammarError where there is no id to end with.
+    """
+    eos = [id for id in vocabulary.eos if id < size]
+    if not eos:
+        raise GrammarError("this model has no end-of-sequence token, which would end the output")
+    return LLTokenizer(_Pieces(vocabulary, size, eos[0]), eos_token=eos)
+
+
+def matcher_of(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
+    """A matcher before the first token, with the mask of that token computed, which may take longest.
+
+    Lets the GIL go. Raises GrammarError.
+    """
+    matcher = LLMatcher(tokenizer, lark(grammar), log_level=0, limits=LIMITS)
+    check(matcher)
+    matcher.compute_bitmask()
+    if matcher.is_error() and matcher.stop_reason() in ("NoExtension", "NoExtensionBias"):
+        raise GrammarError("there is no text that follows it")
+    check(matcher)
+    return matcher
+
+
+def check(matcher: LLMatcher) -> None:
+    """Raises GrammarError where the matcher has failed: it tells nobody itself."""
+    if matcher.is_error():
+        raise GrammarError(matcher.get_error().split("\n<state>")[0].strip()[:1000] or str(matcher.stop_reason()))
+
+
+def lark(grammar: Grammar) -> str:
+    """The grammar in Lark's syntax. Raises GrammarError for a JSON schema that is no JSON."""
+    match grammar.kind:
+        case "json":
+            return f"{HEAD}start: %json {_schema(grammar.source)}\n"
+        case "regex":
+            return f"{HEAD}start: /(?:{regex_to_lark(grammar.source)})/\n"
+    return HEAD + OPTIONS.sub("", grammar.source)
+
+
+def _schema(source: str) -> str:
+    """The schema without options of its own for llguidance, which could make it lenient."""
+    try:
+        schema: Any = msgspec.json.decode(source)
+    except (ValueError, RecursionError) as error:
+        raise GrammarError(f"the schema is no JSON: {error}") from error
+    if not isinstance(schema, dict | bool):
+        raise GrammarError("a schema must be an object or a boolean")
+    named = schema if isinstance(schema, dict) else {} if schema else {"enum": []}
+    return msgspec.json.encode({**named, "x-guidance": {"whitespace_pattern": WHITE_SPACE}}).decode()
+
+
+class _Pieces(TokenizerWrapper):
+    """A tokenizer as llguidance wants to see one."""
+
+    def __init__(self, vocabulary: Vocabulary, size: int, eos: int) -> None:
+        self.eos_token_id, self.bos_token_id = eos, None
+        self.tokens = [*vocabulary.pieces[:size], *[b""] * (size - len(vocabulary.pieces))]
+        self.special_token_ids = sorted({id for id in vocabulary.special if id < size} | {eos})
+        self.is_tokenizer_wrapper = True
+
+    def __call__(self, text: str) -> list[int]:
+        raise NotImplementedError("texts are forced by nobody: see HEAD")

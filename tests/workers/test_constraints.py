@@ -1,0 +1,182 @@
+"""Masks of constrained rows, from admission to the next token."""
+
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import numpy as np
+import pytest
+from updates import run_of
+
+from aiollm.wire.columns import pack
+from aiollm.wire.messages import Admit, Update
+from aiollm.wire.sampling import AllowedIds, BannedWords, Constraint, Grammar, SamplingParams
+from aiollm.wire.vocabulary import Vocabulary
+from aiollm.workers.constraints import COMPILED, Constraints
+
+EOS = 256
+SIZE = 300
+BYTES = Vocabulary([*(bytes([byte]) for byte in range(256)), b"<|end|>"], special=[EOS], eos=[EOS])
+AB = Grammar("regex", "ab?c")
+
+
+class Now(Executor):
+    """Does what is asked of it at once."""
+
+    asked = 0
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.asked += 1
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001  the future's own
+            future.set_exception(error)
+        return future
+
+
+def constraints_of(vocabulary: Vocabulary | None = BYTES) -> Constraints:
+    return Constraints(vocabulary, SIZE, Now())
+
+
+def admit(
+    constraints: Constraints, row: int, *own: Constraint, prompt: Sequence[int] = (97, 98), output: Sequence[int] = (),
+    **sampling: Any,
+) -> None:  # fmt: skip
+    """A row of a prompt, and of what it put out before a pause."""
+    tokens = [*prompt, *output]
+    params = SamplingParams(constraints=own, **sampling)
+    admitted = Admit(row, 1, len(prompt), len(tokens), 100, params)
+    constraints.apply(Update(number=1, admit=[admitted], tokens=run_of(row, 0, tokens)))
+
+
+def allowed(constraints: Constraints, *rows: int) -> list[list[int]]:
+    """The ids that rows may draw; nothing may fail."""
+    lines = np.zeros((len(rows), constraints.words), np.int32)
+    assert constraints.fill(rows, lines) == {}
+    bits = np.unpackbits(lines.view(np.uint8), axis=1, bitorder="little")[:, :SIZE]
+    return [np.flatnonzero(line).tolist() for line in bits]
+
+
+def failure(constraints: Constraints, row: int) -> str:
+    lines = np.zeros((1, constraints.words), np.int32)
+    failures = constraints.fill([row], lines)
+    assert not lines.any(), "nothing may be drawn"
+    return failures[row]
+
+
+def test_a_grammar_is_followed_from_the_first_generated_token_to_the_end_of_sequence() -> None:
+    constraints = constraints_of()
+    admit(constraints, 3, AB)
+    for token, before in [(97, [97]), (98, [98, 99]), (99, [99])]:
+        assert allowed(constraints, 3) == [before]
+        constraints.take(3, token)
+    assert allowed(constraints, 3) == [[EOS]]
+
+
+def test_rows_have_lines_of_their_own() -> None:
+    constraints = constraints_of()
+    admit(constraints, 0, AB)
+    admit(constraints, 1, AllowedIds((5, 299)))
+    admit(constraints, 2, AB, output=[97])
+    assert allowed(constraints, 2, 1, 0) == [[98, 99], [5, 299], [97]]
+
+
+def test_a_matcher_is_built_again_from_what_was_generated_before_a_pause() -> None:
+    constraints = constraints_of()
+    admit(constraints, 0, AB, BannedWords(((98, 99),)), output=[97, 98])
+    assert "no token" in failure(constraints, 0), "the prompt is no part of it, the output is"
+    admit(constraints, 0, AB, output=[97, 98, 99])
+    assert allowed(constraints, 0) == [[EOS]]
+
+
+def test_tokens_of_an_admission_may_come_in_several_runs() -> None:
+    constraints = constraints_of()
+    row = Admit(0, 1, 2, 4, 100, SamplingParams(constraints=(AB,)))
+    constraints.apply(Update(number=1, admit=[row], tokens=run_of(0, 0, [1])))
+    constraints.apply(Update(number=2, tokens=run_of(0, 1, [2, 97])))
+    constraints.apply(Update(number=3, tokens=run_of(0, 3, [98])))
+    assert allowed(constraints, 0) == [[99]]
+
+
+def test_the_last_id_of_a_banned_word_is_not_drawn_behind_the_others() -> None:
+    constraints = constraints_of()
+    admit(constraints, 0, BannedWords(((7,), (1, 2, 3), (2, 4))), prompt=[1, 2])
+    every = set(range(SIZE))
+    assert set(allowed(constraints, 0)[0]) == every - {7}, "a prompt is not generated"
+    constraints.take(0, 1)
+    constraints.take(0, 2)
+    assert set(allowed(constraints, 0)[0]) == every - {7, 3, 4}
+    constraints.take(0, 2)
+    assert set(allowed(constraints, 0)[0]) == every - {7, 4}
+
+
+def test_no_end_before_min_tokens_unless_nothing_else_is_left() -> None:
+    constraints = constraints_of()
+    admit(constraints, 0, Grammar("regex", "a{1,2}"), min_tokens=5, stop_ids=(EOS,))
+    constraints.take(0, 97)
+    assert allowed(constraints, 0) == [[97]]
+    constraints.take(0, 97)
+    assert allowed(constraints, 0) == [[EOS]]
+
+
+def test_ids_that_have_no_text_are_in_no_grammar() -> None:
+    constraints = constraints_of()
+    admit(constraints, 0, Grammar("regex", "(?s:.)*"))
+    assert {0x0A, 0x41, EOS} <= set(allowed(constraints, 0)[0]) <= set(range(257))
+    admit(constraints, 1, Grammar("regex", "<\\|end\\|>"))
+    assert allowed(constraints, 1) == [[ord("<")]], "a special token is no text"
+
+
+@pytest.mark.parametrize(
+    ("own", "reason"),
+    [
+        (Grammar("regex", "("), "unclosed"),
+        (Grammar("lark", "start: nothing"), "nothing"),
+        (Grammar("json", "[1"), "no JSON"),
+        (AllowedIds(()), "allow no token"),
+    ],
+)
+def test_a_matcher_that_fails_costs_its_own_row(own: Constraint, reason: str) -> None:
+    constraints = constraints_of()
+    admit(constraints, 0, own)
+    admit(constraints, 1, AB)
+    lines = np.zeros((2, constraints.words), np.int32)
+    failures = constraints.fill([0, 1], lines)
+    assert list(failures) == [0] and reason in failures[0]
+    assert not lines[0].any() and allowed(constraints, 1) == [[97]]
+
+
+def test_a_token_that_a_grammar_does_not_allow_is_told() -> None:
+    constraints = constraints_of()
+    admit(constraints, 0, AB, output=[99])
+    assert "doesn't satisfy the grammar" in failure(constraints, 0)
+
+
+def test_without_a_vocabulary_grammars_fail_and_filters_do_not() -> None:
+    constraints = constraints_of(None)
+    admit(constraints, 0, AB)
+    admit(constraints, 1, AllowedIds((4,)))
+    assert "no text of their own" in failure(constraints, 0)
+    assert allowed(constraints, 1) == [[4]]
+
+
+def test_a_retired_row_is_forgotten_and_its_successor_starts_anew() -> None:
+    constraints = constraints_of()
+    admit(constraints, 0, AB, output=[97])
+    constraints.apply(Update(number=2, retire=pack([0])))
+    admit(constraints, 0, AB)
+    assert allowed(constraints, 0) == [[97]]
+
+
+def test_a_grammar_is_built_once_and_the_oldest_ones_are_given_up() -> None:
+    threads = Now()
+    constraints = Constraints(BYTES, SIZE, threads)
+    for _ in range(3):
+        for row in range(4):
+            admit(constraints, row, Grammar("regex", f"a{row}"))
+    assert threads.asked == 1 + 4, "the tokenizer's, and one for each grammar"
+    for row in range(COMPILED):
+        admit(constraints, 5, Grammar("regex", f"b{row}"))
+    admit(constraints, 0, Grammar("regex", "a0"))
+    assert threads.asked == 1 + 4 + COMPILED + 1

@@ -1,0 +1,202 @@
+"""What constrained rows may draw next, as masks of a step (rule J).
+
+A row's `constraints` become matchers when it is admitted: one that follows the grammar, built beside the loop, and
+filters. They know the generated tokens as the host does: those of the admission, which after a pause are some, and
+those that were posted since.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+
+import numpy as np
+from llguidance import LLExecutor, LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+
+from aiollm.grammar.llguidance import GrammarError, check, matcher_of, tokenizer_of
+from aiollm.wire.columns import ints
+from aiollm.wire.messages import Admit, Update
+from aiollm.wire.sampling import AllowedIds, BannedWords, Constraint, Grammar, SamplingParams
+from aiollm.wire.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+COMPILED = 64  # grammars that are kept; one takes up to some 100 MB, mostly a thousandth of that
+Words = NDArray[np.int32]
+Filter = Callable[[Sequence[int], Words], None]
+"""Clears the bits of a line of ids that may not follow the generated ones."""
+
+
+class Constraints:
+    """The constrained rows of a worker that draws; with several ranks that is rank 0."""
+
+    def __init__(self, vocabulary: Vocabulary | None, size: int, threads: Executor | None = None) -> None:
+        """`size` is the model's number of ids; without a vocabulary no grammar can be followed. What takes long is done
+        by `threads`."""
+        self.words = -(-size // 32)
+        self._size = size
+        self._rows: dict[int, _Row] = {}
+        self._threads = threads or ThreadPoolExecutor(1, "grammars")
+        self._executor: LLExecutor | None = None
+        self._compiled: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
+        self._tokenizer = self._threads.submit(_tokenizer, vocabulary, size)
+
+    def unbuilt(self) -> list[int]:
+        """Rows whose grammar is still being built."""
+        return [index for index, row in self._rows.items() if row.waits]
+
+    def apply(self, update: Update) -> None:
+        """Take an update's part of it: who is constrained, and which tokens are known."""
+        for row in ints(update.retire).tolist() if self._rows else ():
+            self._rows.pop(row, None)
+        for admit in update.admit:
+            if admit.sampling.constraints:
+                self._rows[admit.row] = self._admitted(admit)
+        if self._rows and update.tokens:
+            values, at = ints(update.tokens.values), 0
+            columns = (update.tokens.rows, update.tokens.starts, update.tokens.counts)
+            for index, start, count in zip(*(ints(column).tolist() for column in columns), strict=True):
+                if (row := self._rows.get(index)) is not None:
+                    row.tokens += values[at + max(0, row.prompt - start) : at + count].tolist()
+                at += count
+
+    def take(self, row: int, token: int) -> None:
+        """A constrained row has drawn a token that did not end it."""
+        self._rows[row].tokens.append(token)
+
+    def fill(self, rows: Sequence[int], lines: Words) -> dict[int, str]:
+        """Write who may draw what into lines [n, words], one for each row; what went wrong by row, whose line is 0."""
+        lines.fill(-1)
+        failures: dict[int, str] = {}
+        guided: list[tuple[LLMatcher, int]] = []
+
+        def attempt(act: Callable[[int, _Row], None]) -> None:
+            for at, row in enumerate(rows):
+                if row in failures:
+                    continue
+                try:
+                    act(at, self._rows[row])
+                except GrammarError as error:
+                    failures[row] = str(error)
+                except Exception as error:
+                    log.exception("the constraints of a row failed")
+                    failures[row] = f"{type(error).__name__}: {error}"
+
+        def advance(at: int, row: _Row) -> None:
+            if (matcher := row.advanced()) is not None:
+                guided.append((matcher, at))
+
+        attempt(advance)
+        if guided:
+            self._executor = self._executor or LLExecutor()
+            self._executor.unsafe_compute_mask_ptr(guided, lines.ctypes.data, 4 * self.words, len(lines))
+        attempt(lambda at, row: row.narrow(lines[at]))
+        for at, row in enumerate(rows):
+            if row in failures:
+                lines[at] = 0
+        return failures
+
+    def _admitted(self, admit: Admit) -> "_Row":
+        constraints = admit.sampling.constraints
+        grammar = next((self._matcher(each) for each in constraints if isinstance(each, Grammar)), None)
+        filters = [_filter(each, self.words) for each in constraints if not isinstance(each, Grammar)]
+        return _Row(admit.prompt_length, admit.sampling, grammar, filters)
+
+    def _matcher(self, grammar: Grammar) -> "Future[LLMatcher]":
+        """One that is copied for each row."""
+        found = self._compiled.pop(grammar, None)
+        if found is None:
+            found = self._threads.submit(lambda: matcher_of(grammar, self._tokenizer.result()))
+        self._compiled[grammar] = found
+        if len(self._compiled) > COMPILED:
+            self._compiled.popitem(last=False)
+        return found
+
+
+class _Row:
+    """`tokens` are the generated ones; the first `taken` of them are known to the matcher."""
+
+    __slots__ = ("prompt", "tokens", "_sampling", "_grammar", "_matcher", "_taken", "_filters")
+
+    def __init__(
+        self, prompt: int, sampling: SamplingParams, grammar: "Future[LLMatcher] | None", filters: list[Filter]
+    ) -> None:
+        self.prompt = prompt
+        self.tokens: list[int] = []
+        self._sampling = sampling
+        self._grammar = grammar
+        self._matcher: LLMatcher | None = None
+        self._taken = 0
+        self._filters = filters
+
+    @property
+    def waits(self) -> bool:
+        return self._grammar is not None and not self._grammar.done()
+
+    def advanced(self) -> LLMatcher | None:
+        """The matcher of the row's grammar, behind all tokens; waits for it to be built. Raises GrammarError."""
+        if self._grammar is None:
+            return None
+        if self._matcher is None:
+            self._matcher = self._grammar.result().deep_copy()
+        if self._taken < len(self.tokens):
+            self._matcher.consume_tokens(self.tokens[self._taken :])
+            self._taken = len(self.tokens)
+        check(self._matcher)
+        return self._matcher
+
+    def narrow(self, line: Words) -> None:
+        """Clear what else may not come, in a line as the grammar has it. Raises GrammarError where nothing is left."""
+        if self._matcher is not None:
+            check(self._matcher)
+        for filter in self._filters:
+            filter(self.tokens, line)
+        if len(self.tokens) < self._sampling.min_tokens:
+            whole = line.copy()
+            _clear(line, self._sampling.stop_ids)
+            if not line.any():
+                line[:] = whole
+        if not line.any():
+            raise GrammarError("the constraints of this request allow no token here")
+
+
+def _tokenizer(vocabulary: Vocabulary | None, size: int) -> LLTokenizer:
+    if vocabulary is None:
+        raise GrammarError("the tokens of this model have no text of their own")
+    return tokenizer_of(vocabulary, size)
+
+
+def _filter(constraint: Constraint, words: int) -> Filter:
+    match constraint:
+        case AllowedIds(ids):
+            return _allowed(ids, words)
+        case BannedWords(sequences):
+            return _banned(sequences)
+    raise TypeError(f"{constraint} is no filter")
+
+
+def _allowed(ids: Sequence[int], words: int) -> Filter:
+    bits = np.zeros(32 * words, bool)
+    bits[list(ids)] = True
+    allowed = np.packbits(bits, bitorder="little").view(np.int32)
+
+    def narrow(tokens: Sequence[int], line: Words) -> None:
+        line &= allowed
+
+    return narrow
+
+
+def _banned(sequences: Sequence[tuple[int, ...]]) -> Filter:
+    longest = max(map(len, sequences))
+
+    def narrow(tokens: Sequence[int], line: Words) -> None:
+        known = list(tokens[-longest:])
+        _clear(line, [last for *before, last in sequences if known[max(0, len(known) - len(before)) :] == before])
+
+    return narrow
+
+
+def _clear(line: Words, ids: Sequence[int]) -> None:
+    for id in ids:
+        line.view(np.uint32)[id // 32] &= ~np.uint32(1 << (id % 32))
