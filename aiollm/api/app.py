@@ -11,6 +11,7 @@ from aiohttp.typedefs import Handler
 from aiollm.api import chat, completions, native, score, status, ws
 from aiollm.api.access import sign, surround
 from aiollm.api.connection import BACKLOG, Site
+from aiollm.api.grammars import Grammars
 from aiollm.api.keys import KEYS, OPEN, Keys, guard
 from aiollm.api.metrics import Metrics
 from aiollm.api.parts import ENGINE, METRICS, PARTS, ModelInfo, Parts, Settings
@@ -77,7 +78,8 @@ def make_app(
     metrics = Metrics(engine)
     engine.on_header, engine.on_cost = metrics.on_header, metrics.on_cost
     app = _application(engine, metrics, keys)
-    app[PARTS] = Parts(engine, tokenizer, template, model, defaults, settings, metrics)
+    grammars = Grammars(tokenizer)
+    app[PARTS] = Parts(engine, tokenizer, template, model, defaults, settings, metrics, grammars)
     app[OUTBOX] = Outbox()
     app[ws.SOCKETS] = set()
     app.on_shutdown.append(ws.shut_sockets)

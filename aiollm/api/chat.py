@@ -18,6 +18,7 @@ from aiollm.api.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from aiollm.api.parts import PARTS, Parts
 from aiollm.api.schema import ChatRequest, StreamOptions, decode_chat
 from aiollm.api.shape import DONE, END, Template
+from aiollm.api.structured import asked_grammars, constraints
 from aiollm.text.folder import TextError
 
 encode = msgspec.json.encode
@@ -61,7 +62,8 @@ async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
         end_entry=request.logprobs is True and request.return_token_ids is True,
     )
     scores = -1 if request.prompt_logprobs is None else request.prompt_logprobs
-    return Prompt(array, sampling_params(parts, request, max_tokens, top, scores), output)
+    constrained = await constraints(parts, request, asked_grammars(request))
+    return Prompt(array, sampling_params(parts, request, max_tokens, top, scores, constrained), output)
 
 
 async def _rendered(parts: Parts, request: ChatRequest) -> str:

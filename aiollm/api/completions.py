@@ -18,6 +18,7 @@ from aiollm.api.logprobs import TokenNames, completion_logprobs, prompt_logprobs
 from aiollm.api.parts import PARTS, Parts
 from aiollm.api.schema import CompletionRequest, decode_completion
 from aiollm.api.shape import DONE, END, Template
+from aiollm.api.structured import asked_grammars, constraints
 from aiollm.text.folder import TextError
 
 DEFAULT_MAX_TOKENS = 16
@@ -74,7 +75,8 @@ async def _prompt(parts: Parts, request: CompletionRequest, prompt: str | list[i
         discard=max_tokens == 0,
     )
     scores = request.prompt_logprobs if request.prompt_logprobs is not None else top if request.echo else -1
-    return Prompt(array, sampling_params(parts, request, max_tokens, top, scores), output)
+    constrained = await constraints(parts, request, asked_grammars(request))
+    return Prompt(array, sampling_params(parts, request, max_tokens, top, scores, constrained), output)
 
 
 def _lead(parts: Parts, ids: Sequence[int], text: str) -> int | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from aiollm.api.errors import ApiError, invalid
 from aiollm.api.parts import Parts
 from aiollm.api.schema import GenerationRequest
-from aiollm.wire.sampling import SamplingParams
+from aiollm.wire.sampling import Constraint, SamplingParams
 
 WRAP = 2**64
 T = TypeVar("T")
@@ -76,7 +76,12 @@ def output_limit(parts: Parts, prompt: int, asked: int | None, default: int | No
 
 
 def sampling_params(
-    parts: Parts, request: GenerationRequest, max_tokens: int, top_logprobs: int, prompt_logprobs: int
+    parts: Parts,
+    request: GenerationRequest,
+    max_tokens: int,
+    top_logprobs: int,
+    prompt_logprobs: int,
+    constraints: tuple[Constraint, ...] = (),
 ) -> SamplingParams:
     """Sampling parameters of the first choice. Raises ApiError for ids outside the vocabulary and for min_tokens."""
     defaults = parts.defaults
@@ -103,6 +108,7 @@ def sampling_params(
         stop_ids=tuple(dict.fromkeys(eos_ids + stop_ids)),
         top_logprobs=top_logprobs,
         prompt_logprobs=prompt_logprobs,
+        constraints=constraints,
     )
 
 

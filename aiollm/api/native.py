@@ -25,9 +25,11 @@ from aiollm.api.native_schema import (
     common,
     decode_native,
     decode_tokens,
+    native_grammars,
 )
 from aiollm.api.parts import PARTS, Parts
 from aiollm.api.schema import GenerationRequest
+from aiollm.api.structured import constraints
 from aiollm.text.folder import TextError
 
 encode = msgspec.json.encode
@@ -107,7 +109,8 @@ async def _prompt(parts: Parts, inputs: str | list[int], parameters: Parameters,
         keep_entries=tells,
         end_entry=tells,
     )
-    return Prompt(array, sampling_params(parts, asked, max_tokens, -1, -1), output)
+    constrained = await constraints(parts, asked, native_grammars(parameters))
+    return Prompt(array, sampling_params(parts, asked, max_tokens, -1, -1, constrained), output)
 
 
 async def _encode(parts: Parts, field: str, text: str, parameters: Parameters) -> list[int]:

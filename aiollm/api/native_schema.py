@@ -13,7 +13,10 @@ from aiollm.api.schema import (
     INT32,
     MAX_STOP_CHARS,
     MAX_STOPS,
+    AllowedTokens,
+    BadWords,
     GenerationRequest,
+    JsonSchema,
     MinP,
     Penalty,
     RepetitionPenalty,
@@ -24,6 +27,8 @@ from aiollm.api.schema import (
     TopP,
     decode,
 )
+from aiollm.api.structured import asked
+from aiollm.wire.sampling import Grammar
 
 DEFAULT_MAX_NEW_TOKENS = 16
 GREEDY_BELOW = 1e-5  # LightLLM takes lower temperatures for greedy
@@ -55,11 +60,12 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     add_spaces_between_special_tokens: bool | None = None
     print_eos_token: bool | None = None
     return_details: bool | None = None
-    allowed_token_ids: Any = None
+    allowed_token_ids: AllowedTokens | None = None
+    bad_words: BadWords | None = None
+    regular_constraint: str | None = None
+    guided_json: JsonSchema | None = None
+    guided_grammar: str | None = None
     exponential_decay_length_penalty: Any = None
-    guided_grammar: Any = None
-    guided_json: Any = None
-    regular_constraint: Any = None
 
     @property
     def choices(self) -> int:
@@ -139,6 +145,17 @@ def common(parameters: Parameters, stream: bool) -> GenerationRequest:
         seed=parameters.seed,
         stop_token_ids=[group[0] for group in parameters.stop_groups if len(group) == 1],
         ignore_eos=parameters.ignore_eos,
+        allowed_token_ids=parameters.allowed_token_ids,
+        bad_words=parameters.bad_words,
+    )
+
+
+def native_grammars(parameters: Parameters) -> list[tuple[str, Grammar]]:
+    """The grammars that are asked for, by field."""
+    return asked(
+        ("regular_constraint", "regex", parameters.regular_constraint),
+        ("guided_json", "json", parameters.guided_json),
+        ("guided_grammar", "ebnf", parameters.guided_grammar),
     )
 
 

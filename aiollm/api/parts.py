@@ -7,6 +7,7 @@ import msgspec
 from aiohttp import web
 
 from aiollm.api.errors import ApiError
+from aiollm.api.grammars import Grammars
 from aiollm.api.metrics import Metrics
 from aiollm.api.schema import Message, SamplingDefaults
 from aiollm.engine.engine import Engine
@@ -56,6 +57,7 @@ class Parts(NamedTuple):
     defaults: SamplingDefaults
     settings: Settings
     metrics: Metrics
+    grammars: Grammars
 
     @property
     def context(self) -> int:

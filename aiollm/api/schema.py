@@ -31,6 +31,11 @@ Salt = Annotated[str, Meta(min_length=1, max_length=256)]
 RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{1,128}\Z")]
 Alternatives = Annotated[int, Meta(ge=-1, le=MAX_LOGPROBS)]
 Scalar = str | int | float | bool | None
+JsonSchema = dict[str, Any] | bool | str
+"""A schema, or the JSON of one."""
+Choices = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=4096)]
+AllowedTokens = Annotated[list[TokenId], Meta(min_length=1, max_length=16384)]
+BadWords = Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=256)]
 
 
 class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,8 +53,30 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     continuous_usage_stats: bool | None = None
 
 
+class JsonSchemaFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """`strict` changes nothing: every schema is followed."""
+
+    name: str | None = None
+    description: str | None = None
+    schema: JsonSchema | None = None
+    strict: bool | None = None
+
+
 class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
     type: str
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
+    """vLLM's; one of the first five. The rest would change the output, and is refused."""
+
+    json: JsonSchema | None = None
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: Any = None
+    whitespace_pattern: Any = None
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,19 +116,22 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: Salt | None = None
     priority: Annotated[int, Meta(ge=-100, le=100)] | None = None
     response_format: ResponseFormat | None = None
-    allowed_token_ids: Any = None
-    bad_words: Any = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
+    guided_json: JsonSchema | None = None
+    guided_regex: str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    json_schema: JsonSchema | None = None
+    allowed_token_ids: AllowedTokens | None = None
+    bad_words: BadWords | None = None
     custom_logit_processor: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
     input_embeds: Any = None
     logits_processors: Any = None
     lora_path: Any = None
     prompt_embeds: Any = None
     stop_regex: Any = None
-    structured_outputs: Any = None
     use_beam_search: Any = None
     metadata: Raw = Raw()
     prediction: Raw = Raw()
@@ -271,9 +301,6 @@ def _check(request: GenerationRequest) -> None:
         value = getattr(request, name)
         if not (value is None or value is False or value == "none"):
             raise invalid(name, f"{name}: this server does not support this field", "unsupported_field")
-    if request.response_format is not None and request.response_format.type != "text":
-        kind = request.response_format.type
-        raise invalid("response_format", f"response_format: type {kind!r} is not supported", "unsupported_field")
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options", "stream_options: only allowed with stream: true")
     if sum(map(len, request.stops)) > MAX_STOP_CHARS:

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper, regex_to_lark
 from llguidance._lib import LLParserLimits
+from llguidance.gbnf_to_lark import any_to_lark
 
 from aiollm.wire.sampling import Grammar
 from aiollm.wire.vocabulary import Vocabulary
@@ -55,13 +56,22 @@ def check(matcher: LLMatcher) -> None:
 
 
 def lark(grammar: Grammar) -> str:
-    """The grammar in Lark's syntax. Raises GrammarError for a JSON schema that is no JSON."""
+    """The grammar in Lark's syntax. Raises GrammarError where it cannot be read."""
     match grammar.kind:
         case "json":
             return f"{HEAD}start: %json {_schema(grammar.source)}\n"
         case "regex":
             return f"{HEAD}start: /(?:{regex_to_lark(grammar.source)})/\n"
-    return HEAD + OPTIONS.sub("", grammar.source)
+        case "ebnf":
+            return HEAD + OPTIONS.sub("", _from_ebnf(grammar.source))
+    return HEAD + grammar.source
+
+
+def _from_ebnf(source: str) -> str:
+    try:
+        return any_to_lark(source)
+    except Exception as error:  # it raises plain Exceptions, and RecursionErrors
+        raise GrammarError(f"it cannot be read: {error}") from error
 
 
 def _schema(source: str) -> str:

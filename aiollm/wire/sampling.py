@@ -8,9 +8,10 @@ import msgspec
 class Grammar(msgspec.Struct, frozen=True, tag="grammar"):
     """The output is a text of this language, from its first generated token to its end."""
 
-    kind: Literal["json", "regex", "lark"]
+    kind: Literal["json", "regex", "lark", "ebnf"]
     source: str
-    """A JSON schema as JSON, a regular expression that the whole text matches, or a grammar in Lark's syntax."""
+    """A JSON schema as JSON, a regular expression that the whole text matches, or a grammar: in Lark's syntax, or for
+    `ebnf` in that or in llama.cpp's."""
 
 
 class AllowedIds(msgspec.Struct, frozen=True, tag="allowed"):

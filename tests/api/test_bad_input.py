@@ -11,6 +11,19 @@ USER = {"role": "user", "content": "hi"}
 TRAILING = b'{"prompt":"x","messages":[{"role":"user","content":"x"}]}x'
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
+NESTED: Any = {"type": "string"}
+for _ in range(100):
+    NESTED = {"type": "object", "properties": {"a": NESTED}, "required": ["a"]}
+BAD_SCHEMAS: list[Any] = [
+    NESTED, {"type": "wizard"}, {"$ref": "#"}, {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
+    {"$ref": "http://127.0.0.1:1/schema.json"}, {"type": "string", "pattern": "(?<=a)b"}, {"enum": []}, False,
+    {"enum": [f"v{i}" for i in range(20_000)]}, {"not": {}}, {"type": "string", "pattern": "["},
+    {"allOf": [{"anyOf": [{"properties": {f"a{i}{j}": {"const": j}}} for j in range(4)]} for i in range(10)]},
+]  # fmt: skip
+BAD_REGEXES = ["[", "(a", "(?=a)b", r"(a)\1", "(" * 5000 + "a" + ")" * 5000, "a" * 140_000]
+BAD_GRAMMARS = ["", "start: nothing", "root ::= nothing", "nonsense", 'start: "' + "a" * 140_000 + '"',
+                "start: " + "(" * 20_000 + '"a"' + ")" * 20_000]  # fmt: skip
+
 # field, values that are refused
 BOTH: list[tuple[str, list[Any]]] = [
     ("temperature", [-1, 2.1, "0.7", True, [], {}, -1e-9, 1e300]),
@@ -36,9 +49,23 @@ BOTH: list[tuple[str, list[Any]]] = [
     ("skip_special_tokens", ["x"]),
     ("cache_salt", ["", 5, "x" * 257]),
     ("model", [5, ["tiny"]]),
-    ("response_format", [{"type": "json_object"}, {}, "text"]),
-    ("guided_json", [{}, "x"]),
-    ("structured_outputs", [{"regex": "a"}]),
+    ("response_format", [
+        {}, "text", {"type": "structural_tag"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {}},
+        *({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}} for schema in BAD_SCHEMAS),
+    ]),
+    ("guided_json", [5, [], "x", "[1]", *BAD_SCHEMAS]),
+    ("json_schema", [5, "{", *BAD_SCHEMAS]),
+    ("guided_regex", [5, *BAD_REGEXES]),
+    ("regex", BAD_REGEXES),
+    ("guided_grammar", [5, *BAD_GRAMMARS]),
+    ("ebnf", BAD_GRAMMARS),
+    ("guided_choice", [[], "a", [""], [5], ["x" * 200_000]]),
+    ("structured_outputs", [
+        "x", {"regex": "["}, {"json": {"type": "wizard"}}, {"choice": []}, {"grammar": ""}, {"structural_tag": "x"},
+        {"whitespace_pattern": " "}, {"regex": "a", "json": {}}, {"choice": ["a"], "json_object": True},
+    ]),
+    ("allowed_token_ids", [[], [-1], [259], ["a"], 5, [1] * 16385]),
+    ("bad_words", ["a", [""], [5], ["a"] * 257, ["x" * 257]]),
     ("prompt_logprobs", [21, -1, -2, "1", True]),
     ("truncate_prompt_tokens", [0, -2, CONTEXT + 1, "1"]),
     ("truncation_side", ["middle", 1]),
@@ -46,7 +73,6 @@ BOTH: list[tuple[str, list[Any]]] = [
     ("rid", ["", ["a"]]),
     ("no_stop_trim", [1]),
     ("use_beam_search", [True]),
-    ("bad_words", [["a"]]),
     ("prompt_embeds", ["x", ["x"]]),
     ("input_embeds", [[[0.5]]]),
     ("custom_logit_processor", ["x"]),
@@ -156,6 +182,21 @@ def test_a_message_at_fault_is_named_by_its_index(served: Runner) -> None:
 def test_a_limit_is_named(served: Runner) -> None:
     assert "<= 2.0" in refused(served, CHAT, {"messages": [USER], "temperature": 5})["message"]
     assert "128" in refused(served, CHAT, {"messages": [USER], "n": 129})["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guided_regex": "a", "regex": "a"}, "regex"),
+        ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        ({"guided_choice": ["a"], "allowed_token_ids": [97]}, "allowed_token_ids"),
+        ({"ebnf": 'root ::= "a"', "ignore_eos": True}, "ignore_eos"),
+    ],
+    ids=str,
+)
+def test_two_constraints_at_once_are_refused(served: Runner, fields: dict[str, Any], param: str) -> None:
+    error = refused(served, TEXT, {"prompt": "hi", **fields})
+    assert error["param"] == param and error["message"].startswith(param)
 
 
 def test_fields_that_contradict_each_other_are_refused(served: Runner) -> None:

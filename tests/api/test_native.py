@@ -244,7 +244,8 @@ def test_a_bad_body_is_refused_by_the_field_s_name(served: Runner, path: str, bo
         {"best_of": 2, "n": 3}, {"best_of": 129}, {"stop_sequences": [""]}, {"stop_sequences": [[]]},
         {"stop_sequences": ["x"] * 33}, {"stop_sequences": [[259]]}, {"stop_sequences": [5]}, {"stop_sequences": {}},
         {"stop_sequences": ["x" * 1000] * 5}, {"logit_bias": {"259": 1}}, {"logit_bias": {"1": 101}},
-        {"guided_json": {}}, {"regular_constraint": "a"}, {"allowed_token_ids": [1]}, {"return_details": 1},
+        {"guided_json": {"type": "x"}}, {"guided_grammar": ""}, {"regular_constraint": "["}, {"return_details": 1},
+            {"allowed_token_ids": [259]}, {"bad_words": [""]},
     ],
     ids=str,
 )  # fmt: skip

@@ -1,0 +1,111 @@
+"""What a request lets its output be: grammars under the names of all who have one, allowed ids, banned words."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from aiollm.api.convert import check_ids
+from aiollm.api.errors import invalid
+from aiollm.api.parts import Parts
+from aiollm.api.schema import GenerationRequest, ResponseFormat
+from aiollm.grammar.llguidance import GrammarError
+from aiollm.text.folder import TextError
+from aiollm.wire.sampling import AllowedIds, BannedWords, Constraint, Grammar
+
+ANY_OBJECT: dict[str, Any] = {"type": "object"}
+
+
+def asked(*fields: tuple[str, str, Any]) -> list[tuple[str, Grammar]]:
+    """(field, kind, value) of the fields that were given, as grammars; null and false are none."""
+    return [
+        (name, Grammar(kind, value if isinstance(value, str) else msgspec.json.encode(value).decode()))  # type: ignore[arg-type]
+        for name, kind, value in fields
+        if value is not None
+    ]
+
+
+def asked_grammars(request: GenerationRequest) -> list[tuple[str, Grammar]]:
+    """The grammars that a request asks for, by field. Raises ApiError for what is no grammar."""
+    outputs, name = request.structured_outputs, "structured_outputs"
+    grammars = asked(
+        ("response_format", "json", _response_schema(request.response_format)),
+        ("guided_json", "json", request.guided_json),
+        ("guided_regex", "regex", request.guided_regex),
+        ("guided_choice", "regex", _choices(request.guided_choice)),
+        ("guided_grammar", "ebnf", request.guided_grammar),
+        ("regex", "regex", request.regex),
+        ("ebnf", "ebnf", request.ebnf),
+        ("json_schema", "json", request.json_schema),
+    )
+    if outputs is None:
+        return grammars
+    for field in ("structural_tag", "whitespace_pattern"):
+        if getattr(outputs, field) is not None:
+            raise invalid(name, f"{name}.{field}: this server does not support this field", "unsupported_field")
+    return grammars + asked(
+        (name, "json", outputs.json),
+        (name, "regex", outputs.regex),
+        (name, "regex", _choices(outputs.choice)),
+        (name, "ebnf", outputs.grammar),
+        (name, "json", ANY_OBJECT if outputs.json_object else None),
+    )
+
+
+async def constraints(
+    parts: Parts, request: GenerationRequest, grammars: Sequence[tuple[str, Grammar]]
+) -> tuple[Constraint, ...]:
+    """What the tokens of a request have to follow: one of `grammars` at most, which is tried out here, and the fields
+    that name tokens. Raises ApiError."""
+    found: list[Constraint] = []
+    if len(grammars) > 1:
+        (first, _), (second, _), *_ = grammars
+        raise invalid(second, f"{second}: a second constraint beside {first}; give one of the two")
+    for field, grammar in grammars:
+        if request.ignore_eos:
+            raise invalid("ignore_eos", f"ignore_eos: not together with {field}, whose end is an end of sequence")
+        if request.allowed_token_ids is not None:
+            raise invalid("allowed_token_ids", f"allowed_token_ids: a second constraint beside {field}")
+        try:
+            await parts.grammars.check(grammar)
+        except GrammarError as error:
+            raise invalid(field, f"{field}: {error}") from error
+        found.append(grammar)
+    if (allowed := request.allowed_token_ids) is not None:
+        check_ids(parts, "allowed_token_ids", allowed)
+        found.append(AllowedIds(tuple(allowed)))
+    if request.bad_words:
+        found.append(BannedWords(await _banned(parts, request.bad_words)))
+    return tuple(found)
+
+
+async def _banned(parts: Parts, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Each word as it is cut at the begin of a text, and behind a space."""
+    ids: dict[tuple[int, ...], None] = {}
+    for word in words:
+        for text in (word, " " + word.lstrip()):
+            try:
+                ids[tuple(await parts.tokenizer.encode_async(text, False))] = None
+            except TextError as error:
+                raise invalid("bad_words", f"bad_words: {error}") from error
+    return tuple(sequence for sequence in ids if sequence)
+
+
+def _response_schema(given: ResponseFormat | None) -> Any:
+    match given:
+        case None | ResponseFormat(type="text"):
+            return None
+        case ResponseFormat(type="json_object"):
+            return ANY_OBJECT
+        case ResponseFormat(type="json_schema"):
+            if given.json_schema is None or given.json_schema.schema is None:
+                raise invalid("response_format", "response_format: json_schema.schema is required")
+            return given.json_schema.schema
+    text = f"response_format: type {given.type[:40]!r} is not supported; text, json_object and json_schema are"
+    raise invalid("response_format", text, "unsupported_field")
+
+
+def _choices(texts: Sequence[str] | None) -> str | None:
+    """A regular expression that matches one of the texts."""
+    return None if texts is None else "|".join(map(re.escape, texts))
