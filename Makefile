@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: help serve test check aot families stamp parity stalls \
+.PHONY: help serve test check aot conformance families stamp parity stalls \
         bench-cpu bench-frontend bench-gpu bench-kernels bench-shapes bench-static clean operations simulate
 .DEFAULT_GOAL := help
 
@@ -17,6 +17,7 @@ help:
 	@echo 'make families                               logits of every family compared with transformers, and loading times'
 	@echo 'make operations                             a million random operations on the scheduler, checked one by one'
 	@echo 'make simulate                               admission policies side by side on a simulated GPU'
+	@echo 'make conformance                            constrained answers of the demo model validate against their JSON schemas'
 	@echo 'make parity                                 tokens compared with those of transformers'
 	@echo 'make stalls                                 huge requests must not hold up the others'
 	@echo 'make bench-frontend                         CPU time of the server for each token that it streams'
@@ -67,6 +68,9 @@ simulate: $(VENV)/.test
 
 parity: $(VENV)/.test
 	$(RUN) tools/parity.py --save tools/results/parity.json $(ARGS)
+
+conformance: $(VENV)/.test
+	$(RUN) tools/conformance.py --save tools/results/conformance.json $(ARGS)
 
 bench-frontend: $(VENV)/.test
 	$(RUN) tools/bench_frontend.py --save tools/results/bench_frontend.json $(ARGS)

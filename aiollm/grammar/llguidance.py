@@ -61,7 +61,7 @@ def lark(grammar: Grammar) -> str:
         case "json":
             return f"{HEAD}start: %json {_schema(grammar.source)}\n"
         case "regex":
-            return f"{HEAD}start: /(?:{regex_to_lark(grammar.source)})/\n"
+            return f"{HEAD}start: /(?:{regex_to_lark(grammar.source, 'dw')})/\n"
         case "ebnf":
             return HEAD + OPTIONS.sub("", _from_ebnf(grammar.source))
     return HEAD + grammar.source

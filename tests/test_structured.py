@@ -1,0 +1,201 @@
+"""Structured output as its users meet it: a real server and worker over a tiny random model, which obeys nobody."""
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import conformance
+import jsonschema
+import pytest
+from serving import Server
+from tiny_model import write_tiny_model
+from tiny_tokenizer import IM_END, VOCAB_SIZE, write_byte_tokenizer
+
+from aiollm.grammar.llguidance import matcher_of, tokenizer_of
+from aiollm.text.tokenizer import Tokenizer
+from aiollm.wire.sampling import Grammar
+
+FLAGS = ("--data_type", "fp32", "--threads", "1", "--max_total_token_num", "8000", "--running_max_req_size", "8")
+PAIRS = "([a-m][n-z]){%d}"
+# What ends a string, an array or an object comes sooner than by chance.
+HASTE = {str(ord(mark)): 4 for mark in '"}],'} | {str(IM_END): 4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("tiny")
+    write_tiny_model(made, vocab_size=VOCAB_SIZE + 21, max_position_embeddings=2048)
+    return write_byte_tokenizer(made)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    with Server("--model_dir", str(folder), *FLAGS) as running:
+        yield running
+
+
+def complete(server: Server, **fields: Any) -> dict[str, Any]:
+    """The choice of one completion."""
+    body = {"prompt": "x", "max_tokens": 600, "temperature": 1.0, "seed": 3, "return_token_ids": True, **fields}
+    (choice,) = server.post("/v1/completions", body)["choices"]
+    found: dict[str, Any] = choice
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"regex": "[a-c]{2,9}"}, "[a-c]{2,9}"),
+        ({"guided_regex": "a/b\\d+!"}, "a/b\\d+!"),
+        ({"structured_outputs": {"regex": "\\w{3}"}}, "\\w{3}"),
+        ({"guided_choice": ["a b", "c\nd", "é.*"]}, "a b|c\nd|é\\.\\*"),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, "yes|no"),
+        ({"ebnf": 'root ::= "<" [0-9] ("," [0-9])* ">"'}, "<\\d(,\\d)*>"),
+        ({"guided_grammar": 'start: "<" N ">"\nN: /[0-9]{1,5}/'}, "<\\d{1,5}>"),
+        ({"structured_outputs": {"grammar": 'root ::= "a" | "bc"'}}, "a|bc"),
+        ({"guided_json": {"type": "integer"}}, "-?\\d+"),
+        ({"json_schema": '{"enum": [1, 22]}'}, "1|22"),
+        ({"structured_outputs": {"json": {"type": "null"}}}, "null"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "q"}}}}, '"q"'),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_an_answer_follows_what_is_asked_for_under_every_name(
+    server: Server, fields: dict[str, Any], pattern: str
+) -> None:
+    for seed in range(3):
+        choice = complete(server, seed=seed, logit_bias=HASTE, **fields)
+        assert choice["finish_reason"] == "stop", choice
+        assert re.fullmatch(pattern, choice["text"]), choice["text"]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"response_format": {"type": "json_object"}}, {"structured_outputs": {"json_object": True}}], ids=str
+)
+def test_a_json_object_without_a_schema(server: Server, fields: dict[str, Any]) -> None:
+    choice = complete(server, logit_bias=HASTE, **fields)
+    assert choice["finish_reason"] == "stop" and isinstance(json.loads(choice["text"]), dict)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "pattern"),
+    [
+        ({"regular_constraint": "[xy]{4}"}, "[xy]{4}"),
+        ({"guided_json": {"enum": [10, 20]}}, "10|20"),
+        ({"guided_grammar": 'root ::= "a" "b"+ "c"'}, "ab+c"),
+    ],
+    ids=str,
+)
+def test_an_answer_follows_the_native_names(server: Server, parameters: dict[str, Any], pattern: str) -> None:
+    asked = {"max_new_tokens": 300, "do_sample": True, "seed": 1, **parameters}
+    answer = server.post("/generate", {"inputs": "x", "parameters": asked})
+    (text,) = answer["generated_text"]
+    assert answer["finish_reason"] == "stop" and re.fullmatch(pattern, text), text
+
+
+def test_allowed_ids_and_banned_words_hold_for_every_token(server: Server) -> None:
+    free = complete(server, max_tokens=300, ignore_eos=True)
+    allowed = complete(server, max_tokens=300, ignore_eos=True, allowed_token_ids=[65, 66, 67])
+    assert set(allowed["token_ids"]) == {65, 66, 67} and allowed["finish_reason"] == "length"
+    banned = complete(
+        server, max_tokens=300, ignore_eos=True, allowed_token_ids=[65, 66, 67], bad_words=["A", "BBB", "CC"]
+    )
+    assert not {"A", "BBB", "CC"} & {banned["text"][i : i + n] for i in range(300) for n in (1, 2, 3)}
+    assert {"BB", "BC", "CB"} <= {banned["text"][i : i + 2] for i in range(299)}, "and nothing else is"
+    assert len(set(free["token_ids"])) > 50
+
+
+def test_an_answer_stops_when_its_grammar_ends_though_min_tokens_asks_for_more(server: Server) -> None:
+    choice = complete(server, regex="a{1,3}", min_tokens=200)
+    assert (choice["text"], choice["finish_reason"]) == ("aaa", "stop")
+
+
+def test_an_answer_that_reaches_max_tokens_is_cut(server: Server) -> None:
+    choice = complete(server, regex=PAIRS % 50, max_tokens=11)
+    assert choice["finish_reason"] == "length" and re.fullmatch("([a-m][n-z]){5}[a-m]", choice["text"])
+
+
+def test_choices_of_one_request_differ_and_all_follow(server: Server) -> None:
+    body = {"prompt": "x", "n": 4, "max_tokens": 100, "temperature": 1.0, "seed": 5, "regex": PAIRS % 6}
+    texts = [choice["text"] for choice in server.post("/v1/completions", body)["choices"]]
+    assert all(re.fullmatch(PAIRS % 6, text) for text in texts) and len(set(texts)) == 4
+
+
+def test_constrained_and_free_rows_in_one_batch_draw_what_they_draw_alone(server: Server) -> None:
+    """Prompts in chunks, more requests than rows, and rows that are used again beside one another."""
+
+    def ask(at: int) -> list[int]:
+        constrained = {"regex": PAIRS % (20 + at)} if at % 2 else {"ignore_eos": True, "max_tokens": 60 + at}
+        ids: list[int] = complete(server, prompt="y" * (1 + 40 * at), seed=at, **constrained)["token_ids"]
+        return ids
+
+    alone = [ask(at) for at in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        crowded = list(pool.map(ask, range(20)))
+    assert crowded == alone
+    assert all(re.fullmatch(PAIRS % (20 + at), bytes(alone[at][:-1]).decode()) for at in range(1, 20, 2))
+
+
+def test_requests_that_are_paused_go_on_by_their_grammar(folder: Path, server: Server) -> None:
+    """A pool with room for two: the others are paused, and their matchers built again."""
+    alone = [complete(server, regex=PAIRS % 80, max_tokens=170, seed=seed)["token_ids"] for seed in range(6)]
+    small = ("--data_type", "fp32", "--threads", "1", "--max_total_token_num", "400", "--running_max_req_size", "6")
+    with (
+        Server("--model_dir", str(folder), *small, "--schedule_policy", "aggressive") as tight,
+        ThreadPoolExecutor(6) as pool,
+    ):
+        crowded = list(
+            pool.map(lambda seed: complete(tight, regex=PAIRS % 80, max_tokens=170, seed=seed)["token_ids"], range(6))
+        )
+        assert tight.metric("aiollm_num_preemptions_total") > 0
+    assert crowded == alone
+
+
+def test_a_killed_worker_costs_no_constrained_token(server: Server) -> None:
+    alone = complete(server, regex=PAIRS % 150, seed=9)["token_ids"]
+    (victim,) = server.workers()
+    found: list[list[int]] = []
+    thread = threading.Thread(
+        target=lambda: found.append(complete(server, regex=PAIRS % 150, seed=9)["token_ids"]), daemon=True
+    )
+    before = server.metric("aiollm_generation_tokens_total")
+    thread.start()
+    deadline = time.monotonic() + 30
+    while server.metric("aiollm_generation_tokens_total") < before + 20:
+        assert time.monotonic() < deadline, "no tokens came"
+    os.kill(victim, signal.SIGKILL)
+    thread.join(60)
+    assert found == [alone]
+
+
+def test_every_valid_instance_is_accepted_token_by_token(folder: Path) -> None:
+    vocabulary = Tokenizer.load(str(folder)).vocabulary
+    assert vocabulary is not None
+    tokens = tokenizer_of(vocabulary, VOCAB_SIZE)
+    for case in conformance.schemas():
+        matcher = matcher_of(Grammar("json", json.dumps(case["schema"])), tokens)
+        for instance in case["valid"]:
+            jsonschema.Draft202012Validator(case["schema"]).validate(instance)
+            for separators in [(",", ":"), (", ", ": ")]:
+                follows, text = matcher.deep_copy(), json.dumps(instance, ensure_ascii=False, separators=separators)
+                for byte in text.encode():
+                    mask = follows.compute_bitmask()
+                    assert mask[byte // 8] >> byte % 8 & 1, (case["schema"], text)
+                    assert follows.consume_token(byte)
+                mask = follows.compute_bitmask()
+                assert mask[IM_END // 8] >> IM_END % 8 & 1, (case["schema"], text)
+
+
+def test_every_answer_of_a_random_model_validates(server: Server) -> None:
+    cases = conformance.schemas()
+    assert len(cases) >= 200
+    verdict = conformance.conformance(server, cases, logit_bias=HASTE)
+    assert verdict.wrong == []
+    assert verdict.ended > 0.9 * len(cases)

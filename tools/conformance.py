@@ -1,0 +1,108 @@
+"""Holds constrained output to its JSON schemas: what a real server writes must validate with the `jsonschema` package.
+
+    python tools/conformance.py --save tools/results/conformance.json
+
+The server is a process over the demo model (or --model_dir); every schema of tests/schemas.json is asked for once,
+several at a time. An answer that reached its length limit says nothing and is counted.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jsonschema
+from serving import Server
+
+SCHEMAS = Path(__file__).parent.parent / "tests" / "schemas.json"
+AT_ONCE = 8
+
+
+class Verdict(NamedTuple):
+    """How many answers ended by themselves, how many were cut, and what did not validate."""
+
+    ended: int
+    cut: int
+    wrong: list[str]
+
+
+def schemas() -> list[dict[str, Any]]:
+    """Each a {"schema", "valid": instances}."""
+    found: list[dict[str, Any]] = json.loads(SCHEMAS.read_text(encoding="utf-8"))
+    return found
+
+
+def ask(server: Server, schema: Any, seed: int, **fields: Any) -> tuple[str, str]:
+    """The text of a chat's answer under a schema, and why it ended."""
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    body = {
+        "messages": [{"role": "user", "content": f"Answer with JSON for this schema: {json.dumps(schema)[:500]}"}],
+        "max_tokens": 400,
+        "temperature": 1.0,
+        "seed": seed,
+        "response_format": form,
+        **fields,
+    }
+    (choice,) = server.post("/v1/chat/completions", body)["choices"]
+    return choice["message"]["content"], choice["finish_reason"]
+
+
+def conformance(server: Server, cases: Sequence[dict[str, Any]], **fields: Any) -> Verdict:
+    """Ask for every schema, in the same batch with others."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        answers = list(pool.map(lambda at: ask(server, cases[at]["schema"], at, **fields), range(len(cases))))
+    wrong = [
+        f"{json.dumps(case['schema'])}: {problem}: {text!r}"
+        for case, (text, reason) in zip(cases, answers, strict=True)
+        if (problem := _problem(case["schema"], text, reason))
+    ]
+    ended = sum(reason == "stop" for _, reason in answers)
+    return Verdict(ended, len(answers) - ended, wrong)
+
+
+def _problem(schema: Any, text: str, reason: str) -> str:
+    if reason == "length":
+        return ""
+    if reason != "stop":
+        return f"it ended by {reason}"
+    try:
+        jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+    except (ValueError, jsonschema.ValidationError) as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="constrained output validates with the jsonschema package")
+    parser.add_argument("--model_dir", help="Hugging Face folder, hub id or .gguf file; the demo model without it")
+    parser.add_argument("--save", type=Path, help="write the result as JSON")
+    args = parser.parse_args()
+    began, cases = time.monotonic(), schemas()
+    with Server(*(("--model_dir", args.model_dir) if args.model_dir else ())) as server:
+        model = json.loads(server.get("/v1/models")[1])["data"][0]["id"]
+        verdict = conformance(server, cases)
+    result = {
+        "what": "constrained output against the jsonschema package",
+        "model": model,
+        "schemas": len(cases),
+        **verdict._asdict(),
+        "seconds": round(time.monotonic() - began),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    print(json.dumps(result, indent=1))
+    if args.save:
+        args.save.parent.mkdir(parents=True, exist_ok=True)
+        args.save.write_text(json.dumps(result, indent=1) + "\n")
+    return 1 if verdict.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
