@@ -1,20 +1,16 @@
-"""argv -> Config -> assemble -> run: the only file that knows all parts."""
+"""argv -> Config -> one command; the server is assembled, told of, and stopped here."""
 
 import asyncio
 import contextlib
 import gc
-import json
 import logging
 import os
 import resource
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from aiollm import __version__, arguments, config
@@ -69,7 +65,7 @@ def main() -> int:
         from aiollm import doctor
 
         return doctor.main(settings)
-    settings = config.resolved(settings, _device(settings.device))
+    settings = config.resolved(settings, config.device(settings.device))
     _set_up_logging(settings)
     import uvloop
 
@@ -92,32 +88,12 @@ def main() -> int:
 async def serve(settings: config.Config, reread: Callable[[], config.Config], console: Any, notifier: Notifier) -> int:
     """Listen, find the model, start the workers, and serve until a signal; the exit status. `reread` gives the settings
     as they are after a SIGHUP, or raises ValueError."""
+    from aiollm import assembly
     from aiollm.api.keys import Keys
-    from aiollm.engine.engine import Engine
-    from aiollm.engine.engine import Settings as EngineSettings
-    from aiollm.engine.scheduler import Service
     from aiollm.wire.messages import Loading
 
     keys = Keys(settings.api_key, _key_file(settings))
-    engine = Engine(
-        EngineSettings(
-            rows=settings.running_max_req_size,
-            chunk_budget=settings.batch_max_tokens,
-            chunk_size=settings.chunked_prefill_size,
-            prefix_cache=not settings.disable_dynamic_prompt_cache,
-            policy=_policy(settings),
-            queue=settings.max_queue,
-            queue_tokens=settings.max_queue_tokens,
-            key_share=_key_share(settings, keys),
-            service=Service(
-                settings.schedule_order,
-                settings.pause_order,
-                settings.ttft_target,
-                settings.gap_target,
-                settings.queue_timeout,
-            ),
-        )
-    )
+    engine = assembly.make_engine(settings, _key_share(settings, keys))
 
     def progress(phase: str, fraction: float | None) -> None:
         console.progress(phase, fraction)
@@ -146,18 +122,13 @@ async def _find_model(
     settings: config.Config, engine: Any, sock: socket.socket, keys: Any, progress: Progress, stop: "_Stop"
 ) -> Any:
     """The model's files, which may have to be downloaded: probes are answered meanwhile. None after a signal."""
+    from aiollm import assembly
     from aiollm.api.app import make_door
     from aiollm.api.app import serve as listen
-    from aiollm.hub.resolve import resolve
-
-    def find() -> Any:
-        dummy = settings.load_format == "dummy"
-        model, revision = settings.model_dir or None, settings.revision or None
-        return resolve(model, revision=revision, need_weights=not dummy, progress=progress)
 
     door = await listen(make_door(engine, keys), settings.host, settings.port, sock.dup())
     try:
-        return await stop.unless(stop.first, _in_daemon_thread(find))
+        return await stop.unless(stop.first, assembly.find_model(settings, progress))
     finally:
         await door.cleanup()
 
@@ -169,30 +140,15 @@ async def _serve_model(
     """Start the workers and serve until a signal, or until no worker comes back; the exit status."""
     import msgspec
 
-    from aiollm.api.admin import make_admin
+    from aiollm import assembly
     from aiollm.api.app import make_app
     from aiollm.api.app import serve as listen
-    from aiollm.api.parts import METRICS, PARTS, ModelInfo
-    from aiollm.api.parts import Settings as ApiSettings
+    from aiollm.api.parts import PARTS
     from aiollm.console import budget, precision, sampling
-    from aiollm.fleet.fleet import Fleet
-    from aiollm.text.chat import ChatTemplate
-    from aiollm.text.tokenizer import Tokenizer
-    from aiollm.wire.messages import Ready, WorkerSettings
+    from aiollm.wire.messages import Ready
 
-    tokenizer = await asyncio.to_thread(Tokenizer.load, files.folder)
-    tokenizer.eos_ids = frozenset(settings.eos_id) or tokenizer.eos_ids
-    template = ChatTemplate.load(files.folder, settings.chat_template, tokenizer.named)
-    names = settings.model_name or (files.name,)
-    model = ModelInfo(names, int(time.time()), files.name)
-    defaults = _generation_config(Path(files.folder)) if settings.generation_config == "auto" else {}
-    limits = ApiSettings(
-        max_n=settings.max_n,
-        allowed_origins=settings.allowed_origins,
-        long_truncation_mode=settings.long_truncation_mode,
-        log_prompts=settings.log_prompts,
-    )
-    app = make_app(engine, tokenizer, template, model, defaults, limits, keys)
+    model = await assembly.read_model(settings, files)
+    app = make_app(engine, *model, keys)
     runners = [await listen(app, settings.host, settings.port, sock)]
 
     def on_ready(ready: Ready) -> None:
@@ -207,39 +163,21 @@ async def _serve_model(
             console.say(f"config.json: nobody read {', '.join(ready.unread)}")
         url = address(sock)
         console.say(f"ready after {time.monotonic() - console.started:.1f} s: {url}/v1")
-        notifier.ready(f"serving {names[0]} on {url}")
+        notifier.ready(f"serving {model.info.names[0]} on {url}")
 
     def published() -> int | None:
         busy = engine.workers is not None and engine.core is not None and not engine.core.idle
         return engine.published if busy else None
 
-    fleet = Fleet(
+    fleet = assembly.make_fleet(
         engine,
-        WorkerSettings(
-            folder=files.folder,
-            load_format=settings.load_format,
-            data_type=_data_type(settings),
-            device=settings.device,
-            ranks=settings.tp,
-            rows=settings.running_max_req_size,
-            slots=settings.max_total_token_num,
-            mem_fraction=settings.mem_fraction,
-            max_length=settings.max_req_total_len,
-            chunk_budget=settings.batch_max_tokens,
-            graphs=not settings.disable_cudagraph,
-            threads=settings.threads,
-        ),
-        settings.max_restarts,
-        settings.record or None,
-        settings.trace or None,
+        settings,
+        files,
+        vocabulary=await asyncio.to_thread(lambda: model.tokenizer.vocabulary),
         on_loading=lambda loading: progress(loading.phase, loading.fraction),
         on_ready=on_ready,
         on_stopped=stop.fail,
-        vocabulary=await asyncio.to_thread(lambda: tokenizer.vocabulary),
     )
-    if admin is not None:
-        operator = make_admin(engine, app[METRICS], fleet)
-        runners.append(await listen(operator, settings.host, settings.port, admin))
     fleet.start()
     watch = asyncio.create_task(notifier.watch(published))
     try:
@@ -357,59 +295,6 @@ def _key_file(settings: config.Config) -> Mapping[str, Any] | None:
 def _key_share(settings: config.Config, keys: Any) -> float:
     """What one key may have of the queue."""
     return settings.max_queue_share if len(keys) > 1 else 1.0
-
-
-def _in_daemon_thread(work: Callable[[], T]) -> "asyncio.Future[T]":
-    """Run `work` in a thread that does not keep the process alive: a download may hang."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(outcome: Callable[[], None]) -> None:
-        if not future.done():  # it is given up where the server stops first
-            outcome()
-
-    def run() -> None:
-        try:
-            outcome = partial(future.set_result, work())
-        except Exception as error:  # noqa: BLE001  raised again by whoever awaits
-            outcome = partial(future.set_exception, error)
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, outcome)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
-
-
-def _policy(settings: config.Config) -> Any:
-    """The admission policy that was asked for."""
-    from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture
-
-    if settings.schedule_policy == "lightllm":
-        return LightLLM(settings.router_token_ratio, settings.router_max_new_token_len)
-    made = {"past-future": PastFuture, "conservative": Conservative, "aggressive": Aggressive}
-    return made[settings.schedule_policy]()
-
-
-def _device(name: str) -> str:
-    """`auto` is a GPU where the NVIDIA driver is loaded."""
-    if name != "auto":
-        return name
-    return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
-
-
-def _data_type(settings: config.Config) -> str:
-    """`auto` on a CPU may be int8 for the demo model alone: of no other it is known that it costs less than 1 %."""
-    if settings.data_type == "auto" and settings.model_dir and settings.device == "cpu":
-        return "fp32"
-    return settings.data_type
-
-
-def _generation_config(folder: Path) -> dict[str, Any]:
-    path = folder / "generation_config.json"
-    values = json.loads(path.read_bytes()) if path.is_file() else {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no object")
-    return values
 
 
 if __name__ == "__main__":

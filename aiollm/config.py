@@ -1,6 +1,7 @@
 """Every setting once: flags, environment variables, ranges, help and error messages all follow from `Config`."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
@@ -296,6 +297,13 @@ def resolved(config: Config, device: str) -> Config:
         batch_max_tokens=budget,
         chunked_prefill_size=min(config.chunked_prefill_size or budget, budget),
     )
+
+
+def device(name: str) -> str:
+    """`auto` is a GPU where the NVIDIA driver is loaded."""
+    if name != "auto":
+        return name
+    return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
 
 
 class Field(NamedTuple):
