@@ -8,7 +8,7 @@ have an alias in one of the two.
 import argparse
 import difflib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import msgspec
@@ -79,16 +79,10 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
             parser.error(f"more than one model: {', '.join(models)}")
         flags["model_dir"] = rest[0]
 
-    values = _file(parser, path) if path is not None else {}
-    for name, text in _variables(environ).items():
-        if name not in flags:
-            raw = _listed(",".join(text.split())) if FIELDS[name].several else text
-            values[name] = _value(parser, FIELDS[name], PREFIX + name.upper(), raw)
-    for name, given in flags.items():
-        raw = _listed(",".join(given)) if FIELDS[name].several else given
-        flag = " or ".join(f"--{spelling}" for spelling in (name, *FIELDS[name].setting.aliases))
-        values[name] = _value(parser, FIELDS[name], flag, raw)
-    config = Config(**values)
+    try:
+        config = _config(flags, path, environ)
+    except ValueError as error:
+        parser.error(str(error))
     if prints:
         from aiollm import yaml_file
 
@@ -96,6 +90,25 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
         print(yaml_file.dump(shown), end="")
         parser.exit()
     return config
+
+
+def given(settings: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
+    """The settings that a program gives by name, with every spelling that a flag has; the environment fills in others.
+
+    Raises ValueError, which names the setting.
+    """
+    return Config(**(_environment(environ) | _named(settings, "")))
+
+
+def _config(flags: Mapping[str, Any], path: str | None, environ: Mapping[str, str]) -> Config:
+    """Raises ValueError, which names the setting and where it stands."""
+    values = _file(path) if path is not None else {}
+    values |= _environment(environ, flags)
+    for name, given in flags.items():
+        raw = _listed(",".join(given)) if FIELDS[name].several else given
+        flag = " or ".join(f"--{spelling}" for spelling in (name, *FIELDS[name].setting.aliases))
+        values[name] = _value(FIELDS[name], flag, raw)
+    return Config(**values)
 
 
 def allowed(plain: Any, meta: Meta) -> str:
@@ -172,40 +185,55 @@ def _help(field: Field) -> str:
     return text.replace("%", "%%")
 
 
-def _value(parser: _Parser, field: Field, source: str, raw: Any) -> Any:
-    """`raw` as the field's type; the parser's error names `source`, the value and the range."""
+def _value(field: Field, source: str, raw: Any) -> Any:
+    """`raw` as the field's type; ValueError names `source`, the value and the range."""
     given = field.shown(" ".join(map(str, raw)) if isinstance(raw, list) else raw)
     try:
         spelt = field.setting.spellings.get(raw, raw) if isinstance(raw, str) else raw
         return msgspec.convert(spelt, field.type, strict=False)
     except msgspec.ValidationError:
-        parser.error(f"{source}: {given} must be {allowed(field.plain, field.meta)}")
+        raise ValueError(f"{source}: {given} must be {allowed(field.plain, field.meta)}") from None
 
 
-def _file(parser: _Parser, path: str) -> dict[str, Any]:
-    """The settings in a YAML file; null leaves one open."""
+def _file(path: str) -> dict[str, Any]:
+    """The settings in a YAML file."""
     from aiollm import yaml_file  # 20 ms, of use only here
 
     try:
         found = yaml_file.load(path)
     except (OSError, ValueError) as error:
-        parser.error(f"--config {path}: {error}")
+        raise ValueError(f"--config {path}: {error}") from error
+    return _named(found, f"{path}: ")
+
+
+def _named(found: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings by any of their spellings; None leaves one open. `where` is what messages begin with."""
     names = {spelling: field.name for field in FIELDS.values() for spelling in (field.name, *field.setting.aliases)}
     plain = {spelling.replace("-", "_"): name for spelling, name in names.items()}
     values: dict[str, Any] = {}
     for key, raw in found.items():
         spelling = key.replace("-", "_")
         if spelling in NO_EFFECT:
-            print(f"aiollm: {path}: {key} has no effect: {NO_EFFECT[spelling][1]}", file=sys.stderr)
+            print(f"aiollm: {where}{key} has no effect: {NO_EFFECT[spelling][1]}", file=sys.stderr)
             continue
         if spelling not in plain:
-            parser.error(f"{path}: unknown setting {key}{_nearest(key, [*names, *plain])}")
+            raise ValueError(f"{where}unknown setting {key}{_nearest(key, [*names, *plain])}")
         field = FIELDS[plain[spelling]]
         if field.name in values:
-            parser.error(f"{path}: {field.name} stands there under two names, one of them {key}")
+            raise ValueError(f"{where}{field.name} stands there under two names, one of them {key}")
         if raw is not None:
-            several = field.several and not isinstance(raw, list)
-            values[field.name] = _value(parser, field, f"{path}: {key}", [raw] if several else raw)
+            several = field.several and not isinstance(raw, list | tuple)
+            values[field.name] = _value(field, f"{where}{key}", [raw] if several else raw)
+    return values
+
+
+def _environment(environ: Mapping[str, str], but: Container[str] = ()) -> dict[str, Any]:
+    """The settings in the environment, without those that are given elsewhere."""
+    values = {}
+    for name, text in _variables(environ).items():
+        if name not in but:
+            raw = _listed(",".join(text.split())) if FIELDS[name].several else text
+            values[name] = _value(FIELDS[name], PREFIX + name.upper(), raw)
     return values
 
 

@@ -4,18 +4,15 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from aiollm.api import chat, completions, native, score, status, ws
 from aiollm.api.access import sign, surround
 from aiollm.api.connection import BACKLOG, Site
-from aiollm.api.grammars import Grammars
 from aiollm.api.keys import KEYS, OPEN, Keys, guard
 from aiollm.api.metrics import Metrics
-from aiollm.api.parts import ENGINE, METRICS, PARTS, ModelInfo, Parts, Settings
-from aiollm.api.schema import SamplingDefaults
+from aiollm.api.parts import ENGINE, METRICS, PARTS, ModelInfo, Settings, make_parts
 from aiollm.api.static import page_routes
 from aiollm.api.stream import OUTBOX, Outbox
 from aiollm.engine.engine import Engine
@@ -66,20 +63,10 @@ def make_app(
     settings: Settings = Settings(),  # noqa: B008  a NamedTuple is immutable
     keys: Keys = Keys(),  # noqa: B008  nor does this one change
 ) -> web.Application:
-    """The application over an engine that may still be loading.
-
-    `generation_config` is the model's generation_config.json: sampling defaults. Raises ValueError where one of them
-    is out of range.
-    """
-    try:
-        defaults = msgspec.convert(dict(generation_config), SamplingDefaults)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"generation_config.json: {error}") from error
-    metrics = Metrics(engine)
-    engine.on_header, engine.on_cost = metrics.on_header, metrics.on_cost
-    app = _application(engine, metrics, keys)
-    grammars = Grammars(tokenizer)
-    app[PARTS] = Parts(engine, tokenizer, template, model, defaults, settings, metrics, grammars)
+    """The application over an engine that may still be loading: that of `make_parts`, whose arguments come first."""
+    parts = make_parts(engine, tokenizer, template, model, generation_config, settings)
+    app = _application(engine, parts.metrics, keys)
+    app[PARTS] = parts
     app[OUTBOX] = Outbox()
     app[ws.SOCKETS] = set()
     app.on_shutdown.append(ws.shut_sockets)

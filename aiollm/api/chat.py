@@ -9,7 +9,7 @@ from aiohttp import web
 from aiollm.api import body
 from aiollm.api.access import request_id
 from aiollm.api.answer import answer
-from aiollm.api.caller import caller
+from aiollm.api.caller import Caller, caller
 from aiollm.api.choice import Choice, Delta, Entry, Output
 from aiollm.api.convert import output_limit, prompt_array, sampling_params, shortened, truncated
 from aiollm.api.errors import invalid
@@ -17,7 +17,7 @@ from aiollm.api.generation import Generation, Prompt, Usage
 from aiollm.api.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from aiollm.api.parts import PARTS, Parts
 from aiollm.api.schema import ChatRequest, StreamOptions, decode_chat
-from aiollm.api.shape import DONE, END, Template
+from aiollm.api.shape import DONE, END, Shape, Template
 from aiollm.api.structured import asked_grammars, constraints
 from aiollm.text.folder import TextError
 
@@ -31,10 +31,15 @@ async def chat_completions(http: web.Request) -> web.StreamResponse:
     data = await body.read(http, parts.body_limit, parts.settings.body_timeout)
     request = await body.decoded(http, data, decode_chat)
     request_id(http, request.own_id)
+    return await answer(http, request, *await prepared(parts, request, caller(http)))
+
+
+async def prepared(parts: Parts, request: ChatRequest, caller: Caller) -> tuple[Generation, Shape]:
+    """What a request asks for, ready to be submitted. Raises ApiError where it cannot be run."""
     parts.served_name(request.model)
     prompt = await chat_prompt(parts, request)
-    generation = Generation(parts, request, "chatcmpl", [prompt], caller(http))
-    return await answer(http, request, generation, ChatShape(parts, request, generation))
+    generation = Generation(parts, request, "chatcmpl", [prompt], caller)
+    return generation, ChatShape(parts, request, generation)
 
 
 async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:

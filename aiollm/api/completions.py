@@ -9,7 +9,7 @@ from aiohttp import web
 from aiollm.api import body
 from aiollm.api.access import request_id
 from aiollm.api.answer import answer
-from aiollm.api.caller import caller
+from aiollm.api.caller import Caller, caller
 from aiollm.api.choice import Choice, Delta, Entry, Output
 from aiollm.api.convert import output_limit, prompt_array, sampling_params, shortened, truncated
 from aiollm.api.errors import invalid
@@ -17,7 +17,7 @@ from aiollm.api.generation import Generation, Prompt, Usage
 from aiollm.api.logprobs import TokenNames, completion_logprobs, prompt_logprobs
 from aiollm.api.parts import PARTS, Parts
 from aiollm.api.schema import CompletionRequest, decode_completion
-from aiollm.api.shape import DONE, END, Template
+from aiollm.api.shape import DONE, END, Shape, Template
 from aiollm.api.structured import asked_grammars, constraints
 from aiollm.text.folder import TextError
 
@@ -34,13 +34,18 @@ async def completions(http: web.Request) -> web.StreamResponse:
     data = await body.read(http, parts.body_limit, parts.settings.body_timeout)
     request = await body.decoded(http, data, decode_completion)
     request_id(http, request.own_id)
+    return await answer(http, request, *await prepared(parts, request, caller(http)))
+
+
+async def prepared(parts: Parts, request: CompletionRequest, caller: Caller) -> tuple[Generation, Shape]:
+    """What a request asks for, ready to be submitted. Raises ApiError where it cannot be run."""
     parts.served_name(request.model)
     if request.suffix is not None:
         raise invalid("suffix", "suffix: this server does not insert text before a suffix", "unsupported_field")
-    listed = await body.in_thread_if(len(data) > body.THREAD_BYTES, lambda: request.prompts)
+    listed = await body.in_thread_if(len(request.prompt) > body.THREAD_IDS, lambda: request.prompts)
     prompts = [await _prompt(parts, request, prompt) for prompt in listed]
-    generation = Generation(parts, request, "cmpl", prompts, caller(http))
-    return await answer(http, request, generation, CompletionShape(parts, request, generation))
+    generation = Generation(parts, request, "cmpl", prompts, caller)
+    return generation, CompletionShape(parts, request, generation)
 
 
 async def _prompt(parts: Parts, request: CompletionRequest, prompt: str | list[int]) -> Prompt:

@@ -1,6 +1,6 @@
-"""What the handlers work with, put together once by `make_app`."""
+"""What the handlers work with, put together once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -95,6 +95,25 @@ class Parts(NamedTuple):
             return asked or self.model.names[0]
         message = f"The model `{asked[:200]}` does not exist; this server has: {', '.join(self.model.names)}"
         raise ApiError(404, message, code="model_not_found", param="model")
+
+
+def make_parts(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    model: ModelInfo,
+    generation_config: Mapping[str, Any],
+    settings: Settings,
+) -> Parts:
+    """`generation_config` is the model's generation_config.json: sampling defaults. Raises ValueError where one of them
+    is out of range."""
+    try:
+        defaults = msgspec.convert(dict(generation_config), SamplingDefaults)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"generation_config.json: {error}") from error
+    metrics = Metrics(engine)
+    engine.on_header, engine.on_cost = metrics.on_header, metrics.on_cost
+    return Parts(engine, tokenizer, template, model, defaults, settings, metrics, Grammars(tokenizer))
 
 
 PARTS = web.AppKey("parts", Parts)
