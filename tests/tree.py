@@ -4,7 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"aiollm": ROOT / "aiollm", "aiollm.workers": ROOT / "workers", "aiollm.kernels": ROOT / "kernels"}
-ROOMS = {"wire", "engine", "text", "hub", "fleet", "api", "bench", "grammar", "workers", "kernels"}
+ROOMS = {"wire", "engine", "text", "hub", "fleet", "api", "bench", "grammar", "offline", "workers", "kernels"}
 
 # What the server process must never load.
 HEAVY = {"torch", "triton", "transformers"}

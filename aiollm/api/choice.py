@@ -63,7 +63,8 @@ class Output(NamedTuple):
     print_eos: bool = False
     """Whether the end-of-sequence token belongs to the text, as far as special tokens do."""
     end_entry: bool = False
-    """Whether the token that ends the output has an entry even where the text lacks it."""
+    """Whether tokens that end the output, an id or those of a stop string, have entries even where the text lacks them.
+    """
 
 
 class Choice:
@@ -177,6 +178,8 @@ class Choice:
             text = self._waiting() + self._detokenizer.finish()
             self._give(self._stops.push(text)[0] + self._stops.finish() if self._stops is not None else text)
             self._released = self._decoded + 1  # every entry goes out
+        elif self._output.end_entry:
+            self._released = self._decoded + 1  # those of the stop string too: the ids are told
         self.finish = finish
         self.on_end()
 

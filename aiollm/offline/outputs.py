@@ -1,0 +1,115 @@
+"""What programs give and get: sampling parameters, and outputs with the names that vLLM's have."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from aiollm.api.choice import Choice, Delta, Entry
+from aiollm.api.generation import Generation
+from aiollm.api.schema import GenerationRequest
+from aiollm.text.tokenizer import Tokenizer
+
+
+class SamplingParams(GenerationRequest, frozen=True, kw_only=True, omit_defaults=True):
+    """The fields that chat and text completions share. What is left out is the server's default: the model's
+    generation_config.json, 16 tokens after a prompt, all that fit in a chat."""
+
+    logprobs: int | None = None
+    """None: no logprobs; n >= 0: that of each drawn token, and the n likeliest tokens."""
+
+    def __post_init__(self) -> None:
+        """JSON cannot say what is no finite number."""
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            for number in value.values() if isinstance(value, dict) else (value,):
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise ValueError(f"{name}: {number} is not a finite number")
+
+
+class Logprob(msgspec.Struct, frozen=True):
+    logprob: float
+    rank: int | None
+    """1 is the likeliest; None for a drawn token that is not among the likeliest asked for."""
+    decoded_token: str
+
+
+class CompletionOutput(msgspec.Struct, frozen=True):
+    """One choice of a prompt."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    """Those included that end the output."""
+    cumulative_logprob: float | None
+    logprobs: list[dict[int, Logprob]] | None
+    """By token id, for each of `token_ids`; None where they were not asked for."""
+    finish_reason: str | None
+    """stop or length; None while it goes on."""
+    stop_reason: int | str | None
+    """The stop string or stop id that ended it; None for the end of sequence."""
+
+
+class RequestOutput(msgspec.Struct, frozen=True):
+    """One prompt and its choices."""
+
+    request_id: str
+    prompt: str | None
+    """As the model sees it; None where it was given as ids."""
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    num_cached_tokens: int
+    """Tokens of the prompt that were computed before."""
+
+
+class Collector:
+    """The output of a generation, as far as it has come."""
+
+    def __init__(self, generation: Generation, tokenizer: Tokenizer, prompt: Any, logprobs: bool) -> None:
+        """`prompt` is text, ids or messages; `logprobs` tells whether they were asked for."""
+        self._generation, self._tokenizer = generation, tokenizer
+        self._ids: list[int] = generation.choices[0].request.prompt.tolist()
+        self._prompt = prompt if isinstance(prompt, str) else None
+        if prompt and isinstance(prompt[0], dict):
+            self._prompt = tokenizer.decode(self._ids, skip_special_tokens=False)
+        self._texts = [""] * len(generation.choices)
+        self._logprobs: list[list[dict[int, Logprob]]] | None = [[] for _ in generation.choices] if logprobs else None
+        self._sums = [0.0] * len(generation.choices)
+
+    def output(self) -> RequestOutput:
+        """All that has come."""
+        choices = self._generation.choices
+        return RequestOutput(
+            self._generation.id,
+            self._prompt,
+            self._ids,
+            [self._choice(choice, choice.take() or Delta("")) for choice in choices],
+            all(choice.finish is not None for choice in choices),
+            choices[0].request.cached_tokens,
+        )
+
+    def _choice(self, choice: Choice, delta: Delta) -> CompletionOutput:
+        index = choice.index
+        self._texts[index] += delta.text
+        self._sums[index] += sum(entry.logprob or 0.0 for entry in delta.entries)
+        if self._logprobs is not None:
+            self._logprobs[index] += map(self._entry, delta.entries)
+        finish = choice.finish
+        return CompletionOutput(
+            index,
+            self._texts[index],
+            choice.ids,
+            self._sums[index] if self._logprobs is not None else None,
+            list(self._logprobs[index]) if self._logprobs is not None else None,
+            finish.reason if finish is not None else None,
+            finish.stop if finish is not None else None,
+        )
+
+    def _entry(self, entry: Entry) -> dict[int, Logprob]:
+        """The drawn token first, as in vLLM; it may be one of the likeliest."""
+        ranks = {id: rank for rank, (id, _) in enumerate(entry.top, 1)}
+        pairs: Sequence[tuple[int, float]] = ((entry.id, entry.logprob or 0.0), *entry.top)
+        text = self._tokenizer.token_text
+        return {id: Logprob(logprob, ranks.get(id), text(id)) for id, logprob in pairs}
