@@ -33,6 +33,10 @@ def main() -> int:
         from aiollm import chat
 
         return chat.main(argv[1:])
+    if argv[:1] == ["batch"]:
+        from aiollm.offline import batch
+
+        return batch.main(argv[1:])
     if argv[:1] == ["completion"]:
         from aiollm import completion
 

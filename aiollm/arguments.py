@@ -21,6 +21,7 @@ PREFIX = "AIOLLM_"
 # Command -> its arguments in the usage, and what it does.
 COMMANDS = {
     "serve": ("[MODEL] [flags]", "serve a model over HTTP; the default"),
+    "batch": ("IN OUT [MODEL] [flags]", "answer the requests of a file in OpenAI's batch format, without a server"),
     "doctor": ("[MODEL] [flags]", "check this machine for a server with these flags"),
     "models": ("", "list the models that can be served"),
     "convert": ("FOLDER [--output FOLDER]", "turn a pickled checkpoint into safetensors"),

@@ -100,7 +100,7 @@ _aiollm() {{
     chat) _arguments '1:command:' \\
 {_zsh_arguments(chat_flags())} ;;
     bench|key|models|trace|tune) _arguments '1:command:' '--help[show every flag]' ;;
-    *) _arguments '1:command:' '2:model:_files' \\
+    *) _arguments '1:command:' '*:file:_files' \\
 {_zsh_arguments(flags())} ;;
     esac
 }}
@@ -113,7 +113,7 @@ def fish() -> str:
     for name, (_, text) in COMMANDS.items():
         lines.append(f"complete -c aiollm -n __fish_use_subcommand -a {name} -d {_quoted(text)}")
     seen = "__fish_seen_subcommand_from"
-    lines.append(f"complete -c aiollm -n '{seen} serve doctor' -F")
+    lines.append(f"complete -c aiollm -n '{seen} serve doctor batch' -F")
     lines.append(f"complete -c aiollm -n '{seen} completion' -a '{' '.join(SHELLS)}'")
     for condition, group in (
         (f"not {seen} bench chat completion key models trace tune", flags()),

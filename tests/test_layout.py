@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "fleet": {"wire"},
     "api": {"engine", "grammar", "text", "wire"},
     "bench": set(),
-    "offline": {"aiollm", "engine", "text", "wire", "api"},
+    "offline": {"aiollm", "api", "engine", "hub", "text", "wire"},
     "workers": {"grammar", "wire", "kernels"},
     "kernels": set(),
 }

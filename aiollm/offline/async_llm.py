@@ -97,7 +97,8 @@ class AsyncLLM:
         params = sampling_params or DEFAULT
         with _told(""):
             current = self._current
-            generation, _ = await current.prepared(path, _body(path, asked, params, fields | {"stream": True}))
+            data = _body(path, asked, params, fields | {"stream": True})
+            generation, _ = await current.prepared(path, data, streams=True)
             collector = self._collector(generation, asked, params)
             generation.submit()
             try:

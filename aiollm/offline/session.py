@@ -14,6 +14,7 @@ import msgspec
 from aiollm import assembly, config
 from aiollm.api import body, chat, completions
 from aiollm.api.caller import NOBODY, Caller
+from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation
 from aiollm.api.parts import Parts, make_parts
 from aiollm.api.schema import decode_chat, decode_completion
@@ -50,11 +51,13 @@ class Session:
         status = self.parts.engine.status
         return status.error if status.state == "stopped" else ""
 
-    async def prepared(self, path: str, data: bytes) -> tuple[Generation, Shape]:
+    async def prepared(self, path: str, data: bytes, streams: bool = False) -> tuple[Generation, Shape]:
         """What a body asks for, ready to be submitted. Raises ApiError, as the server answers."""
         endpoint = ENDPOINTS[path]
         async with self._preparing:
             request = await body.in_thread_if(len(data) > body.THREAD_BYTES, endpoint.decode, data)
+            if request.streams and not streams:
+                raise invalid("stream", "stream: answers are whole here")
             return await endpoint.prepared(self.parts, request, NOBODY)
 
     async def completed(self, path: str, data: bytes) -> tuple[Generation, Shape]:
