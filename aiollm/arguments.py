@@ -98,7 +98,8 @@ def given(settings: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
 
     Raises ValueError, which names the setting.
     """
-    return Config(**(_environment(environ) | _named(settings, "")))
+    named = _named(settings, "")
+    return Config(**_environment(environ, named), **named)
 
 
 def _config(flags: Mapping[str, Any], path: str | None, environ: Mapping[str, str]) -> Config:
@@ -228,7 +229,7 @@ def _named(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     return values
 
 
-def _environment(environ: Mapping[str, str], but: Container[str] = ()) -> dict[str, Any]:
+def _environment(environ: Mapping[str, str], but: Container[str]) -> dict[str, Any]:
     """The settings in the environment, without those that are given elsewhere."""
     values = {}
     for name, text in _variables(environ).items():

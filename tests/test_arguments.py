@@ -1,5 +1,6 @@
 """Flags, environment and --help, all generated from the settings."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import msgspec
 import pytest
 
 from aiollm import __version__
-from aiollm.arguments import NO_EFFECT, parse
+from aiollm.arguments import NO_EFFECT, given, parse
 from aiollm.config import FIELDS, Config, resolved
 
 
@@ -316,3 +317,27 @@ def test_the_tokens_of_an_iteration_and_of_one_prompt_follow_each_other(
 def test_how_many_requests_run_at_once_depends_on_the_device_unless_it_is_set(device: str, rows: int) -> None:
     assert resolved(parse([], {}), device).running_max_req_size == rows
     assert resolved(parse(["--max-num-seqs", "7"], {}), device).running_max_req_size == 7
+
+
+def test_a_program_gives_settings_by_any_of_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"model": "m", "dtype": "bfloat16", "max_model_len": 5, "enforce_eager": True, "model_name": ["a", "b"]}
+    expected = {"model_dir": "m", "data_type": "bf16", "max_req_total_len": 5, "disable_cudagraph": True}
+    environ = {"AIOLLM_THREADS": "3", "AIOLLM_DTYPE": "", "AIOLLM_MAX_REQ_TOTAL_LEN": "9"}
+    found = given(settings | {"revision": None, "trust_remote_code": True}, environ)
+    assert found == msgspec.structs.replace(Config(), **expected, model_name=("a", "b"), threads=3)
+    assert "trust_remote_code has no effect: code from a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"max_modl_len": 5}, "unknown setting max_modl_len; did you mean max_model_len?"),
+        ({"max_model_len": -1}, "max_model_len: -1 must be an integer of at least 0"),
+        ({"gpu_memory_utilization": 2}, "gpu_memory_utilization: 2 must be a number above 0 and at most 1"),
+        ({"tp": 1, "tensor_parallel_size": 2}, "tp stands there under two names, one of them tensor_parallel_size"),
+        ({}, "AIOLLM_PORT: x must be an integer from 0 to 65535"),
+    ],
+)
+def test_a_program_s_setting_that_is_none_is_an_exception(settings: Mapping[str, object], text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)):
+        given(settings, {"AIOLLM_PORT": "x"})

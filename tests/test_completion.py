@@ -29,6 +29,9 @@ def test_bash_completes_commands_flags_values_and_files(tmp_path: Path) -> None:
     assert complete(tmp_path, "") == list(COMMANDS)
     assert complete(tmp_path, "se") == ["serve"]
     assert complete(tmp_path, "serve", "") == complete(tmp_path, "serve", "mo") == ["model.gguf"]
+    assert complete(tmp_path, "ba") == ["batch"]
+    assert complete(tmp_path, "batch", "mo") == complete(tmp_path, "batch", "in", "") == ["model.gguf"]
+    assert complete(tmp_path, "batch", "in", "out", "--tens") == ["--tensor-parallel-size"]
     assert complete(tmp_path, "--por") == complete(tmp_path, "serve", "m", "--por") == ["--port"]
     assert complete(tmp_path, "--max-model") == ["--max-model-len"]
     assert complete(tmp_path, "doctor", "--load_format", "") == ["auto", "dummy"]
@@ -46,6 +49,7 @@ def test_bash_completes_commands_flags_values_and_files(tmp_path: Path) -> None:
         ("", list(COMMANDS)),
         ("se", ["serve"]),
         ("serve mo", ["model.gguf"]),
+        ("batch mo", ["model.gguf"]),
         ("serve --max-model", ["--max-model-len"]),
         ("doctor --load_format ", ["auto", "dummy"]),
         ("--config m", ["model.gguf"]),

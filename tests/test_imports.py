@@ -55,6 +55,20 @@ def test_the_server_loads_neither_torch_nor_the_workers(tmp_path: Path) -> None:
     assert loaded & HEAVY == set()
 
 
+def test_aiollm_itself_loads_nothing_before_something_of_it_is_used(tmp_path: Path) -> None:
+    source = "import sys; before = set(sys.modules); import aiollm; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", source], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [name for name in done.stdout.split() if not name.startswith("__editable__")] == ["aiollm"]
+
+
+def test_a_program_with_a_model_loads_neither_torch_nor_the_workers(tmp_path: Path) -> None:
+    source = "import sys; from aiollm import LLM, AsyncLLM, SamplingParams; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", source], cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "aiollm.offline.llm" in loaded
+    assert not loaded & HEAVY and not any(room(name) in WORKER_ROOMS for name in loaded if name.startswith("aiollm"))
+
+
 def test_the_list_of_modules_is_not_empty() -> None:
     assert {"aiollm.config", "aiollm.engine.engine", "aiollm.hub.resolve", "aiollm.text.tokenizer"} <= set(MODULES)
     assert {"aiollm.workers.loop", "aiollm.kernels.ops"} <= set(MODULES)

@@ -155,3 +155,14 @@ def test_an_unfinished_character_that_waits_shows_at_the_end(tokenizer: Tokenize
     made.finished(Finish("length"))
     delta = made.take()
     assert delta is not None and delta.text == "a\ufffd"
+
+
+def test_where_ids_are_told_each_has_an_entry_those_of_a_stop_string_too(tokenizer: Tokenizer) -> None:
+    rng = random.Random(6)
+    for text, stops, told in (("abcd", ["cd"], "abcd"), ("ab", [], "ab"), ("abce", ["bc", "x"], "abc")):
+        made = choice(tokenizer, Output(stops, keep_entries=True, end_entry=True))
+        entries = [entry.id for delta in feed(made, text, rng) for entry in delta.entries]
+        assert entries == [*told.encode(), *([EOS] if not stops else [])]
+        made = choice(tokenizer, Output(stops, keep_entries=True))
+        hidden = len("".join(delta.text for delta in feed(made, text, rng)))
+        assert hidden == len(text.partition(stops[0])[0] if stops else text)
