@@ -40,6 +40,9 @@ AHEAD = 2  # requests at hand, for each that can run
 def main(argv: Sequence[str]) -> int:
     """The exit status: 0 where every request was answered, SOME_FAILED where some with an error, BROKEN where the same
     command has to be run again."""
+    if argv[:1] in (["--help"], ["-h"]):
+        print(USAGE)
+        return 0
     files = argv[:2]
     if len(files) < 2 or any(file.startswith("-") and file != STANDARD for file in files):
         print(USAGE, file=sys.stderr)
