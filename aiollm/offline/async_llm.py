@@ -12,6 +12,7 @@ import msgspec
 from tqdm import tqdm
 
 from aiollm import arguments
+from aiollm.api.body import in_thread_if
 from aiollm.api.errors import ApiError
 from aiollm.api.generation import Generation
 from aiollm.api.schema import ChatRequest, CompletionRequest
@@ -132,7 +133,8 @@ class AsyncLLM:
             with _told(f"{name}[{index}]: " if len(asked) > 1 else ""):
                 data = _body(path, asked[index], params[index], fields)
                 generation, _ = await current.completed(path, data)
-                outputs[index] = self._collector(generation, asked[index], params[index]).output()
+                collector = self._collector(generation, asked[index], params[index])
+                outputs[index] = await in_thread_if(generation.long, collector.output)
             bar.update()
 
         failed: Sequence[Exception] = ()
@@ -156,7 +158,7 @@ class AsyncLLM:
         return self._session
 
     def _collector(self, generation: Generation, asked: Any, params: SamplingParams) -> Collector:
-        return Collector(generation, self._current.parts.tokenizer, asked, params.logprobs is not None)
+        return Collector(generation, self._current.parts.tokenizer, asked, params)
 
 
 def _body(path: str, asked: Any, params: SamplingParams, more: Mapping[str, Any]) -> bytes:

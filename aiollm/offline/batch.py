@@ -15,11 +15,13 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any, BinaryIO
 
+import msgspec
 import uvloop
 from aiohttp import web
 from tqdm import tqdm
 
 from aiollm import arguments
+from aiollm.api.body import in_thread_if
 from aiollm.api.errors import ApiError, described, internal
 from aiollm.assembly import in_daemon_thread
 from aiollm.config import Config
@@ -135,8 +137,8 @@ class Batch:
                 raise web.HTTPNotFound
             if item.method != "POST":
                 raise web.HTTPMethodNotAllowed(item.method, ["POST"])
-            _, shape = await self._session.completed(path, bytes(item.body))
-            return 200, shape.whole()
+            generation, shape = await self._session.completed(path, bytes(item.body))
+            return 200, await in_thread_if(generation.long, lambda: msgspec.Raw(msgspec.json.encode(shape.whole())))
         except (ApiError, EngineBusy, web.HTTPException) as error:
             if self._session.failure:  # to be asked again, in another run
                 raise RuntimeError(self._session.failure) from error

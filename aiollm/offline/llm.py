@@ -72,11 +72,15 @@ class LLM:
         """The output of one prompt or conversation again and again, each time with all that has come so far."""
         outputs = self._llm.stream(prompt, sampling_params, **fields)
 
+        turn = asyncio.Lock()  # a step that was interrupted ends before its generator is closed
+
         async def following() -> RequestOutput | None:
-            return await anext(outputs, None)
+            async with turn:
+                return await anext(outputs, None)
 
         async def end() -> None:
-            await outputs.aclose()
+            async with turn:
+                await outputs.aclose()
 
         try:
             while (output := self._loop.run(following())) is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from aiollm.api.choice import Choice, Delta, Entry
+from aiollm.api.choice import Choice, Delta
 from aiollm.api.generation import Generation
 from aiollm.api.schema import GenerationRequest
 from aiollm.text.tokenizer import Tokenizer
@@ -58,6 +58,8 @@ class RequestOutput(msgspec.Struct, frozen=True):
     prompt: str | None
     """As the model sees it; None where it was given as ids."""
     prompt_token_ids: list[int]
+    prompt_logprobs: list[dict[int, Logprob] | None] | None
+    """By token id, for each of `prompt_token_ids` but the first; None where they were not asked for."""
     outputs: list[CompletionOutput]
     finished: bool
     num_cached_tokens: int
@@ -67,15 +69,15 @@ class RequestOutput(msgspec.Struct, frozen=True):
 class Collector:
     """The output of a generation, as far as it has come."""
 
-    def __init__(self, generation: Generation, tokenizer: Tokenizer, prompt: Any, logprobs: bool) -> None:
-        """`prompt` is text, ids or messages; `logprobs` tells whether they were asked for."""
-        self._generation, self._tokenizer = generation, tokenizer
+    def __init__(self, generation: Generation, tokenizer: Tokenizer, prompt: Any, params: SamplingParams) -> None:
+        """`prompt` is text, ids or messages."""
+        self._generation, self._tokenizer, self._params = generation, tokenizer, params
         self._ids: list[int] = generation.choices[0].request.prompt.tolist()
         self._prompt = prompt if isinstance(prompt, str) else None
         if prompt and isinstance(prompt[0], dict):
             self._prompt = tokenizer.decode(self._ids, skip_special_tokens=False)
         self._texts = [""] * len(generation.choices)
-        self._logprobs: list[list[dict[int, Logprob]]] | None = [[] for _ in generation.choices] if logprobs else None
+        self._logprobs: list[list[dict[int, Logprob]]] = [[] for _ in generation.choices]
         self._sums = [0.0] * len(generation.choices)
 
     def output(self) -> RequestOutput:
@@ -85,31 +87,33 @@ class Collector:
             self._generation.id,
             self._prompt,
             self._ids,
+            self._prompt_logprobs(choices[0]) if self._params.prompt_logprobs is not None else None,
             [self._choice(choice, choice.take() or Delta("")) for choice in choices],
             all(choice.finish is not None for choice in choices),
             choices[0].request.cached_tokens,
         )
 
     def _choice(self, choice: Choice, delta: Delta) -> CompletionOutput:
-        index = choice.index
+        index, finish, asked = choice.index, choice.finish, self._params.logprobs is not None
         self._texts[index] += delta.text
         self._sums[index] += sum(entry.logprob or 0.0 for entry in delta.entries)
-        if self._logprobs is not None:
-            self._logprobs[index] += map(self._entry, delta.entries)
-        finish = choice.finish
+        self._logprobs[index] += [self._entry(entry.id, entry.logprob or 0.0, entry.top) for entry in delta.entries]
         return CompletionOutput(
             index,
             self._texts[index],
             choice.ids,
-            self._sums[index] if self._logprobs is not None else None,
-            list(self._logprobs[index]) if self._logprobs is not None else None,
+            self._sums[index] if asked else None,
+            list(self._logprobs[index]) if asked else None,
             finish.reason if finish is not None else None,
             finish.stop if finish is not None else None,
         )
 
-    def _entry(self, entry: Entry) -> dict[int, Logprob]:
-        """The drawn token first, as in vLLM; it may be one of the likeliest."""
-        ranks = {id: rank for rank, (id, _) in enumerate(entry.top, 1)}
-        pairs: Sequence[tuple[int, float]] = ((entry.id, entry.logprob or 0.0), *entry.top)
+    def _prompt_logprobs(self, choice: Choice) -> list[dict[int, Logprob] | None]:
+        scores = self._generation.first_of(choice).prompt_scores
+        return [None, *(self._entry(self._ids[token.position], token.logprob, token.top) for token in scores)]
+
+    def _entry(self, id: int, logprob: float, top: Sequence[tuple[int, float]]) -> dict[int, Logprob]:
+        """The token itself first, as in vLLM; it may be one of the likeliest."""
+        ranks = {other: rank for rank, (other, _) in enumerate(top, 1)}
         text = self._tokenizer.token_text
-        return {id: Logprob(logprob, ranks.get(id), text(id)) for id, logprob in pairs}
+        return {other: Logprob(value, ranks.get(other), text(other)) for other, value in ((id, logprob), *top)}

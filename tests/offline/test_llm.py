@@ -96,6 +96,24 @@ def test_every_token_has_its_logprob_those_of_the_stop_string_too(llm: LLM) -> N
         assert found[id].rank == 1 or len(found) == 2
 
 
+def test_a_prompt_s_logprobs_are_those_that_the_server_tells(llm: LLM, server: Server) -> None:
+    params = SamplingParams(max_tokens=2, seed=1, prompt_logprobs=2)
+    for output, path, body in (
+        (llm.generate("Hello", params)[0], "/v1/completions", {"prompt": "Hello"}),
+        (llm.chat(QUESTION, params)[0], "/v1/chat/completions", {"messages": QUESTION}),
+    ):
+        answer = server.post(path, {"max_tokens": 2, "seed": 1, "prompt_logprobs": 2, **body})
+        told = answer["prompt_logprobs"] if "messages" in body else answer["choices"][0]["prompt_logprobs"]
+        assert output.prompt_logprobs is not None and output.prompt_logprobs[0] is told[0] is None
+        assert len(output.prompt_logprobs) == len(output.prompt_token_ids) == len(told)
+        pairs = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], told[1:], strict=True)
+        for id, found, expected in pairs:
+            assert found is not None and next(iter(found)) == id and {str(key) for key in found} == expected.keys()
+            for key, entry in found.items():
+                assert entry.logprob == pytest.approx(expected[str(key)]["logprob"], abs=1e-4)
+                assert entry.rank == expected[str(key)]["rank"]
+
+
 def test_prompts_may_be_ids_or_vllms_dictionaries(llm: LLM) -> None:
     params = SamplingParams(max_tokens=5, temperature=0)
     (text,) = llm.generate("abc", params)
@@ -325,6 +343,7 @@ print(*workers(os.getpid()), flush=True)
 
 
 def program(folder: Path, rest: str) -> subprocess.Popen[str]:
+    """A program that says when it begins, then which worker it has, and goes on with `rest`."""
     source = PROGRAM.format(tests=str(Path(__file__).parent.parent), folder=str(folder), settings=SETTINGS, rest=rest)
     command = [sys.executable, "-c", source]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -360,8 +379,9 @@ llm.generate(["x"] * 500, {long})
         assert process.stdout is not None
         assert process.stdout.readline() == "runs\n"
         process.send_signal(signal.SIGINT)
-        until(lambda: process.stdout is not None and process.stdout.readline() == "3\n")
-        assert process.stdout.readline() == "again\n"
+        while (line := process.stdout.readline()) == "runs\n":
+            pass
+        assert (line, process.stdout.readline()) == ("3\n", "again\n")
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == -signal.SIGINT and errors.rstrip().endswith("KeyboardInterrupt")
