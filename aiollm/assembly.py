@@ -92,7 +92,7 @@ def make_fleet(
     engine: Engine,
     settings: Config,
     files: ModelFiles,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | None,
     on_loading: Callable[[Loading], None],
     on_ready: Callable[[Ready], None],
     on_stopped: Callable[[str], None],
