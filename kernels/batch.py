@@ -27,6 +27,9 @@ class Batch(NamedTuple):
 class Sampling(NamedTuple):
     """How to draw one token for each of r sequences: columns of the step, and the tables that `rows` points into.
 
+    What comes before `prompt_lengths` counts for the repetition penalty alone; 0 has prompts count as what is generated
+    does, and -n leaves the first n tokens out of every penalty.
+
     Bias is listed sequence by sequence and carries the masks of min_tokens (-inf) as well; what lies past the last of
     `bias_starts` is never read, so a graph keeps room for as many entries as it may get.
     """
@@ -41,7 +44,7 @@ class Sampling(NamedTuple):
     frequency: torch.Tensor  # [max_rows] float32; 0 is off; counts generated tokens
     repetition: torch.Tensor  # [max_rows] float32 > 0; 1 is off; counts prompt and generated tokens
     seeds: torch.Tensor  # [max_rows] int64
-    prompt_lengths: torch.Tensor  # [max_rows] int64: where generated tokens begin in `tokens`
+    prompt_lengths: torch.Tensor  # [max_rows] int64: where generated tokens begin in `tokens`, see above
     tokens: torch.Tensor  # [max_rows, max_length] int32: token history of (row, position)
     bias_starts: torch.Tensor  # [r + 1] int32: where the entries of each sequence begin
     bias_ids: torch.Tensor  # [at least b] int64 token ids

@@ -116,6 +116,7 @@ def make_sampling(
     seeds: Sequence[int] | None = None,
     prompts: Sequence[Sequence[int]] | None = None,
     generated: Sequence[Sequence[int]] | None = None,
+    prompt_lengths: Sequence[int] | None = None,
     bias: Sequence[tuple[int, int, float]] = (),
     masks: Mapping[int, Collection[int]] | None = None,
     vocab: int = 0,
@@ -141,7 +142,7 @@ def make_sampling(
         "temperature": (temperature, torch.float32), "top_p": (top_p, torch.float32), "top_k": (top_k, torch.int32),
         "min_p": (min_p, torch.float32), "presence": (presence, torch.float32), "frequency": (frequency, torch.float32),
         "repetition": (repetition, torch.float32), "seeds": (range(rows) if seeds is None else seeds, torch.int64),
-        "prompt_lengths": ([len(p) for p in prompts], torch.int64),
+        "prompt_lengths": (prompt_lengths or [len(p) for p in prompts], torch.int64),
     }.items()}  # fmt: skip
     bias = sorted(bias, key=lambda entry: entry[0])
     per_row = torch.tensor([[b[0] == i for b in bias] for i in range(rows)], dtype=torch.int32).reshape(rows, len(bias))

@@ -72,7 +72,7 @@ def _count(first, rules, vocab, RANKS, scratch, LISTED: tl.constexpr, TILE: tl.c
     tokens, length, prompt_length = history
     for begin in range(0, tl.where(penalized, length, 0), BLOCK):
         position = begin + at
-        token = tl.load(tokens + position, mask=position < length, other=-1)
+        token = tl.load(tokens + position, mask=(position < length) & (position >= -prompt_length), other=-1)
         place, inside = _place(token, first, RANKS, vocab, LISTED, TILE)
         # Bit 0: seen in the prompt; above it: how often it was generated.
         tl.atomic_or(COUNTS + place, 1, mask=inside & (position < prompt_length), sem="relaxed")

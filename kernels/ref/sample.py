@@ -52,13 +52,15 @@ def add_bias(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 def penalize(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Repetition (Keskar et al., 2019) over all known tokens, then frequency and presence over the generated ones.
 
+    Where `prompt_lengths` is 0 prompt tokens count as generated ones; where it is -n the first n tokens do not count.
     The tables of `sampling` are those of the r sequences themselves, as `gathered` gives them.
     """
     vocab = logits.shape[1]
     history = sampling.tokens.long()  # [r, max_length]
     position = torch.arange(history.shape[1], device=logits.device)
-    known = (position < sampling.lengths[:, None]) & (history >= 0) & (history < vocab)
-    generated = known & (position >= sampling.prompt_lengths[:, None])
+    prompt = sampling.prompt_lengths[:, None]
+    known = (position < sampling.lengths[:, None]) & (position >= -prompt) & (history >= 0) & (history < vocab)
+    generated = known & (position >= prompt)
     history = history.where(known, 0)
     zeros = torch.zeros_like(logits)
     seen = zeros.scatter_add(1, history, known.float()) > 0

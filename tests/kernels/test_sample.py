@@ -158,6 +158,49 @@ def test_presence_and_frequency_count_generated_tokens_only(sample: Sample) -> N
     assert sample(logits, sampling).tokens.tolist() == [0, 1, 0, 1]
 
 
+def penalized(logits: list[float], counted: list[int], generated: list[int], knobs: tuple[float, float, float]) -> int:
+    """The likeliest token after penalties, by plain loops: repetition over `counted`, the others over `generated`."""
+    repetition, frequency, presence = knobs
+    values = list(logits)
+    for token in set(counted):
+        values[token] = values[token] / repetition if values[token] > 0 else values[token] * repetition
+    for token in set(generated):
+        values[token] -= frequency * generated.count(token) + presence
+    return max(range(len(values)), key=values.__getitem__)
+
+
+@every
+@pytest.mark.parametrize("knobs", [(1.5, 0.0, 0.0), (1.0, 0.4, 0.0), (1.0, 0.0, 0.9), (1.2, 0.3, 0.2)])
+def test_a_prompt_may_count_for_repetition_for_all_penalties_or_for_none(
+    sample: Sample, knobs: tuple[float, float, float]
+) -> None:
+    rows, vocab = 6, 12
+    generator = torch.Generator().manual_seed(int(100 * sum(knobs)))
+    logits = random_logits(rows, vocab, seed=int(100 * sum(knobs)), spread=0.2)
+    known = torch.randint(vocab, (rows, 9), generator=generator).tolist()
+    cuts = [1, 2, 4, 5, 7, 8]
+    prompts, generated = (
+        [k[:c] for k, c in zip(known, cuts, strict=True)],
+        [k[c:] for k, c in zip(known, cuts, strict=True)],
+    )
+    lengths = {"repetition": cuts, "all": [0] * rows, "none": [-cut for cut in cuts]}
+    found = {
+        name: sample(
+            logits,
+            make_sampling(
+                rows, temperature=0.0, repetition=knobs[0], frequency=knobs[1], presence=knobs[2], prompts=prompts,
+                generated=generated, prompt_lengths=column,
+            ),
+        ).tokens.tolist()
+        for name, column in lengths.items()
+    }  # fmt: skip
+    rules = [(x, k, g) for x, k, g in zip(logits.tolist(), known, generated, strict=True)]
+    assert found["repetition"] == [penalized(x, k, g, knobs) for x, k, g in rules]
+    assert found["all"] == [penalized(x, k, k, knobs) for x, k, g in rules]
+    assert found["none"] == [penalized(x, g, g, knobs) for x, k, g in rules]
+    assert found["all"] != found["none"], "the logits tell the rules apart"
+
+
 @every
 def test_ids_of_no_vocabulary_in_the_history_are_passed_over(sample: Sample) -> None:
     sampling = make_sampling(1, temperature=0.0, presence=9.0, generated=[[-1, 500, 1]])
@@ -243,6 +286,7 @@ def mixed_sampling(rows: int, vocab: int, history: int = 12, seed: int = 5) -> S
         seeds=[i * 7919 - 3 for i in range(rows)],
         prompts=[ids[:half] for ids in known],
         generated=[ids[half : half + i % half] for i, ids in enumerate(known)],
+        prompt_lengths=[(half, 0, -half)[i // 2 % 3] for i in range(rows)],
         bias=[(i, i % vocab, 3.0) for i in range(0, rows, 3)],
         masks={i: range(0, vocab, 3) for i in range(rows) if i % 5 == 4 or i == rows - 1},
         vocab=vocab,
