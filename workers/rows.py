@@ -1,13 +1,16 @@
 """The rows as the loop sees them on the host: who is alive, how far each has been launched, how far it may go."""
 
+import math
+
 import numpy as np
 
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Update
-from aiollm.wire.sampling import SamplingParams
+from aiollm.wire.sampling import Decay, SamplingParams
 from aiollm.workers.step import Bias, Integers
 
 DEAD = SamplingParams()
+MOST_SCALE = 1e9  # of a logit; by then it stands alone
 FEW = 8  # stop ids that are compared for all rows at once: 1,024 rows, one by one, take a millisecond
 
 
@@ -61,8 +64,9 @@ class Rows:
             self._few_stops[row] = [*stops, *[-1] * FEW][:FEW]
             self._many_stops[row] = len(stops) > FEW
             self.top_n[row] = admit.sampling.top_logprobs
-            self.biased[row] = bool(admit.sampling.logit_bias) or admit.sampling.min_tokens > 0
-            self.constrained[row] = bool(admit.sampling.constraints)
+            sampling = admit.sampling
+            self.biased[row] = bool(sampling.logit_bias) or sampling.min_tokens > 0 or sampling.decay is not None
+            self.constrained[row] = bool(sampling.constraints)
         rows, starts, counts = ints(update.slots.rows), ints(update.slots.starts), ints(update.slots.counts)
         for row, start, count in zip(rows.tolist(), starts.tolist(), counts.tolist(), strict=True):
             if not self.active[row] or self.granted[row] != start:
@@ -96,15 +100,26 @@ class Rows:
         return found
 
     def bias(self, rows: Integers) -> Bias:
-        """Logit bias of the sampled rows, and the masks of those that are too young to stop."""
-        bias = Bias([], [], [])
+        """Logit bias of the sampled rows, the masks of those that are too young to stop, and what those get that should
+        come to an end."""
+        bias, scales = Bias([], [], []), []
         for at in np.flatnonzero(self.biased[rows]).tolist():
             row = int(rows[at])
-            sampling = self.sampling[row]
-            young = self.position[row] - self.prompt[row] < sampling.min_tokens and not sampling.constraints
+            sampling, generated = self.sampling[row], int(self.position[row] - self.prompt[row])
+            young = generated < sampling.min_tokens and not sampling.constraints
             masked = sampling.stop_ids if young else ()  # of constrained rows the mask takes care
-            for id, value in [*sampling.logit_bias.items(), *((id, float("-inf")) for id in masked)]:
+            entries = [(id, value, 0.0) for id, value in sampling.logit_bias.items()]
+            entries += [(id, float("-inf"), 0.0) for id in masked]
+            if (decay := sampling.decay) is not None and (scale := _scale(decay, generated)) > 0:
+                entries += [(id, 0.0, scale) for id in decay.ids if id not in masked]
+            for id, value, scale in entries:
                 bias.at.append(at)
                 bias.ids.append(id)
                 bias.values.append(value)
-        return bias
+                scales.append(scale)
+        return bias._replace(scales=scales)
+
+
+def _scale(decay: Decay, generated: int) -> float:
+    """factor ** (generated - start) - 1, within what leaves logits finite."""
+    return min(math.expm1(min(max(0, generated - decay.start) * math.log(decay.factor), 99.0)), MOST_SCALE)

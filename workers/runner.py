@@ -35,6 +35,7 @@ class Begun(NamedTuple):
     columns: Columns
     hidden: torch.Tensor
     bias: Bias | None
+    scales: torch.Tensor | None
     prompts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -88,18 +89,19 @@ class ModelRunner:
             hidden = self.forward(columns, step.max_new, step.max_length)
         prompts = [self._prompt_logprobs(hidden, columns, p.begin, p.length, p.top) for p in step.prompts]
         bias = (brought["bias.ids"], brought["bias.values"]) if "bias.ids" in brought else None
-        return Begun(columns, hidden, bias, prompts)
+        return Begun(columns, hidden, bias, brought.get("bias.scales"), prompts)
 
     def finish(self, step: Step, begun: Begun, masks: Staged | None) -> Outcome:
         """Launch the drawing, right behind `begin` of the same step; `masks` holds the columns of `masking`."""
-        columns, hidden, bias, prompts = begun
+        columns, hidden, bias, scales, prompts = begun
         n, top = step.sampled, max(0, step.top_n)
         if not n:
             ids, values = np.empty((0, top), np.int64), np.empty((0, top), np.float32)
             return Outcome(np.empty(0, np.int64), np.empty(0, np.float32), ids, values, prompts)
         if masks is not None:
             self.state.mask(**views(masks.buffer, masks.places))
-        drawn = self.graphs.draw(step.room, hidden, bias, top) or self.draw(columns, hidden, bias, top)
+        replayed = self.graphs.draw(step.room, hidden, bias, top) if scales is None else None  # those have no graph
+        drawn = replayed or self.draw(columns, hidden, bias, top, scales)
         if masks is not None:
             self.state.unmask()
         return Outcome(
@@ -115,9 +117,13 @@ class ModelRunner:
         ids, batch = self.state.batch(columns, max_new, max_length, self.ops)
         return self.model.forward(ids, batch, self.kv)
 
-    def draw(self, columns: Columns, hidden: torch.Tensor, bias: Bias | None, top_n: int) -> Sampled:
+    def draw(
+        self, columns: Columns, hidden: torch.Tensor, bias: Bias | None, top_n: int, scales: torch.Tensor | None = None
+    ) -> Sampled:
         """Draw the next token of each sampled sequence and append it to its row, on every rank alike."""
         logits = self.model.logits(hidden[columns["last"]])
+        if bias is not None and scales is not None:
+            bias = _scaled(bias, scales, columns["bias_starts"], logits)
         drawn = self.ops.sample(logits, self.state.sampling(columns, bias, top_n))
         drawn = drawn._replace(tokens=self.tp.broadcast(drawn.tokens))
         self.state.store(columns, drawn.tokens, self.ops)
@@ -134,6 +140,14 @@ class ModelRunner:
             parts.append(self.ops.logprobs(self.model.logits(hidden[here]), targets, top))
         own, ids, values = (_to_host(torch.cat(column)) for column in zip(*parts, strict=True))
         return own, ids, values
+
+
+def _scaled(bias: Bias, scales: torch.Tensor, starts: torch.Tensor, logits: torch.Tensor) -> Bias:
+    """Bias [b] of sequences that begin at `starts` [r + 1], with scales [b] times the logits [r, vocabulary] added."""
+    ids, values = bias
+    at = torch.searchsorted(starts[1:], torch.arange(len(ids), device=ids.device), right=True, out_int32=True)
+    added = scales * logits[at, ids].float().abs()
+    return ids, values + added.nan_to_num(0.0, posinf=0.0)  # an infinite logit stays what it is
 
 
 def _to_host(values: torch.Tensor) -> np.ndarray:

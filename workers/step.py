@@ -1,5 +1,6 @@
 """One iteration as a value: what to upload, what to compute, what to sample. Nothing in it changes after the launch."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,11 +23,15 @@ class Room(NamedTuple):
 
 
 class Bias(NamedTuple):
-    """What is added to the logits of sampled sequences: entry i goes to sequence at[i], token ids[i]; `at` ascends."""
+    """What is added to the logits of sampled sequences: entry i goes to sequence at[i], token ids[i]; `at` ascends.
+
+    It is values[i], and scales[i] times the logit's absolute value where there are scales.
+    """
 
     at: list[int]
     ids: list[int]
     values: list[float]
+    scales: Sequence[float] = ()
 
 
 NO_BIAS = Bias([], [], [])

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from aiollm.wire.columns import Runs, ints
-from aiollm.wire.messages import Update
+from aiollm.wire.messages import Admit, Update
 from aiollm.workers.staging import Column
 from aiollm.workers.step import Bias
 
@@ -33,10 +33,12 @@ def columns(updates: Sequence[Update], bias: Bias) -> dict[str, Column]:
             "admit.floats": np.array([getattr(p, name) for name in FLOATS for p in params], np.float32),
             "admit.top_k": np.array([p.top_k for p in params], np.int32),
             "admit.seeds": np.array([p.seed for p in params], np.int64),
-            "admit.prompt_lengths": np.array([admit.prompt_length for admit in admits], np.int64),
+            "admit.prompt_lengths": np.array(list(map(_prompt_length, admits)), np.int64),
         }
     if bias.at:
         found |= {"bias.ids": np.array(bias.ids, np.int64), "bias.values": np.array(bias.values, np.float32)}
+    if any(bias.scales):
+        found["bias.scales"] = np.array(bias.scales, np.float32)
     return found
 
 
@@ -45,6 +47,11 @@ def laid(name: str, count: int, columns: Tensors) -> Iterator[tuple[torch.Tensor
     for at in range(count):
         if (values := columns.get(f"{name}.{at}.values")) is not None:
             yield columns[f"{name}.{at}.rows"], columns[f"{name}.{at}.positions"], values
+
+
+def _prompt_length(admit: Admit) -> int:
+    """As penalties take it: Sampling.prompt_lengths."""
+    return {None: 1, True: 0, False: -1}[admit.sampling.input_penalty] * admit.prompt_length
 
 
 def _laid(name: str, runs: Runs) -> dict[str, Column]:

@@ -5,6 +5,14 @@ from typing import Literal
 import msgspec
 
 
+class Decay(msgspec.Struct, frozen=True, array_like=True):
+    """k tokens after the first `start` ones a logit x of `ids` is x + |x| (factor ** k - 1): the end gets likelier."""
+
+    start: int
+    factor: float
+    ids: tuple[int, ...]
+
+
 class Grammar(msgspec.Struct, frozen=True, tag="grammar"):
     """The output is a text of this language, from its first generated token to its end."""
 
@@ -42,6 +50,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    input_penalty: bool | None = None
+    """Whether the penalties count prompt tokens; None: the repetition penalty does, the others do not."""
+    decay: Decay | None = None
     logit_bias: dict[int, float] = {}
     seed: int = 0
     stop_ids: tuple[int, ...] = ()

@@ -86,7 +86,8 @@ def story(runner: ModelRunner, seed: int) -> list[Outcome]:
         sampled = [i for i, (row, start, count) in enumerate(steps) if start + count >= lengths[row]]
         top_n = int(random.choice([0, 0, 3, TOP]))
         biased = len(sampled) if random.random() < 0.4 else 0
-        bias = Bias(list(range(biased)), [5] * biased, [2.0] * biased)
+        scales = [0.5] * biased if random.random() < 0.5 else []
+        bias = Bias(list(range(biased)), [5] * biased, [2.0] * biased, scales)
         found.append(run(runner, rows, starts, counts, sampled, updates=updates, top_n=top_n, bias=bias))
         for row, _, count in steps:
             done[row] += count

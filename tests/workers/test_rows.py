@@ -1,10 +1,13 @@
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 from updates import begin, run_of
 
 from aiollm.wire.columns import pack
 from aiollm.wire.messages import Update
-from aiollm.wire.sampling import SamplingParams
+from aiollm.wire.sampling import Decay, SamplingParams
 from aiollm.workers.rows import FEW, Rows
 
 
@@ -78,6 +81,31 @@ def test_stop_ids_are_masked_until_min_tokens_are_drawn() -> None:
         seen.append(dict(zip(bias.ids, bias.values, strict=True)))
     masked = {7: -1.0, 3: float("-inf"), 4: float("-inf")}
     assert seen == [masked, masked, {7: -1.0}]
+
+
+def decays(decay: Decay, generated: Sequence[int], **more: Any) -> list[dict[int, float]]:
+    """The scales by id, after so many generated tokens each."""
+    rows = Rows(1)
+    rows.apply(begin(1, 0, [5, 6], credit=9, outputs=9000, sampling=SamplingParams(decay=decay, **more)))
+    seen = []
+    for count in generated:
+        launched(rows, 0, 2 + count)
+        bias = rows.bias(np.array([0]))
+        seen.append({id: scale for id, scale in zip(bias.ids, bias.scales, strict=True) if scale})
+    return seen
+
+
+def test_a_decay_grows_with_the_tokens_beyond_its_start() -> None:
+    powers = [0.0, 0.0, 0.0, 1.5 - 1, 1.5**2 - 1, 1.5**3 - 1]
+    expected = [{3: pytest.approx(p), 8: pytest.approx(p)} if p else {} for p in powers]
+    assert decays(Decay(2, 1.5, (3, 8)), range(6)) == expected
+    assert decays(Decay(0, 1.0, (3,)), [0, 100]) == [{}, {}], "a factor of 1 changes nothing"
+    (last,) = decays(Decay(0, 1e300, (3,)), [8000])
+    assert 1e6 < last[3] < 1e30, "a logit stays finite"
+
+
+def test_a_decay_waits_for_min_tokens() -> None:
+    assert decays(Decay(0, 2.0, (3,)), [1, 2], min_tokens=2, stop_ids=(3,)) == [{}, {3: pytest.approx(3.0)}]
 
 
 @pytest.mark.parametrize("count", [0, 1, FEW, FEW + 1, 40])

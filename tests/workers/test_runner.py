@@ -1,5 +1,6 @@
 """One step by hand against transformers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ from steps import run
 from tiny_model import in_fp32, write_tiny_model
 from updates import begin
 
-from aiollm.wire.messages import Loading, WorkerSettings
+from aiollm.wire.messages import Loading, Update, WorkerSettings
 from aiollm.wire.sampling import SamplingParams
 from aiollm.workers import runner as runner_module
 from aiollm.workers.load import load
+from aiollm.workers.loop import Outcome
 from aiollm.workers.runner import ModelRunner
-from aiollm.workers.step import Bias, PromptSlice
+from aiollm.workers.step import NO_BIAS, Bias, PromptSlice
 
 PROMPT = [(7 * i + 3) % 97 for i in range(21)]
 OTHER = [(5 * i + 1) % 97 for i in range(9)]
@@ -106,6 +108,26 @@ def test_a_bias_moves_the_choice(folder: Path, runner: ModelRunner) -> None:
     assert run(runner, [0], [0], [len(PROMPT)], [0], updates=[begin(1, 0, PROMPT)], bias=bias).tokens.tolist() == [
         best[1]
     ]
+
+
+def test_a_scaled_bias_adds_its_share_of_a_logits_size(folder: Path, runner: ModelRunner) -> None:
+    """Of two rows one has scales, on a negative and on a positive logit; the logprobs stay the model's."""
+    updates = [begin(1, 0, OTHER), begin(2, 1, PROMPT, first_slot=30)]
+
+    def drawn(updates: Sequence[Update], bias: Bias) -> Outcome:
+        return run(runner, [0, 1], [0, 0], [len(OTHER), len(PROMPT)], [0, 1], updates=updates, bias=bias)
+
+    other, best = drawn(updates, NO_BIAS).tokens.tolist()
+    logits = logits_of(folder, PROMPT)[-1]
+    low, high = int(logits.argmin()), int(logits.topk(2).indices[1])
+    assert logits[low] < 0 < logits[high]
+    for id in (low, high):
+        missing = float(logits[best] - logits[id])
+        needed = missing / abs(float(logits[id]))
+        for scale, value, expected in ((0.98, 0.0, best), (1.02, 0.0, id), (0.98, 0.05 * missing, id)):
+            outcome = drawn([], Bias([0, 1, 1], [7, id, 8], [0.0, value, 0.0], [0.0, scale * needed, 0.0]))
+            assert outcome.tokens.tolist() == [other, expected], (id, scale, value)
+            assert outcome.logprobs[1] == pytest.approx(float(logits.log_softmax(0)[expected]), abs=1e-3)
 
 
 def test_logits_that_are_not_finite_are_reported_and_harm_no_other_row(runner: ModelRunner) -> None:

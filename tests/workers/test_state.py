@@ -80,6 +80,14 @@ def test_each_sampling_parameter_reaches_its_column() -> None:
     assert (s.lengths.tolist(), s.mask_lines.tolist()) == ([5], [-1])
 
 
+@pytest.mark.parametrize(("input_penalty", "length"), [(None, 3), (True, 0), (False, -3)])
+def test_a_prompt_counts_for_penalties_as_the_request_says(input_penalty: bool | None, length: int) -> None:
+    state = State(2, 8, CPU)
+    params = SamplingParams(input_penalty=input_penalty)
+    upload(state, [Update(number=1, admit=[Admit(1, 1, 3, 5, 8, params)])])
+    assert state.prompt_lengths[1] == length
+
+
 def test_a_bias_is_what_was_given() -> None:
     state = State(4, 8, CPU)
     bias = torch.tensor([7, 8]), torch.tensor([1.0, -2.0])
