@@ -110,7 +110,12 @@ async def _prompt(parts: Parts, inputs: str | list[int], parameters: Parameters,
         end_entry=tells,
     )
     constrained = await constraints(parts, asked, native_grammars(parameters))
-    return Prompt(array, sampling_params(parts, asked, max_tokens, -1, -1, constrained), output)
+    sampling = msgspec.structs.replace(
+        sampling_params(parts, asked, max_tokens, -1, -1, constrained),
+        input_penalty=parameters.input_penalty is True,
+        decay=parameters.decay(parts.tokenizer.eos_ids),
+    )
+    return Prompt(array, sampling, output)
 
 
 async def _encode(parts: Parts, field: str, text: str, parameters: Parameters) -> list[int]:
@@ -200,7 +205,7 @@ class NativeShape:
                     "id": entry.id,
                     "text": text,
                     "logprob": _logprob(entry),
-                    "cumlogprob": total,
+                    "cumlogprob": total / count,
                     "special": self._is_special(entry.id),
                     "count_output_tokens": count,
                     "mtp_accepted_token_num": 0,

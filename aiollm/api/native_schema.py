@@ -3,6 +3,7 @@
 Sampling is asked for by `do_sample`, or by an explicit temperature; everything else is greedy.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -15,6 +16,7 @@ from aiollm.api.schema import (
     MAX_STOPS,
     AllowedTokens,
     BadWords,
+    Count,
     GenerationRequest,
     JsonSchema,
     MinP,
@@ -28,7 +30,7 @@ from aiollm.api.schema import (
     decode,
 )
 from aiollm.api.structured import asked
-from aiollm.wire.sampling import Grammar
+from aiollm.wire.sampling import Decay, Grammar
 
 DEFAULT_MAX_NEW_TOKENS = 16
 GREEDY_BELOW = 1e-5  # LightLLM takes lower temperatures for greedy
@@ -37,7 +39,10 @@ Group = Annotated[list[TokenId], Meta(min_length=1, max_length=256)]
 
 
 class Parameters(msgspec.Struct, frozen=True, kw_only=True):
-    """Names and defaults are LightLLM's; null is the default. Fields typed Any are known, and refused."""
+    """Names and defaults are LightLLM's; null is the default. Fields typed Any are known, and refused.
+
+    What its servers say to one another has the values left that mean nothing: this server draws ids itself, and is one.
+    """
 
     do_sample: bool | None = None
     temperature: Temperature | None = None
@@ -47,6 +52,8 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
+    input_penalty: bool | None = None
+    exponential_decay_length_penalty: tuple[Count, Annotated[float, Meta(ge=1)]] | None = None
     logit_bias: Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     max_new_tokens: Tokens | None = None
@@ -60,12 +67,15 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     add_spaces_between_special_tokens: bool | None = None
     print_eos_token: bool | None = None
     return_details: bool | None = None
+    image_max_patch_num: Annotated[int, Meta(ge=-1)] | None = None
+    group_request_id: Annotated[int, Meta(ge=-1, le=-1)] | None = None
+    suggested_dp_index: Annotated[int, Meta(ge=-1, le=0)] | None = None
+    move_kv_to_decode_node: Any = None
     allowed_token_ids: AllowedTokens | None = None
     bad_words: BadWords | None = None
     regular_constraint: str | None = None
     guided_json: JsonSchema | None = None
     guided_grammar: str | None = None
-    exponential_decay_length_penalty: Any = None
 
     @property
     def choices(self) -> int:
@@ -84,6 +94,11 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def stop_groups(self) -> list[tuple[int, ...]]:
         return [tuple(stop) for stop in self.stop_sequences or () if not isinstance(stop, str)]
+
+    def decay(self, eos_ids: Iterable[int]) -> Decay | None:
+        """How the end gets likelier, of a model with these end-of-sequence ids."""
+        start, factor = self.exponential_decay_length_penalty or (0, 1.0)
+        return Decay(start, factor, tuple(sorted(eos_ids))) if factor > 1 else None
 
     @property
     def greedy(self) -> bool:

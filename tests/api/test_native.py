@@ -75,7 +75,7 @@ def test_details_tell_of_every_token_and_of_the_end(served: Runner) -> None:
             "id": id,
             "text": text,
             "logprob": logprob(id),
-            "cumlogprob": sum(map(logprob, ids[: count + 1])),
+            "cumlogprob": sum(map(logprob, ids[: count + 1])) / (count + 1),
             "special": id == EOS,
             "count_output_tokens": count + 1,
             "mtp_accepted_token_num": 0,
@@ -245,7 +245,11 @@ def test_a_bad_body_is_refused_by_the_field_s_name(served: Runner, path: str, bo
         {"stop_sequences": ["x"] * 33}, {"stop_sequences": [[259]]}, {"stop_sequences": [5]}, {"stop_sequences": {}},
         {"stop_sequences": ["x" * 1000] * 5}, {"logit_bias": {"259": 1}}, {"logit_bias": {"1": 101}},
         {"guided_json": {"type": "x"}}, {"guided_grammar": ""}, {"regular_constraint": "["}, {"return_details": 1},
-            {"allowed_token_ids": [259]}, {"bad_words": [""]},
+        {"allowed_token_ids": [259]}, {"bad_words": [""]},
+        {"input_penalty": 1}, {"exponential_decay_length_penalty": [1]}, {"exponential_decay_length_penalty": {}},
+        {"exponential_decay_length_penalty": [-1, 1.1]}, {"exponential_decay_length_penalty": [1, 0.9]},
+        {"exponential_decay_length_penalty": [1.5, 1.1]}, {"image_max_patch_num": -2}, {"group_request_id": 7},
+        {"suggested_dp_index": 1}, {"move_kv_to_decode_node": {"node_id": 1}},
     ],
     ids=str,
 )  # fmt: skip
@@ -259,7 +263,14 @@ def test_a_stream_has_one_choice(served: Runner) -> None:
     assert refused(served, {"inputs": "x", "parameters": {"best_of": 2}}, "/generate_stream")["param"] == "best_of"
 
 
-@pytest.mark.parametrize("parameters", [None, {}, {"unknown": 1, "temperature": None, "stop_sequences": None, "n": 1}])
+INTERNAL = {
+    "group_request_id": -1, "suggested_dp_index": 0, "move_kv_to_decode_node": None, "image_max_patch_num": 12,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "parameters", [None, {}, {"unknown": 1, "temperature": None, "stop_sequences": None, "n": 1}, INTERNAL]
+)
 def test_nulls_and_unknown_parameters_are_taken(served: Runner, parameters: Any) -> None:
     body = {"inputs": "x", "parameters": parameters, "multimodal_params": {"images": [], "audios": []}, "more": 1}
     assert served.run(served.stand.post("/generate", body))[0] == 200
