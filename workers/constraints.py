@@ -9,6 +9,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 from aiollm.grammar.llguidance import GrammarError, check, matcher_of, tokenizer_of
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Admit, Update
-from aiollm.wire.sampling import AllowedIds, BannedWords, Constraint, Grammar, SamplingParams
+from aiollm.wire.sampling import AllowedIds, BannedWords, Constraint, FirstIds, Grammar, Healing, SamplingParams
 from aiollm.wire.vocabulary import Vocabulary
+from aiollm.workers.healing import Following, Ids, Pieces, healing
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +42,12 @@ class Constraints:
         self._threads = threads or ThreadPoolExecutor(1, "grammars")
         self._executor: LLExecutor | None = None
         self._compiled: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
+        self._vocabulary = vocabulary
         self._tokenizer = self._threads.submit(_tokenizer, vocabulary, size)
+        self._pieces: Future[Pieces] | None = None
 
     def unbuilt(self) -> list[int]:
-        """Rows whose grammar is still being built."""
+        """Rows of which something is still being built."""
         return [index for index, row in self._rows.items() if row.waits]
 
     def apply(self, update: Update) -> None:
@@ -100,8 +104,10 @@ class Constraints:
     def _admitted(self, admit: Admit) -> "_Row":
         constraints = admit.sampling.constraints
         grammar = next((self._matcher(each) for each in constraints if isinstance(each, Grammar)), None)
-        filters = [_filter(each, self.words) for each in constraints if not isinstance(each, Grammar)]
-        return _Row(admit.prompt_length, admit.sampling, grammar, filters)
+        healed = [self._healing(each.text) for each in constraints if isinstance(each, Healing)]
+        filters = [_filter(each, self.words) for each in constraints if not isinstance(each, Grammar | Healing)]
+        filters += [_healed(each, self.words) for each in healed]
+        return _Row(admit.prompt_length, admit.sampling, grammar, filters, healed)
 
     def _matcher(self, grammar: Grammar) -> "Future[LLMatcher]":
         """One that is copied for each row."""
@@ -113,14 +119,25 @@ class Constraints:
             self._compiled.popitem(last=False)
         return found
 
+    def _healing(self, text: bytes) -> "Future[Following]":
+        if self._pieces is None:
+            self._pieces = self._threads.submit(_pieces, self._vocabulary, self._size)
+        pieces = self._pieces
+        return self._threads.submit(lambda: healing(text, pieces.result()))
+
 
 class _Row:
     """`tokens` are the generated ones; the first `taken` of them are known to the matcher."""
 
-    __slots__ = ("prompt", "tokens", "_sampling", "_grammar", "_matcher", "_taken", "_filters")
+    __slots__ = ("prompt", "tokens", "_sampling", "_grammar", "_matcher", "_taken", "_filters", "_built")
 
     def __init__(
-        self, prompt: int, sampling: SamplingParams, grammar: "Future[LLMatcher] | None", filters: list[Filter]
+        self,
+        prompt: int,
+        sampling: SamplingParams,
+        grammar: "Future[LLMatcher] | None",
+        filters: list[Filter],
+        healed: "list[Future[Following]]",
     ) -> None:
         self.prompt = prompt
         self.tokens: list[int] = []
@@ -129,10 +146,11 @@ class _Row:
         self._matcher: LLMatcher | None = None
         self._taken = 0
         self._filters = filters
+        self._built: list[Future[Any]] = [*healed, *([] if grammar is None else [grammar])]
 
     @property
     def waits(self) -> bool:
-        return self._grammar is not None and not self._grammar.done()
+        return not all(part.done() for part in self._built)
 
     def advanced(self) -> LLMatcher | None:
         """The matcher of the row's grammar, behind all tokens; waits for it to be built. Raises GrammarError."""
@@ -162,9 +180,17 @@ class _Row:
 
 
 def _tokenizer(vocabulary: Vocabulary | None, size: int) -> LLTokenizer:
+    return tokenizer_of(_known(vocabulary), size)
+
+
+def _pieces(vocabulary: Vocabulary | None, size: int) -> Pieces:
+    return Pieces(_known(vocabulary), size)
+
+
+def _known(vocabulary: Vocabulary | None) -> Vocabulary:
     if vocabulary is None:
         raise GrammarError("the tokens of this model have no text of their own")
-    return tokenizer_of(vocabulary, size)
+    return vocabulary
 
 
 def _filter(constraint: Constraint, words: int) -> Filter:
@@ -173,18 +199,43 @@ def _filter(constraint: Constraint, words: int) -> Filter:
             return _allowed(ids, words)
         case BannedWords(sequences):
             return _banned(sequences)
+        case FirstIds(ids):
+            return _first(ids, words)
     raise TypeError(f"{constraint} is no filter")
 
 
 def _allowed(ids: Sequence[int], words: int) -> Filter:
-    bits = np.zeros(32 * words, bool)
-    bits[list(ids)] = True
-    allowed = np.packbits(bits, bitorder="little").view(np.int32)
+    allowed = _line(ids, words)
 
     def narrow(tokens: Sequence[int], line: Words) -> None:
         line &= allowed
 
     return narrow
+
+
+def _first(ids: Sequence[int], words: int) -> Filter:
+    allowed = _line(ids, words)
+
+    def narrow(tokens: Sequence[int], line: Words) -> None:
+        if not tokens:
+            line &= allowed
+
+    return narrow
+
+
+def _healed(following: "Future[Following]", words: int) -> Filter:
+    def narrow(tokens: Sequence[int], line: Words) -> None:
+        if (ids := following.result()(tokens)) is not None:
+            line &= _line(ids, words)
+
+    return narrow
+
+
+def _line(ids: Sequence[int] | Ids, words: int) -> Words:
+    """That has the bits of these ids set."""
+    bits = np.zeros(32 * words, bool)
+    bits[np.asarray(ids, np.int64)] = True
+    return np.packbits(bits, bitorder="little").view(np.int32)
 
 
 def _banned(sequences: Sequence[tuple[int, ...]]) -> Filter:

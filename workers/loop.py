@@ -253,7 +253,7 @@ class Loop:
             log.exception("a step could not be built")
             return None, failed(error)
         self._uploads = []
-        masked = np.flatnonzero(self.rows.constrained[rows[sampled]])
+        masked = np.flatnonzero(self.rows.masked(rows[sampled]))
         pending: Pending
         if self.constraints is None or not len(masked):
             pending = self.stream.launch(lambda: self.runner.run(step))

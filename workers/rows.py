@@ -6,10 +6,11 @@ import numpy as np
 
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Update
-from aiollm.wire.sampling import Decay, SamplingParams
+from aiollm.wire.sampling import Constraint, Decay, FirstIds, Healing, SamplingParams
 from aiollm.workers.step import Bias, Integers
 
 DEAD = SamplingParams()
+EVER = 2**31
 MOST_SCALE = 1e9  # of a logit; by then it stands alone
 FEW = 8  # stop ids that are compared for all rows at once: 1,024 rows, one by one, take a millisecond
 
@@ -39,7 +40,9 @@ class Rows:
         self.biased = np.zeros(count, bool)
         """Whether `bias` has to look at a row."""
         self.constrained = np.zeros(count, bool)
-        """Whether what it may draw is masked."""
+        """Whether something is masked of what it may draw."""
+        self._reach = np.zeros(count, np.int64)
+        """For so many of its first tokens."""
         self.waiting = np.zeros(count, bool)
         """Draws nothing yet: its grammar is being built."""
 
@@ -67,6 +70,7 @@ class Rows:
             sampling = admit.sampling
             self.biased[row] = bool(sampling.logit_bias) or sampling.min_tokens > 0 or sampling.decay is not None
             self.constrained[row] = bool(sampling.constraints)
+            self._reach[row] = max(map(_reach, sampling.constraints), default=0)
         rows, starts, counts = ints(update.slots.rows), ints(update.slots.starts), ints(update.slots.counts)
         for row, start, count in zip(rows.tolist(), starts.tolist(), counts.tolist(), strict=True):
             if not self.active[row] or self.granted[row] != start:
@@ -99,6 +103,11 @@ class Rows:
             found[at] |= int(tokens[at]) in self.stops[rows[at]]
         return found
 
+    def masked(self, rows: Integers) -> np.ndarray:
+        """Which rows draw under a mask, of those whose position is that of the token to draw."""
+        mask: np.ndarray = self.position[rows] - self.prompt[rows] < self._reach[rows]
+        return mask
+
     def bias(self, rows: Integers) -> Bias:
         """Logit bias of the sampled rows, the masks of those that are too young to stop, and what those get that should
         come to an end."""
@@ -106,8 +115,8 @@ class Rows:
         for at in np.flatnonzero(self.biased[rows]).tolist():
             row = int(rows[at])
             sampling, generated = self.sampling[row], int(self.position[row] - self.prompt[row])
-            young = generated < sampling.min_tokens and not sampling.constraints
-            masked = sampling.stop_ids if young else ()  # of constrained rows the mask takes care
+            young = self._reach[row] <= generated < sampling.min_tokens
+            masked = sampling.stop_ids if young else ()  # within its reach the mask takes care
             entries = [(id, value, 0.0) for id, value in sampling.logit_bias.items()]
             entries += [(id, float("-inf"), 0.0) for id in masked]
             if (decay := sampling.decay) is not None and (scale := _scale(decay, generated)) > 0:
@@ -118,6 +127,16 @@ class Rows:
                 bias.values.append(value)
                 scales.append(scale)
         return bias._replace(scales=scales)
+
+
+def _reach(constraint: Constraint) -> int:
+    """How many of the first tokens a constraint bears on."""
+    match constraint:
+        case FirstIds():
+            return 1
+        case Healing(text):
+            return len(text)  # a token has a byte at least
+    return EVER
 
 
 def _scale(decay: Decay, generated: int) -> float:

@@ -34,7 +34,19 @@ class BannedWords(msgspec.Struct, frozen=True, tag="banned"):
     sequences: tuple[tuple[int, ...], ...]
 
 
-Constraint = Grammar | AllowedIds | BannedWords
+class FirstIds(msgspec.Struct, frozen=True, tag="first"):
+    """The first generated token is one of these."""
+
+    ids: tuple[int, ...]
+
+
+class Healing(msgspec.Struct, frozen=True, tag="healing"):
+    """What is generated begins with this text, which was cut off the end of the prompt."""
+
+    text: bytes
+
+
+Constraint = Grammar | AllowedIds | BannedWords | FirstIds | Healing
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from updates import run_of
 
 from aiollm.wire.columns import pack
 from aiollm.wire.messages import Admit, Update
-from aiollm.wire.sampling import AllowedIds, BannedWords, Constraint, Grammar, SamplingParams
+from aiollm.wire.sampling import AllowedIds, BannedWords, Constraint, FirstIds, Grammar, Healing, SamplingParams
 from aiollm.wire.vocabulary import Vocabulary
 from aiollm.workers.constraints import COMPILED, Constraints
 
@@ -159,6 +159,30 @@ def test_without_a_vocabulary_grammars_fail_and_filters_do_not() -> None:
     admit(constraints, 1, AllowedIds((4,)))
     assert "no text of their own" in failure(constraints, 0)
     assert allowed(constraints, 1) == [[4]]
+
+
+def test_the_first_token_alone_is_one_of_the_first_ids() -> None:
+    constraints = constraints_of()
+    admit(constraints, 1, FirstIds((7, 299)))
+    admit(constraints, 2, FirstIds((7,)), output=[99])
+    assert allowed(constraints, 1, 2) == [[7, 299], list(range(SIZE))]
+    constraints.take(1, 7)
+    assert allowed(constraints, 1) == [list(range(SIZE))]
+
+
+def test_a_cut_text_is_healed_byte_by_byte_and_then_all_is_free() -> None:
+    constraints = constraints_of()
+    admit(constraints, 1, Healing(b"ab"))
+    admit(constraints, 2, Healing(b"ab"), output=[97])
+    assert allowed(constraints, 1, 2) == [[97], [98]]
+    constraints.take(2, 98)
+    assert allowed(constraints, 2) == [list(range(SIZE))]
+
+
+def test_without_a_vocabulary_nothing_is_healed() -> None:
+    constraints = constraints_of(None)
+    admit(constraints, 1, Healing(b"ab"))
+    assert failure(constraints, 1) == "the tokens of this model have no text of their own"
 
 
 def test_a_retired_row_is_forgotten_and_its_successor_starts_anew() -> None:

@@ -7,7 +7,7 @@ from updates import begin, run_of
 
 from aiollm.wire.columns import pack
 from aiollm.wire.messages import Update
-from aiollm.wire.sampling import Decay, SamplingParams
+from aiollm.wire.sampling import AllowedIds, Constraint, Decay, FirstIds, Healing, SamplingParams
 from aiollm.workers.rows import FEW, Rows
 
 
@@ -106,6 +106,29 @@ def test_a_decay_grows_with_the_tokens_beyond_its_start() -> None:
 
 def test_a_decay_waits_for_min_tokens() -> None:
     assert decays(Decay(0, 2.0, (3,)), [1, 2], min_tokens=2, stop_ids=(3,)) == [{}, {3: pytest.approx(3.0)}]
+
+
+@pytest.mark.parametrize(
+    ("own", "masked"),
+    [
+        ((), [False] * 5),
+        ((FirstIds((3,)),), [True, False, False, False, False]),
+        ((Healing(b"abc"),), [True, True, True, False, False]),
+        ((FirstIds((3,)), AllowedIds((3, 4))), [True] * 5),
+    ],
+)
+def test_a_row_is_masked_as_far_as_its_constraints_reach(own: tuple[Constraint, ...], masked: list[bool]) -> None:
+    """Where no mask holds stop ids back until min_tokens, a bias does."""
+    rows = Rows(1)
+    sampling = SamplingParams(constraints=own, min_tokens=4, stop_ids=(9,))
+    rows.apply(begin(1, 0, [5, 6], credit=9, outputs=9, sampling=sampling))
+    seen, held = [], []
+    for count in range(5):
+        launched(rows, 0, 2 + count)
+        seen.append(bool(rows.masked(np.array([0]))[0]))
+        held.append(rows.bias(np.array([0])).ids == [9])
+    assert seen == masked
+    assert held == [not under and count < 4 for count, under in enumerate(masked)]
 
 
 @pytest.mark.parametrize("count", [0, 1, FEW, FEW + 1, 40])
