@@ -1,7 +1,7 @@
 """Token healing: which tokens may stand where a text was cut off the end of a prompt."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,18 @@ class Pieces:
         self._ids = np.array([id for _, id in pairs], np.int64)
         self._beyond = b"\xff" * max(map(len, self._pieces), default=0)
 
-    def equal(self, text: bytes) -> Ids:
-        """The tokens that are this text."""
-        return self._ids[bisect_left(self._pieces, text) : bisect_right(self._pieces, text)]
+    def parts(self, text: bytes) -> Iterator[tuple[int, Ids]]:
+        """The tokens that are the beginning of this text, but not all of it, by their length."""
+        low, high = 0, len(self._pieces)
+        for length in range(1, len(text)):
+            part = text[:length]
+            low, high = (
+                bisect_left(self._pieces, part, low, high),
+                bisect_right(self._pieces, part + self._beyond, low, high),
+            )
+            if low == high:
+                return
+            yield length, self._ids[low : bisect_right(self._pieces, part, low, high)]
 
     def beginning(self, text: bytes) -> Ids:
         """The tokens that begin with this text."""
@@ -42,7 +51,7 @@ def healing(text: bytes, pieces: Pieces) -> Following:
     end = len(text)
     allowed: list[Ids] = [np.empty(0, np.int64)] * end
     for at in reversed(range(end)):
-        parts = [pieces.equal(text[at:to]) for to in range(at + 1, end) if len(allowed[to])]
+        parts = [ids for length, ids in pieces.parts(text[at:]) if len(allowed[at + length])]
         allowed[at] = np.concatenate([*parts, pieces.beginning(text[at:])])
 
     def following(ids: Sequence[int]) -> Ids | None:

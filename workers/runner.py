@@ -146,7 +146,8 @@ def _scaled(bias: Bias, scales: torch.Tensor, starts: torch.Tensor, logits: torc
     """Bias [b] of sequences that begin at `starts` [r + 1], with scales [b] times the logits [r, vocabulary] added."""
     ids, values = bias
     at = torch.searchsorted(starts[1:], torch.arange(len(ids), device=ids.device), right=True, out_int32=True)
-    added = scales * logits[at, ids].float().abs()
+    # Ids outside of the vocabulary, which a tokenizer may have for its end of sequence, are nobody's.
+    added = scales * logits[at, ids.clamp(max=logits.shape[1] - 1)].float().abs()
     return ids, values + added.nan_to_num(0.0, posinf=0.0)  # an infinite logit stays what it is
 
 

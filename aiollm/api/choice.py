@@ -62,6 +62,8 @@ class Output(NamedTuple):
     """Sequences of token ids that end the output, and belong to it."""
     print_eos: bool = False
     """Whether the end-of-sequence token belongs to the text, as far as special tokens do."""
+    cut: Sequence[int] = ()
+    """Ids cut off the end of the prompt: what is generated says the same text once more, and it is left out."""
     end_entry: bool = False
     """Whether tokens that end the output, an id or those of a stop string, have entries even where the text lacks them.
     """
@@ -117,7 +119,10 @@ class Choice:
         """Seconds between its tokens."""
         self._output = output
         self.on_text, self.on_end, self._inter_token = on_text, on_end, inter_token
-        self._detokenizer = _detokenizer(tokenizer, prompt[-TAIL_IDS:].tolist(), output)
+        tail = prompt[-TAIL_IDS:].tolist()
+        self._detokenizer: Detokenizer | _Healed = _detokenizer(tokenizer, tail, output)
+        if output.cut:
+            self._detokenizer = _Healed(self._detokenizer, len(_detokenizer(tokenizer, tail, output).push(output.cut)))
         self._stops = StopStrings(output.stops, output.include_stop) if output.stops else None
         self._waits = not (output.stops or output.stop_groups or output.keep_entries or output.discard)
         self._shown = 0  # generated ids whose text belongs to the output: all, or all but the last
@@ -277,6 +282,25 @@ class Twins:
     def finished(self, finish: Finish) -> None:
         for choice in self._choices:
             choice.finished(finish)
+
+
+class _Healed:
+    """A detokenizer that leaves out the first characters."""
+
+    def __init__(self, detokenizer: Detokenizer, left: int) -> None:
+        self._detokenizer = detokenizer
+        self._left = left
+
+    def push(self, ids: Sequence[int]) -> str:
+        return self._rest(self._detokenizer.push(ids))
+
+    def finish(self) -> str:
+        return self._rest(self._detokenizer.finish())
+
+    def _rest(self, text: str) -> str:
+        rest = text[self._left :]
+        self._left -= len(text) - len(rest)
+        return rest
 
 
 def _detokenizer(tokenizer: Tokenizer, tail: Sequence[int], output: Output) -> Detokenizer:

@@ -8,7 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 import msgspec
+import numpy as np
 from aiohttp import web
+from numpy.typing import NDArray
 
 from aiollm.api import body
 from aiollm.api.answer import answer
@@ -19,6 +21,7 @@ from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation, Prompt, Usage
 from aiollm.api.logprobs import LOWEST
 from aiollm.api.native_schema import (
+    CommonRequest,
     NativeRequest,
     Parameters,
     TokensRequest,
@@ -28,10 +31,11 @@ from aiollm.api.native_schema import (
     native_grammars,
 )
 from aiollm.api.parts import PARTS, Parts
-from aiollm.api.schema import GenerationRequest
 from aiollm.api.structured import constraints
 from aiollm.text.folder import TextError
+from aiollm.wire.sampling import Constraint, FirstIds, Healing
 
+HEALED = 2  # tokens at the end of a prompt that are cut off to be healed, as many as LightLLM's
 encode = msgspec.json.encode
 
 
@@ -83,21 +87,25 @@ async def _request(http: web.Request) -> NativeRequest:
 async def _answer(http: web.Request, request: NativeRequest, stream: bool) -> web.StreamResponse:
     parts = http.app[PARTS]
     parameters = request.parameters or Parameters()
-    if stream and parameters.choices > 1:
+    if stream and parameters.drawn > 1:
         raise invalid("best_of", "best_of: a stream has one choice")
+    if stream and parameters.return_all_prompt_logprobs:
+        raise invalid("return_all_prompt_logprobs", "return_all_prompt_logprobs: not in a stream")
     asked = common(parameters, stream)
     prompt = await _prompt(parts, request.inputs, parameters, asked)
     generation = Generation(parts, asked, "gen", [prompt], caller(http))
-    return await answer(http, asked, generation, NativeShape(parts, parameters, generation))
+    return await answer(http, asked, generation, NativeShape(parts, parameters, generation, prompt.output.cut))
 
 
-async def _prompt(parts: Parts, inputs: str | list[int], parameters: Parameters, asked: GenerationRequest) -> Prompt:
+async def _prompt(parts: Parts, inputs: str | list[int], parameters: Parameters, asked: CommonRequest) -> Prompt:
     ids = inputs if isinstance(inputs, list) else await _encode(parts, "inputs", inputs, parameters)
     array = await body.in_thread_if(len(ids) > body.THREAD_IDS, prompt_array, parts, ids, "inputs")
     for group in parameters.stop_groups:
         check_ids(parts, "stop_sequences", group)
     array = shortened(parts, array, asked.max_tokens, None)
     max_tokens = output_limit(parts, len(array), asked.max_tokens, None, "inputs")
+    kept, beginning = _beginning(parts, array, parameters)
+    cut = array[len(kept) :].tolist()
     tells = asked.streams or parameters.return_details is True
     output = Output(
         stops=parameters.stops,
@@ -106,16 +114,41 @@ async def _prompt(parts: Parts, inputs: str | list[int], parameters: Parameters,
         skip_special_tokens=parameters.skip_special_tokens is not False,
         spaces_between_special_tokens=parameters.add_spaces_between_special_tokens is not False,
         print_eos=parameters.print_eos_token is True,
-        keep_entries=tells,
+        keep_entries=tells or parameters.drawn > parameters.choices,
         end_entry=tells,
+        cut=cut,
     )
-    constrained = await constraints(parts, asked, native_grammars(parameters))
+    constrained = beginning or await constraints(parts, asked, native_grammars(parameters))
     sampling = msgspec.structs.replace(
-        sampling_params(parts, asked, max_tokens, -1, -1, constrained),
+        sampling_params(parts, asked, max_tokens, -1, 0 if parameters.return_all_prompt_logprobs else -1, constrained),
         input_penalty=parameters.input_penalty is True,
-        decay=parameters.decay(parts.tokenizer.eos_ids),
+        decay=parameters.decay(id for id in parts.tokenizer.eos_ids if id < parts.vocabulary),
     )
-    return Prompt(array, sampling, output)
+    # What was cut off is generated again, and does not count.
+    least = sampling.min_tokens + len(cut) if sampling.min_tokens else 0
+    lengths = {"max_tokens": sampling.max_tokens + len(cut), "min_tokens": least}
+    return Prompt(kept, msgspec.structs.replace(sampling, **lengths), output)
+
+
+def _beginning(
+    parts: Parts, prompt: NDArray[np.int64], parameters: Parameters
+) -> tuple[NDArray[np.int64], tuple[Constraint, ...]]:
+    """The prompt as it is computed, and what the beginning of its output is bound to. Raises ApiError."""
+    if parameters.first_allowed_tokens is not None:
+        check_ids(parts, "first_allowed_tokens", parameters.first_allowed_tokens)
+        return prompt, (FirstIds(tuple(parameters.first_allowed_tokens)),)
+    if not parameters.token_healing:
+        return prompt, ()
+    tokenizer = parts.tokenizer
+    if tokenizer.pieces is None:
+        message = "token_healing: the tokens of this model have no text of their own"
+        raise invalid("token_healing", message, "unsupported_field")
+    pieces: list[bytes] = []
+    for id in reversed(prompt[1:].tolist()[-HEALED:]):
+        if tokenizer.is_special(id) or not tokenizer.token_bytes(id):
+            break
+        pieces.insert(0, tokenizer.token_bytes(id))
+    return prompt[: len(prompt) - len(pieces)], (Healing(b"".join(pieces)),) if pieces else ()
 
 
 async def _encode(parts: Parts, field: str, text: str, parameters: Parameters) -> list[int]:
@@ -130,11 +163,13 @@ class NativeShape:
 
     done = b""
 
-    def __init__(self, parts: Parts, parameters: Parameters, generation: Generation) -> None:
+    def __init__(self, parts: Parts, parameters: Parameters, generation: Generation, cut: Sequence[int]) -> None:
+        """`cut` are the tokens at the prompt's end that are generated again."""
         self._generation = generation
+        self._scores = parameters.return_all_prompt_logprobs is True
         self._details = parameters.return_details is True
         self._is_special = parts.tokenizer.is_special
-        self._prompt_tokens = generation.usage.prompt_tokens
+        self._prompt_tokens = generation.usage.prompt_tokens + len(cut)
         self._input_usage = {
             "input_text_tokens": self._prompt_tokens, "input_audio_tokens": 0, "input_image_tokens": 0,
         }  # fmt: skip
@@ -165,7 +200,16 @@ class NativeShape:
             "prompt_tokens": self._prompt_tokens,
             "input_usage": self._input_usage,
         }
+        document |= self._prompt_logprobs() if self._scores else {}
         return document | ({"tokens": _one_or_all(list(map(self._tokens, deltas)))} if self._details else {})
+
+    def _prompt_logprobs(self) -> dict[str, Any]:
+        """Each token of the prompt with what follows it, and how likely that was."""
+        first = self._generation.first_of(self._generation.choices[0])
+        ids = first.request.prompt.tolist()
+        pairs = zip(pairwise(ids), first.prompt_scores, strict=True)
+        scored = [[id, {str(next): max(LOWEST, token.logprob)}] for (id, next), token in pairs]
+        return {"prompt_token_ids": ids, "prompt_logprobs": scored}
 
     def _events(self, delta: Delta, reason: str | None) -> list[bytes]:
         """An event a token; `reason` is that of the last one, if it is the last of all."""

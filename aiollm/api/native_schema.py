@@ -71,6 +71,9 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     group_request_id: Annotated[int, Meta(ge=-1, le=-1)] | None = None
     suggested_dp_index: Annotated[int, Meta(ge=-1, le=0)] | None = None
     move_kv_to_decode_node: Any = None
+    return_all_prompt_logprobs: bool | None = None
+    token_healing: bool | None = None
+    first_allowed_tokens: AllowedTokens | None = None
     allowed_token_ids: AllowedTokens | None = None
     bad_words: BadWords | None = None
     regular_constraint: str | None = None
@@ -79,6 +82,12 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def choices(self) -> int:
+        """How many are told."""
+        return self.n or self.best_of or 1
+
+    @property
+    def drawn(self) -> int:
+        """How many are computed."""
         return self.best_of or self.n or 1
 
     @property
@@ -115,6 +124,16 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool | None = None
 
 
+class CommonRequest(GenerationRequest, frozen=True, kw_only=True):
+    """A native request in the terms of the other endpoints."""
+
+    best_of: int = 1
+
+    @property
+    def drawn(self) -> int:
+        return self.best_of
+
+
 class TokensRequest(msgspec.Struct, frozen=True, kw_only=True):
     """GET or POST /tokens."""
 
@@ -123,6 +142,9 @@ class TokensRequest(msgspec.Struct, frozen=True, kw_only=True):
     multimodal_params: dict[str, Any] | None = None
 
 
+BEGINNINGS = ("token_healing", "first_allowed_tokens")
+OTHERS = ("allowed_token_ids", "bad_words", "regular_constraint", "guided_json", "guided_grammar")
+"""Constraints that may leave nothing to draw together with one of the beginning."""
 REFUSED = [field.name for field in msgspec.structs.fields(Parameters) if field.type is Any]
 _NATIVE = msgspec.json.Decoder(NativeRequest)
 _TOKENS = msgspec.json.Decoder(TokensRequest)
@@ -142,11 +164,14 @@ def decode_tokens(body: bytes) -> TokensRequest:
     return request
 
 
-def common(parameters: Parameters, stream: bool) -> GenerationRequest:
-    """The same request in the terms of the other endpoints; groups of several stop ids are left out."""
-    return GenerationRequest(
+def common(parameters: Parameters, stream: bool) -> CommonRequest:
+    """The same request in the terms of the other endpoints; groups of several stop ids are left out, and what only the
+    native API has."""
+    return CommonRequest(
         stream=stream,
         n=parameters.choices,
+        best_of=parameters.drawn,
+        prompt_logprobs=0 if parameters.return_all_prompt_logprobs else None,
         max_tokens=parameters.max_tokens,
         min_tokens=(parameters.min_new_tokens or 1) - 1,  # here the end-of-sequence token counts too
         temperature=0.0 if parameters.greedy else parameters.temperature,
@@ -181,8 +206,15 @@ def _check(parameters: Parameters, multimodal: dict[str, Any] | None) -> None:
             raise invalid(name, f"{name}: this server does not support this field", "unsupported_field")
     if multimodal is not None and any(multimodal.values()):
         raise invalid("multimodal_params", "multimodal_params: this model takes text only", "unsupported_field")
-    if None not in (parameters.best_of, parameters.n) and parameters.best_of != parameters.n:
-        raise invalid("best_of", "best_of: differs from n; choices are not ranked, give one of the two")
+    if parameters.drawn < parameters.choices:
+        message = f"best_of: {parameters.drawn} is less than n, the {parameters.choices} that are told"
+        raise invalid("best_of", message)
+    given = [name for name in BEGINNINGS + OTHERS if getattr(parameters, name) not in (None, False)]
+    if len(given) > 1 and given[0] in BEGINNINGS:
+        raise invalid(given[1], f"{given[1]}: not together with {given[0]}")
+    if parameters.token_healing and parameters.return_all_prompt_logprobs:
+        message = "return_all_prompt_logprobs: not together with token_healing, which cuts the prompt"
+        raise invalid("return_all_prompt_logprobs", message)
     if (parameters.min_new_tokens or 1) > parameters.max_tokens:
         least, most = parameters.min_new_tokens, parameters.max_tokens
         raise invalid("min_new_tokens", f"min_new_tokens: {least} is more than the {most} of max_new_tokens")

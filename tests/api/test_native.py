@@ -10,6 +10,7 @@ from echo_workers import EOS, logprob
 from stand import CONTEXT, SLOTS, Runner, stand
 
 from aiollm.api.native_schema import Parameters
+from aiollm.wire.sampling import AllowedIds, Constraint, FirstIds, Healing
 
 PATHS = ["/generate", "/generate_stream", "/"]
 IM_START = 257
@@ -241,11 +242,16 @@ def test_a_bad_body_is_refused_by_the_field_s_name(served: Runner, path: str, bo
         {"temperature": -1}, {"temperature": "1"}, {"top_p": 0}, {"top_k": -2}, {"max_new_tokens": 0},
         {"max_new_tokens": CONTEXT}, {"max_new_tokens": 2**40}, {"min_new_tokens": 0}, {"min_new_tokens": 17},
         {"repetition_penalty": 0}, {"presence_penalty": 3}, {"seed": 2**70}, {"do_sample": "yes"}, {"best_of": 0},
-        {"best_of": 2, "n": 3}, {"best_of": 129}, {"stop_sequences": [""]}, {"stop_sequences": [[]]},
+        {"best_of": 2, "n": 3}, {"token_healing": "yes"}, {"first_allowed_tokens": []}, {"first_allowed_tokens": [259]},
+        {"allowed_token_ids": [-1]}, {"allowed_token_ids": [259]},
+        {"token_healing": True, "first_allowed_tokens": [1]}, {"first_allowed_tokens": [1], "allowed_token_ids": [1]},
+        {"token_healing": True, "guided_json": {}}, {"first_allowed_tokens": [1], "bad_words": ["a"]},
+        {"return_all_prompt_logprobs": True, "token_healing": True}, {"return_all_prompt_logprobs": 1},
+        {"best_of": 129}, {"stop_sequences": [""]}, {"stop_sequences": [[]]},
         {"stop_sequences": ["x"] * 33}, {"stop_sequences": [[259]]}, {"stop_sequences": [5]}, {"stop_sequences": {}},
         {"stop_sequences": ["x" * 1000] * 5}, {"logit_bias": {"259": 1}}, {"logit_bias": {"1": 101}},
         {"guided_json": {"type": "x"}}, {"guided_grammar": ""}, {"regular_constraint": "["}, {"return_details": 1},
-        {"allowed_token_ids": [259]}, {"bad_words": [""]},
+        {"bad_words": [""]},
         {"input_penalty": 1}, {"exponential_decay_length_penalty": [1]}, {"exponential_decay_length_penalty": {}},
         {"exponential_decay_length_penalty": [-1, 1.1]}, {"exponential_decay_length_penalty": [1, 0.9]},
         {"exponential_decay_length_penalty": [1.5, 1.1]}, {"image_max_patch_num": -2}, {"group_request_id": 7},
@@ -259,8 +265,110 @@ def test_a_bad_parameter_is_refused_by_name(served: Runner, parameters: dict[str
     assert named in error["message"] or parameters == {"best_of": 129}
 
 
-def test_a_stream_has_one_choice(served: Runner) -> None:
-    assert refused(served, {"inputs": "x", "parameters": {"best_of": 2}}, "/generate_stream")["param"] == "best_of"
+@pytest.mark.parametrize("field", [{"best_of": 2}, {"return_all_prompt_logprobs": True}], ids=str)
+def test_a_stream_has_one_choice_and_nothing_of_the_prompt(served: Runner, field: dict[str, Any]) -> None:
+    assert refused(served, {"inputs": "x", "parameters": field}, "/generate_stream")["param"] == next(iter(field))
+
+
+def test_of_more_choices_than_are_told_the_likeliest_are(served: Runner) -> None:
+    """By the mean logprob of their tokens; here letters are the less likely the later they come."""
+    parameters = {"best_of": 4, "n": 2, "do_sample": True, "max_new_tokens": 3}
+    answer = post(served, parameters, "xyz", "bcd", "zzz", "bab")
+    assert answer["generated_text"] == ["bab", "bcd"]
+    assert answer["count_output_tokens"] == [3, 3]
+    (one,) = post(served, parameters | {"n": 1}, "xyz", "bcd", "zzz", "bab")["generated_text"]
+    assert one == "bab"
+    assert post(served, parameters | {"n": 4}, "xyz", "bcd", "zzz", "bab")["generated_text"] == [
+        "xyz",
+        "bcd",
+        "zzz",
+        "bab",
+    ]
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+def test_every_token_of_a_prompt_is_told_with_what_followed_it(served: Runner, choices: int) -> None:
+    parameters = {"return_all_prompt_logprobs": True, "best_of": choices, "do_sample": True}
+    answer = post(served, parameters, "ab", inputs="say")
+    ids = list(b"say")
+    assert answer["prompt_token_ids"] == ids
+    assert answer["prompt_logprobs"] == [
+        [ids[0], {str(ids[1]): logprob(ids[1])}],
+        [ids[1], {str(ids[2]): logprob(ids[2])}],
+    ]
+    assert answer["generated_text"] == ["ab"] * choices
+    assert "prompt_logprobs" not in post(served, {}, "ab")
+
+
+def drawn_under(
+    served: Runner, inputs: Any, parameters: dict[str, Any], output: bytes
+) -> tuple[Any, list[int], tuple[Constraint, ...]]:
+    """The answer where the model says `output`, the prompt that it was given, and what bound it."""
+    seen: list[tuple[list[int], tuple[Constraint, ...]]] = []
+
+    def reply(prompt: list[int], seed: int) -> list[int]:
+        rows = served.stand.workers._rows
+        seen.extend((prompt, rows.sampling[row].constraints) for row in rows.active.nonzero()[0].tolist())
+        return list(output)
+
+    async def main() -> Any:
+        served.stand.workers.reply = reply
+        return await served.stand.post("/generate", {"inputs": inputs, "parameters": parameters})
+
+    status, answer = served.run(main())
+    assert status == 200, answer
+    return answer, *seen[0]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "cut", "output", "text"),
+    [
+        ("Hello", 2, b"lo world", " world"),
+        ("H\xe9", 2, "\xe9l\xe8ne".encode(), "l\xe8ne"),
+        ("a", 0, b"b", "b"),
+        ("ab", 1, b"b", ""),
+        ([*b"abc", IM_START], 0, b"d", "d"),
+        ([*b"ab", IM_START, *b"c"], 1, b"cd", "d"),
+        ([*b"ab", 0xC3], 2, b"b\xc3\xa9!", "\xe9!"),
+        ([*b"a\xf0\x9f", 0x99, 0x82], 2, "\U0001f642!".encode()[2:], "!"),
+    ],
+    ids=str,
+)
+def test_a_healed_prompt_is_cut_and_its_end_is_no_output(
+    served: Runner, inputs: Any, cut: int, output: bytes, text: str
+) -> None:
+    ids = list(inputs.encode()) if isinstance(inputs, str) else inputs
+    answer, prompt, constraints = drawn_under(served, inputs, {"token_healing": True, "return_details": True}, output)
+    assert prompt == ids[: len(ids) - cut]
+    assert constraints == ((Healing(bytes(ids[len(ids) - cut :])),) if cut else ())
+    assert answer["generated_text"] == [text]
+    assert "".join(token["text"] for token in answer["tokens"]) == text
+    assert answer["count_output_tokens"] == len(output) + 1
+    assert answer["prompt_tokens"] == len(ids)
+
+
+def test_healing_leaves_room_for_all_new_tokens(served: Runner) -> None:
+    answer, *_ = drawn_under(served, "Hello", {"token_healing": True, "max_new_tokens": 5}, b"lo" + b"x" * 50)
+    assert (answer["generated_text"], answer["finish_reason"]) == (["xxxxx"], "length")
+
+
+def test_a_healed_stream_gives_what_the_whole_answer_gives(served: Runner) -> None:
+    events = stream(served, {"token_healing": True, "stop_sequences": ["o"]}, "lo world", inputs="Hello")
+    assert [event["token"]["text"] for event in events] == ["", "", " ", "w", "o"]
+    assert [event["token"]["prompt_tokens"] for event in events] == [5] * 5
+
+
+@pytest.mark.parametrize(
+    ("field", "constraint"),
+    [
+        ({"first_allowed_tokens": [97, 98]}, FirstIds((97, 98))),
+        ({"allowed_token_ids": [97, EOS]}, AllowedIds((97, EOS))),
+    ],
+    ids=str,
+)
+def test_allowed_tokens_reach_the_worker(served: Runner, field: dict[str, Any], constraint: Constraint) -> None:
+    _, prompt, constraints = drawn_under(served, "xy", field, b"a")
+    assert (prompt, constraints) == (list(b"xy"), (constraint,))
 
 
 INTERNAL = {
