@@ -20,8 +20,6 @@ class StopStrings:
             raise TextError("a stop string must not be empty")
         self._stops = tuple(stops)
         self._include = include
-        self._starts = frozenset(stop[0] for stop in stops)
-        self._longest_hold = max(map(len, stops), default=1) - 1
         self._held = ""
         self._match: str | None = None
 
@@ -37,7 +35,7 @@ class StopStrings:
             end, start, self._match = min(found)
             self._held = ""
             return text[: end if self._include else start], self._match
-        cut = self._partial_start(text)
+        cut = partial_start(text, self._stops)
         self._held = text[cut:]
         return text[:cut], None
 
@@ -46,11 +44,13 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    def _partial_start(self, text: str) -> int:
-        """Where the longest end of `text` that is a proper prefix of a stop string begins: len(text) if none is."""
-        for start in range(max(0, len(text) - self._longest_hold), len(text)):
-            if text[start] in self._starts:
-                end = text[start:]
-                if any(stop.startswith(end) for stop in self._stops):
-                    return start
-        return len(text)
+
+def partial_start(text: str, marks: Sequence[str]) -> int:
+    """Where the longest end of `text` that is a proper prefix of one of `marks` begins: len(text) if none is."""
+    place = len(text)
+    for mark in marks:
+        start = text.find(mark[0], max(0, len(text) - len(mark) + 1), place)
+        while start >= 0 and not mark.startswith(text[start:]):
+            start = text.find(mark[0], start + 1, place)
+        place = start if start >= 0 else place
+    return place

@@ -1,0 +1,99 @@
+"""The formats by name, and which of them a model's chat template speaks."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from aiollm.text.parsers.deepseek import BEGIN, deepseek
+from aiollm.text.parsers.deepseek import MARKS as DEEPSEEK
+from aiollm.text.parsers.glm import KEY, glm
+from aiollm.text.parsers.glm import MARKS as GLM
+from aiollm.text.parsers.hermes import MARKS as HERMES
+from aiollm.text.parsers.hermes import hermes
+from aiollm.text.parsers.llama import MARKS as LLAMA
+from aiollm.text.parsers.llama import llama
+from aiollm.text.parsers.mistral import MARKS as MISTRAL
+from aiollm.text.parsers.mistral import mistral
+from aiollm.text.parsers.pythonic import MARKS as PYTHONIC
+from aiollm.text.parsers.pythonic import pythonic
+from aiollm.text.parsers.reasoning import Style, reasoning
+from aiollm.text.parsers.source import Parser, Source, Steps
+from aiollm.text.parsers.tools import Tools
+
+
+class Format(NamedTuple):
+    """How a model writes calls."""
+
+    read: Callable[[Source, Tools], Steps[None]]
+    marks: tuple[str, ...]
+    """Some of them are special tokens, which must not be left out of the text."""
+    id_chars: int = 24
+    """Of the random part of a call's id."""
+    id_prefix: str = "call_"
+
+
+FORMATS = {
+    "hermes": Format(hermes, HERMES),
+    "llama3": Format(llama, LLAMA),
+    "mistral": Format(mistral, MISTRAL, 9, ""),  # what its templates insist on
+    "deepseek": Format(deepseek, DEEPSEEK),
+    "glm": Format(glm, GLM),
+    "pythonic": Format(pythonic, PYTHONIC),
+}
+STYLES = {
+    "think": Style("<think>", "</think>"),
+    "deepseek_r1": Style("<think>", "</think>", always=True),
+    "mistral": Style("[THINK]", "[/THINK]"),
+}
+
+
+class Speech(NamedTuple):
+    """What an output may consist of, beside plain text."""
+
+    calls: Format | None = None
+    reasoning: Style | None = None
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        tags = (self.reasoning.open, self.reasoning.close) if self.reasoning else ()
+        return tags + (self.calls.marks if self.calls else ())
+
+    def parser(self, prompt: str, tools: Tools) -> Parser:
+        """For one output of a prompt."""
+        opened = self.reasoning is not None and self.reasoning.opened_by(prompt)
+
+        def whole(source: Source) -> Steps[None]:
+            if self.reasoning is not None:
+                yield from reasoning(source, self.reasoning, opened)
+            if self.calls is not None:
+                yield from self.calls.read(source, tools)
+            else:
+                yield from source.content()
+
+        return Parser(whole)
+
+
+def speech(template: str, calls: str = "auto", reasoning: str = "auto") -> Speech:
+    """The formats of these names; auto goes by the text of the chat template, and none is no format."""
+    calls = _calls(template) if calls == "auto" else calls
+    reasoning = _reasoning(template) if reasoning == "auto" else reasoning
+    return Speech(FORMATS.get(calls), STYLES.get(reasoning))
+
+
+def _calls(template: str) -> str:
+    if "tools" not in template:
+        return "none"
+    signs = {
+        BEGIN: "deepseek",
+        "[TOOL_CALLS]": "mistral",
+        KEY: "glm",
+        "<function=": "none",  # Qwen 3 Coder's own, within <tool_call>
+        "<tool_call>": "hermes",
+        "[func_name1(": "pythonic",
+        "<|python_tag|>": "llama3",
+        '"parameters": dictionary of argument name': "llama3",
+    }
+    return next((name for sign, name in signs.items() if sign in template), "none")
+
+
+def _reasoning(template: str) -> str:
+    return next((name for name in ("mistral", "think") if STYLES[name].close in template), "none")
