@@ -5,7 +5,7 @@ Messages are in OpenAI's form. Before the template sees them:
 - content None or missing becomes "";
 - content given as a list of text parts is joined with newlines, unless the template itself loops over content;
 - the role "developer" becomes "system", unless the template mentions "developer";
-- arguments of tool calls given as JSON text become the object, which templates expect;
+- arguments of tool calls become an object that reads as its JSON text where a template takes it for text;
 - reasoning is put under each of the names that templates read it from.
 """
 
@@ -52,6 +52,8 @@ class ChatTemplate:
             self._templates = {name: _Compiled(environment, source) for name, source in sources.items()}
         except jinja2.TemplateError as error:
             raise TextError(f"the model's chat template cannot be compiled: {error}") from error
+        self.source = "\n".join(sources.values())
+        """The text of all of them."""
         self._variables = dict(variables)
         self._reserved = ARGUMENTS | SPECIAL_TOKEN_NAMES | variables.keys() | environment.globals.keys()
 
@@ -282,16 +284,36 @@ def _loops_over_content(tree: jinja2.nodes.Template) -> bool:
     return False
 
 
+class _Arguments(dict[str, Any]):
+    """Arguments of a call: an object for most templates, JSON text for those that print it or add it to text."""
+
+    def __init__(self, values: Mapping[str, Any], text: str) -> None:
+        super().__init__(values)
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __add__(self, other: str) -> str:
+        return self._text + other
+
+    def __radd__(self, other: str) -> str:
+        return other + self._text
+
+
 def _with_arguments(call: Any) -> Any:
-    """A tool call whose arguments, if they are the text of a JSON object, are that object."""
+    """A tool call whose arguments, if they are an object or the JSON text of one, are both."""
     match call:
         case {"function": {"arguments": str(text)}}:
             try:
-                arguments = msgspec.json.decode(text or "{}", type=dict[str, Any])
+                arguments = _Arguments(msgspec.json.decode(text or "{}", type=dict[str, Any]), text or "{}")
             except msgspec.MsgspecError:
                 return call
-            return {**call, "function": {**call["function"], "arguments": arguments}}
-    return call
+        case {"function": {"arguments": dict(values)}}:
+            arguments = _Arguments(values, _tojson(values))
+        case _:
+            return call
+    return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
 def _marked(chat: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -278,6 +278,18 @@ def test_tool_call_arguments_given_as_json_text_become_the_object(arguments, exp
     assert template(source).render([{"role": "assistant", "content": None, "tool_calls": [call]}]) == expected
 
 
+@pytest.mark.parametrize("arguments", ['{"b":1,"a":"é"}', {"b": 1, "a": "é"}])
+def test_tool_call_arguments_are_text_for_templates_that_take_them_for_text(arguments):
+    source = (
+        "{% set arguments = messages[0].tool_calls[0].function.arguments %}"
+        "{{ '```' + arguments + '```' }} {{ arguments }} {{ 'x' ~ arguments }} {{ arguments.b }}{{ arguments is string }}"
+    )
+    text = arguments if isinstance(arguments, str) else '{"b": 1, "a": "é"}'
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    rendered = template(source).render([{"role": "assistant", "content": None, "tool_calls": [call]}])
+    assert rendered == f"```{text}``` {text} x{text} 1False"
+
+
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content", "thinking"])
 def test_reasoning_is_found_under_each_of_its_names(name):
     source = "{{ messages[0].reasoning_content }} {{ messages[0].reasoning }} {{ messages[0].thinking }}"
