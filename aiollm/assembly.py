@@ -84,6 +84,8 @@ async def read_model(settings: Config, files: ModelFiles) -> Model:
             allowed_origins=settings.allowed_origins,
             long_truncation_mode=settings.long_truncation_mode,
             log_prompts=settings.log_prompts,
+            tool_call_parser=settings.tool_call_parser,
+            reasoning_parser=settings.reasoning_parser,
         ),
     )
 

@@ -86,6 +86,43 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             spellings={"vllm": "none"},
         ),
     ] = "auto"
+    tool_call_parser: Annotated[
+        Literal["auto", "none", "hermes", "llama3", "mistral", "deepseek", "glm", "pythonic"],
+        Setting(
+            MODEL,
+            "FORMAT",
+            "how the model writes calls of functions; auto goes by its chat template",
+            spellings={
+                "qwen": "hermes",
+                "qwen25": "hermes",
+                "llama3_json": "llama3",
+                "deepseekv3": "deepseek",
+                "deepseekv31": "deepseek",
+                "deepseek_v3": "deepseek",
+                "deepseek_v31": "deepseek",
+                "glm45": "glm",
+                "glm47": "glm",
+                "llama4_pythonic": "pythonic",
+            },
+        ),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        Literal["auto", "none", "think", "deepseek_r1", "mistral"],
+        Setting(
+            MODEL,
+            "FORMAT",
+            "how the model writes what it thinks before it answers; auto goes by its chat template, deepseek_r1 takes "
+            "all up to </think> for it",
+            spellings={
+                "qwen3": "think",
+                "glm45": "think",
+                "deepseek_v3": "think",
+                "deepseek-v3": "think",
+                "deepseek-r1": "deepseek_r1",
+                "qwen3-thinking": "deepseek_r1",
+            },
+        ),
+    ] = "auto"
     eos_id: Annotated[
         tuple[Annotated[int, Meta(ge=0)], ...],
         Setting(MODEL, "ID", "token ids that end an output; none takes the model's own"),

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from aiollm.api import body
+from aiollm.api import body, tools
 from aiollm.api.access import request_id
 from aiollm.api.answer import answer
 from aiollm.api.caller import Caller, caller
@@ -19,7 +19,9 @@ from aiollm.api.parts import PARTS, Parts
 from aiollm.api.schema import ChatRequest, StreamOptions, decode_chat
 from aiollm.api.shape import DONE, END, Shape, Template
 from aiollm.api.structured import asked_grammars, constraints
+from aiollm.api.turn import Turn
 from aiollm.text.folder import TextError
+from aiollm.text.parsers.source import Event
 
 encode = msgspec.json.encode
 PLAIN_END = b'},"logprobs":null,"finish_reason":null}' + END  # of most events: text and nothing else
@@ -44,6 +46,7 @@ async def prepared(parts: Parts, request: ChatRequest, caller: Caller) -> tuple[
 
 async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
     """The prompt of a chat. Raises ApiError for what cannot be rendered or run."""
+    tools.check_choice(parts, request)
     try:
         text = await _rendered(parts, request)
         ids = await parts.tokenizer.encode_async(text, request.add_special_tokens is True)
@@ -67,6 +70,7 @@ async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
         end_entry=request.logprobs is True and request.return_token_ids is True,
     )
     scores = -1 if request.prompt_logprobs is None else request.prompt_logprobs
+    output = tools.read(output, parts, request, text)
     constrained = await constraints(parts, request, asked_grammars(request))
     return Prompt(array, sampling_params(parts, request, max_tokens, top, scores, constrained), output)
 
@@ -80,6 +84,7 @@ async def _rendered(parts: Parts, request: ChatRequest) -> str:
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=request.continue_final_message is True,
         documents=request.documents,
+        tools=tools.for_template(tools.offered(request)),
         kwargs=kwargs,
     )
 
@@ -102,6 +107,7 @@ class ChatShape:
         self._heads = [b'{"index":%d,"delta":{"content":' % choice.index for choice in generation.choices]
         self._starts = [self._template.head + head for head in self._heads]
         self._plain = not (self._logprobs or self._token_ids)
+        self._turns = [Turn(parts.speech.calls) for _ in generation.choices]
 
     def opening(self) -> bytes:
         return b"".join(
@@ -115,17 +121,32 @@ class ChatShape:
         )
 
     def delta(self, choice: Choice, delta: Delta, usage: Usage | None) -> bytes:
+        if delta.events is not None:
+            return self._said(choice, delta, delta.events, usage)
         if self._plain and usage is None:
             return self._starts[choice.index] + encode(delta.text) + PLAIN_END
         logprobs = encode(chat_logprobs(delta.entries, self._names)) if self._logprobs else b"null"
         parts = (self._heads[choice.index], encode(delta.text), b'},"logprobs":', logprobs, b',"finish_reason":null')
         return self._template.event(b"".join((*parts, self._new_ids(choice), b"}")), usage)
 
+    def _said(self, choice: Choice, delta: Delta, events: Sequence[Event], usage: Usage | None) -> bytes:
+        """An event for each thing that was said; the first brings the logprobs of all."""
+        pieces = [piece for event in events if (piece := self._turns[choice.index].piece(event)) is not None]
+        entries, found = delta.entries, []
+        for piece in pieces or ([{}] if entries else []):
+            logprobs = encode(chat_logprobs(entries, self._names)) if self._logprobs and entries else b"null"
+            entries = ()
+            body = b'{"index":%d,"delta":%s,"logprobs":%s,"finish_reason":null%s}' % (
+                choice.index, encode(piece), logprobs, self._new_ids(choice),
+            )  # fmt: skip
+            found.append(self._template.event(body, usage))
+        return b"".join(found)
+
     def closing(self, choice: Choice, delta: Delta | None, usage: Usage | None) -> bytes:
         assert choice.finish is not None
         last = self.delta(choice, delta, usage) if delta is not None else b""
         end = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":%s,"stop_reason":%s%s}' % (
-            choice.index, encode(choice.finish.reason), encode(choice.finish.stop), self._new_ids(choice),
+            choice.index, encode(choice.reason), encode(choice.finish.stop), self._new_ids(choice),
         )  # fmt: skip
         return last + self._template.event(end, usage)
 
@@ -143,11 +164,16 @@ class ChatShape:
         assert choice.finish is not None
         return {
             "index": choice.index,
-            "message": {"role": "assistant", "content": delta.text},
+            "message": self._message(choice, delta),
             "logprobs": self._whole_logprobs(delta.entries),
-            "finish_reason": choice.finish.reason,
+            "finish_reason": choice.reason,
             "stop_reason": choice.finish.stop,
         } | ({"token_ids": choice.ids} if self._token_ids else {})
+
+    def _message(self, choice: Choice, delta: Delta) -> dict[str, Any]:
+        if delta.events is None:
+            return {"role": "assistant", "content": delta.text}
+        return self._turns[choice.index].message(delta.events)
 
     def _whole_logprobs(self, entries: Sequence[Entry]) -> dict[str, Any] | None:
         return chat_logprobs(entries, self._names) if self._logprobs else None

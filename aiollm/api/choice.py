@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from aiollm.engine.request import Finish, PromptToken, Request, Token
 from aiollm.text.detokenizer import TAIL_IDS, Detokenizer
+from aiollm.text.parsers.source import Event, Parser
 from aiollm.text.stop import StopStrings
 from aiollm.text.tokenizer import Tokenizer
 from aiollm.wire.sampling import SamplingParams
@@ -39,6 +40,8 @@ class Delta(msgspec.Struct, frozen=True):
 
     text: str
     entries: Sequence[Entry] = ()
+    events: Sequence[Event] | None = None
+    """What the text says, where the output has a parser: calls, reasoning, content."""
 
 
 class Output(NamedTuple):
@@ -67,6 +70,10 @@ class Output(NamedTuple):
     end_entry: bool = False
     """Whether tokens that end the output, an id or those of a stop string, have entries even where the text lacks them.
     """
+    parser: Callable[[], Parser] | None = None
+    """Makes what tells calls and reasoning from content."""
+    shown: frozenset[int] = frozenset()
+    """Special tokens that a parser has to see."""
 
 
 class Choice:
@@ -79,7 +86,7 @@ class Choice:
     __slots__ = (
         "index", "request", "generated", "finish", "first", "last", "gaps", "_output", "_detokenizer", "_stops",
         "_tokenizer", "_echoes", "_text", "_entries", "_shown", "_read", "_waits", "_released", "_decoded", "on_text",
-        "on_end", "_inter_token", "prompt_scores", "_logprobs",
+        "on_end", "_inter_token", "prompt_scores", "_logprobs", "_parser", "_unsaid",
     )  # fmt: skip
 
     def __init__(
@@ -134,6 +141,8 @@ class Choice:
         self._tokenizer = tokenizer
         self._echoes = output.echo and sampling.prompt_logprobs >= 0  # until the prompt's entries are given out
         self._logprobs = 0.0  # the sum of those of tokens, where they are looked at
+        self._parser = output.parser() if output.parser is not None else None
+        self._unsaid: list[Entry] = []  # of text that the parser holds back
         if output.echo:
             self._give(output.echo_text if output.echo_text is not None else self._prompt_text())
             self._decoded = self._released
@@ -147,6 +156,14 @@ class Choice:
     def mean_logprob(self) -> float:
         """Of the generated tokens, where entries are kept."""
         return self._logprobs / max(1, self.generated)
+
+    @property
+    def reason(self) -> str:
+        """Why it ended, as clients are told: with calls, unless the last of them was cut by the length."""
+        assert self.finish is not None
+        if self._parser is None or not self._parser.calls or (self._parser.open and self.finish.reason == "length"):
+            return self.finish.reason
+        return "tool_calls"
 
     def token(self, token: Token) -> int | str | None:
         """Take one generated token; the stop string, or the last id of the stop group, that it completes ends the
@@ -199,12 +216,25 @@ class Choice:
         if self._echoes:
             self._echoes = False
             self._entries.extendleft(reversed(self._prompt_entries()))
-        if not self._entries:
+        if not self._entries and self._parser is None:
             return Delta(text) if text else None
         entries = []
         while self._entries and self._entries[0].start < self._released:
             entries.append(self._entries.popleft())
+        if self._parser is not None:
+            return self._said(self._parser, text, entries)
         return Delta(text, entries) if text or entries else None
+
+    def _said(self, parser: Parser, text: str, entries: list[Entry]) -> Delta | None:
+        """Entries of text that is held back come with the next that is not, or at the end."""
+        events = parser.push(text) if text else []
+        if self.finish is not None:
+            events += parser.finish()
+        self._unsaid += entries
+        if not events and (self.finish is None or not self._unsaid):
+            return None
+        entries, self._unsaid = self._unsaid, []
+        return Delta(text, entries, events)
 
     def _waiting(self) -> str:
         """The text of ids that nobody has read so far."""
@@ -304,4 +334,5 @@ class _Healed:
 
 
 def _detokenizer(tokenizer: Tokenizer, tail: Sequence[int], output: Output) -> Detokenizer:
-    return Detokenizer(tokenizer, tail, output.skip_special_tokens, output.spaces_between_special_tokens)
+    spaces = output.spaces_between_special_tokens
+    return Detokenizer(tokenizer, tail, output.skip_special_tokens, spaces, output.shown)

@@ -14,6 +14,7 @@ from aiollm.engine.engine import Engine
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.folder import TextError
 from aiollm.text.limit import within
+from aiollm.text.parsers.formats import Speech, speech
 from aiollm.text.tokenizer import Tokenizer
 
 
@@ -47,6 +48,9 @@ class Settings(NamedTuple):
     allowed_origins: tuple[str, ...] = ()
     """Of pages that may open a chat socket beside this server's own."""
     log_prompts: bool = False
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
+    """Names in text/parsers/formats.py; auto goes by the chat template."""
 
 
 class Parts(NamedTuple):
@@ -58,6 +62,7 @@ class Parts(NamedTuple):
     settings: Settings
     metrics: Metrics
     grammars: Grammars
+    speech: Speech
 
     @property
     def context(self) -> int:
@@ -113,7 +118,8 @@ def make_parts(
         raise ValueError(f"generation_config.json: {error}") from error
     metrics = Metrics(engine)
     engine.on_header, engine.on_cost = metrics.on_header, metrics.on_cost
-    return Parts(engine, tokenizer, template, model, defaults, settings, metrics, Grammars(tokenizer))
+    spoken = speech(template.source, settings.tool_call_parser, settings.reasoning_parser)
+    return Parts(engine, tokenizer, template, model, defaults, settings, metrics, Grammars(tokenizer), spoken)
 
 
 PARTS = web.AppKey("parts", Parts)

@@ -16,6 +16,8 @@ from aiollm.api.errors import invalid
 MAX_STOPS = 32
 MAX_STOP_CHARS = 4096  # of all stop strings together
 MAX_LOGPROBS = 20  # alternatives of a token
+MAX_TOOLS = 512
+MAX_TOOLS_BYTES = 512 * 1024  # of all tools as JSON
 INT32 = 2**31 - 1
 
 TokenId = Annotated[int, Meta(ge=0, le=INT32)]
@@ -175,11 +177,51 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     text: str | None = None
 
 
+class CalledFunction(msgspec.Struct, frozen=True, kw_only=True):
+    name: Annotated[str, Meta(min_length=1)]
+    arguments: str | dict[str, Any] | None = ""
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A call that the assistant has made."""
+
+    function: CalledFunction
+    id: str | None = None
+    type: Literal["function"] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Function(msgspec.Struct, frozen=True, kw_only=True):
+    """`parameters` is the JSON schema of its arguments, which are none where it is left out."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}$(?!\n)")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that the model may call."""
+
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class NamedFunction(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+
+
+class NamedTool(msgspec.Struct, frozen=True, kw_only=True):
+    """`tool_choice` that demands one function."""
+
+    function: NamedFunction
+    type: Literal["function"] = "function"
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[Part], Meta(min_length=1)] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -201,8 +243,12 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     chat_template: Any = None
     function_call: Any = None
     functions: Any = None
-    tool_choice: Any = None
-    tools: Any = None
+    include_reasoning: bool | None = None
+    parallel_tool_calls: bool | None = None
+    separate_reasoning: bool | None = None
+    thinking_token_budget: Any = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tools: Annotated[list[Tool], Meta(min_length=1, max_length=MAX_TOOLS)] | None = None
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
@@ -246,6 +292,10 @@ REFUSED = {
 """Fields that are known and not served: anything but null, false or "none" is refused."""
 IGNORED = [field.name for field in msgspec.structs.fields(GenerationRequest) if field.type is Raw]
 """Fields that are known and change nothing here, whatever they hold."""
+INSTEAD = {
+    "functions": "OpenAI has replaced this field; give tools",
+    "function_call": "OpenAI has replaced this field; give tool_choice",
+}
 _CHAT = msgspec.json.Decoder(ChatRequest)
 _COMPLETION = msgspec.json.Decoder(CompletionRequest)
 _AT = re.compile(r"(?P<problem>.*) - at (?:`key` in )?`\$\.(?P<path>[^`]*)`", re.DOTALL)
@@ -300,7 +350,8 @@ def _check(request: GenerationRequest) -> None:
     for name in REFUSED[type(request)]:  # type: ignore[index]  # the two requests are the only subclasses
         value = getattr(request, name)
         if not (value is None or value is False or value == "none"):
-            raise invalid(name, f"{name}: this server does not support this field", "unsupported_field")
+            instead = INSTEAD.get(name, "this server does not support this field")
+            raise invalid(name, f"{name}: {instead}", "unsupported_field")
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options", "stream_options: only allowed with stream: true")
     if sum(map(len, request.stops)) > MAX_STOP_CHARS:
@@ -325,8 +376,24 @@ def _check_chat(request: ChatRequest) -> None:
         raise invalid("top_logprobs", "top_logprobs: only allowed with logprobs: true")
     if request.add_generation_prompt and request.continue_final_message:
         raise invalid("continue_final_message", "continue_final_message: not together with add_generation_prompt")
+    _check_tools(request)
     for index, message in enumerate(request.messages):
         check_message(f"messages[{index}]", message, "messages")
+
+
+def _check_tools(request: ChatRequest) -> None:
+    if request.tools is None:
+        if request.tool_choice not in (None, "none"):
+            raise invalid("tool_choice", "tool_choice: only allowed with tools")
+        return
+    names = [tool.function.name for tool in request.tools]
+    if len(set(names)) < len(names):
+        twice = next(name for at, name in enumerate(names) if name in names[:at])
+        raise invalid("tools", f"tools: two functions are called {twice}")
+    if isinstance(request.tool_choice, NamedTool) and request.tool_choice.function.name not in names:
+        raise invalid("tool_choice", f"tool_choice: none of tools is called {request.tool_choice.function.name[:200]}")
+    if len(msgspec.json.encode(request.tools)) > MAX_TOOLS_BYTES:
+        raise invalid("tools", f"tools: all together may have {MAX_TOOLS_BYTES} bytes of JSON")
 
 
 def check_message(path: str, message: Message, param: str) -> None:

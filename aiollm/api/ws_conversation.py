@@ -7,11 +7,14 @@ import msgspec
 from aiollm.api import body
 from aiollm.api.caller import NOBODY, Caller
 from aiollm.api.chat import chat_prompt
+from aiollm.api.choice import Delta as Said
 from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation
 from aiollm.api.parts import Parts
 from aiollm.api.schema import ChatRequest, decode_chat
+from aiollm.api.turn import Turn
 from aiollm.api.ws_frames import Delta, Done, Start
+from aiollm.text.parsers.source import Content, Reasoning
 
 ONLY_TEXT = ("logprobs", "prompt_logprobs", "return_token_ids")
 
@@ -34,6 +37,7 @@ class Conversation:
         generation.submit()
         self.generation = generation
         (choice,) = generation.choices
+        turn = Turn(self._parts.speech.calls)
         try:
             started = False
             while choice.finish is None:
@@ -46,10 +50,20 @@ class Conversation:
                     yield Start(self.id, len(choice.request.prompt), choice.request.cached_tokens)
                 delta = choice.take()
                 if delta is not None:
-                    yield Delta(self.id, delta.text, choice.generated)
-            yield self.done(choice.finish.reason)
+                    yield self._delta(delta, choice.generated, turn)
+            yield self.done(choice.reason)
         finally:
             generation.end()
+
+    def _delta(self, delta: Said, tokens: int, turn: Turn) -> Delta:
+        if delta.events is None:
+            return Delta(self.id, delta.text, tokens)
+        text, reasoning = (
+            "".join(event.text for event in delta.events if isinstance(event, kind)) for kind in (Content, Reasoning)
+        )
+        pieces = [piece for event in delta.events if (piece := turn.piece(event)) is not None]
+        calls = [call for piece in pieces for call in piece.get("tool_calls", ())]
+        return Delta(self.id, text, tokens, reasoning, calls)
 
     def done(self, reason: str) -> Done:
         """The last frame, with the figures so far."""

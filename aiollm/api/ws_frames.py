@@ -47,16 +47,18 @@ class Start(msgspec.Struct, frozen=True, tag_field="type", tag="start"):
     cached_tokens: int
 
 
-class Delta(msgspec.Struct, frozen=True, tag_field="type", tag="delta"):
-    """More text; `tokens` were generated so far."""
+class Delta(msgspec.Struct, frozen=True, tag_field="type", tag="delta", omit_defaults=True):
+    """More text; `tokens` were generated so far. `tool_calls` are pieces, as in OpenAI's deltas."""
 
     id: str
     text: str
     tokens: int
+    reasoning: str = ""
+    tool_calls: list[dict[str, Any]] = []
 
 
 class Done(msgspec.Struct, frozen=True, tag_field="type", tag="done"):
-    """The answer's last frame; `finish_reason` is stop, length or cancelled.
+    """The answer's last frame; `finish_reason` is stop, length, tool_calls or cancelled.
 
     `ttft_ms` are the milliseconds from the `chat` frame to the first token, `tokens_per_s` is the pace after it; null
     where there was no first token, or none after it.

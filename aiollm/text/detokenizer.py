@@ -22,7 +22,8 @@ class Detokenizer:
     prompt began and the ids complete is given out whole; one they do not complete is the prompt's affair.
 
     `spaces_between_special_tokens`: if False, no space stands between neighbouring special tokens. It matters only
-    for vocabularies whose decoder writes such spaces (WordPiece and the like).
+    for vocabularies whose decoder writes such spaces (WordPiece and the like). `shown` are ids of special tokens that
+    belong to the text even if others are skipped.
     """
 
     __slots__ = (
@@ -35,12 +36,13 @@ class Detokenizer:
         prompt_tail: Sequence[int],
         skip_special_tokens: bool,
         spaces_between_special_tokens: bool = True,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
         tail = prompt_tail[-TAIL_IDS:]
-        pieces = tokenizer.visible_pieces(skip_special_tokens)
+        pieces = tokenizer.visible_pieces(skip_special_tokens, shown)
         self._window: _Window | None = None
         if pieces is None or tokenizer.rule is None:
-            self._window = _Window(tokenizer, tail, skip_special_tokens, spaces_between_special_tokens)
+            self._window = _Window(tokenizer, tail, skip_special_tokens, spaces_between_special_tokens, shown)
             return
         self._pieces = pieces
         self._pending = b""
@@ -92,8 +94,10 @@ class _Window:
     Text that ends in U+FFFD is held back, as it may be an unfinished character, up to HELD_IDS ids.
     """
 
-    def __init__(self, tokenizer: Tokenizer, tail: Sequence[int], skip_special: bool, spaces: bool) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Tokenizer, tail: Sequence[int], skip_special: bool, spaces: bool, shown: frozenset[int]
+    ) -> None:
+        self._tokenizer, self._shown = tokenizer, shown
         self._skip_special = skip_special
         self._spaces = spaces
         self._context = [index for index in tail if self._visible(index)][-WINDOW_IDS:]
@@ -107,7 +111,7 @@ class _Window:
         return self._release(self._text()) if self._held else ""
 
     def _visible(self, index: int) -> bool:
-        return not (self._skip_special and self._tokenizer.is_special(index))
+        return not (self._skip_special and self._tokenizer.is_special(index)) or index in self._shown
 
     def _text(self) -> str:
         return self._tokenizer.decode_window(self._context + self._held)[len(self._before) :]

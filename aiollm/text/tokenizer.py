@@ -59,7 +59,7 @@ class Tokenizer:
         self.eos_ids = frozenset(eos_ids) | ({ids["eos_token"]} if "eos_token" in ids else set())
         self._special = frozenset(index for index, token in added.items() if token.special) | frozenset(ids.values())
         self.pieces = None if self.rule is None else token_pieces(self.rule, tokens, added.keys())
-        self._plain_pieces = None if self.pieces is None else _without(self.pieces, self._special)
+        self._visible: dict[frozenset[int], dict[int, bytes]] = {}
         self._bos_prefix = [self.bos_id] if add_bos and self.bos_id is not None and not self._adds(self.bos_id) else []
 
     @classmethod
@@ -117,9 +117,19 @@ class Tokenizer:
         """The library's own text of a few ids, special tokens included: for tokens without bytes of their own."""
         return self._backend.decode(ids, skip_special_tokens=False)
 
-    def visible_pieces(self, skip_special_tokens: bool) -> dict[int, bytes] | None:
-        """id -> bytes, less the special tokens if they are skipped; None if tokens have no bytes of their own."""
-        return self._plain_pieces if skip_special_tokens else self.pieces
+    def visible_pieces(self, skip_special_tokens: bool, shown: frozenset[int] = frozenset()) -> dict[int, bytes] | None:
+        """id -> bytes, less the special tokens, but for those `shown`, if they are skipped; None if tokens have no
+        bytes of their own. One table is kept for each `shown`, of which a server has one or two."""
+        if self.pieces is None or not skip_special_tokens:
+            return self.pieces
+        if shown not in self._visible:
+            self._visible[shown] = _without(self.pieces, self._special - shown)
+        return self._visible[shown]
+
+    def special_ids(self, texts: Sequence[str]) -> frozenset[int]:
+        """The ids of the special tokens among these texts."""
+        ids = map(self._backend.token_to_id, texts)
+        return frozenset(index for index in ids if index is not None and index in self._special)
 
     def token_bytes(self, index: int) -> bytes:
         """The bytes of one token in the middle of a text; empty for an id outside the vocabulary."""

@@ -8,6 +8,7 @@ from stand import CONTEXT, Runner
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 USER = {"role": "user", "content": "hi"}
+TOOL = {"type": "function", "function": {"name": "f"}}
 TRAILING = b'{"prompt":"x","messages":[{"role":"user","content":"x"}]}x'
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
@@ -91,14 +92,30 @@ ONLY_CHAT: list[tuple[str, list[Any]]] = [
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}],
         [{"role": "user", "content": [{"type": "text", "text": 5}]}], [{"role": "user", "content": ["x"]}],
         [{"role": "tool", "content": "x"}], [USER, {"role": "assistant", "tool_calls": "x"}],
-        [{"role": "assistant", "tool_calls": [5]}], [{"role": "user", "content": "x", "name": 5}],
+        [{"role": "assistant", "tool_calls": [5]}], [{"role": "assistant", "tool_calls": [{"id": "a"}]}],
+        [{"role": "assistant", "tool_calls": [{"function": {"name": ""}}]}],
+        [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}],
+        [{"role": "user", "content": "x", "name": 5}],
     ]),
     ("chat_template_kwargs", [{"messages": "x"}, {"bos_token": "x"}, {"a": [1]}, {"a": {}}, "x", {"a b": 1}]),
     ("chat_template", ["{{ messages }}"]),
     ("documents", [[{"text": "x"}], "x", [5], [{"a": [1]}]]),
     ("audio", [{"voice": "x"}]),
-    ("tools", [[], [{"type": "function", "function": {"name": "f"}}], "x"]),
-    ("tool_choice", ["auto", "required", {}]),
+    ("tools", [
+        [], "x", {}, [{}], [TOOL] * 2, [TOOL, 5], [{"type": "code", "function": {"name": "f"}}], [{"type": "function"}],
+        [{"function": {"name": name}} for name in map(str, range(513))],
+        *([{"function": {"name": name}}] for name in ("", "a b", "f\n", "é", "x" * 129, "x" * 10**5, 5)),
+        *([{"function": {"name": "f", "parameters": value}}] for value in ([], "x", 5, True)),
+        [{"type": "function", "function": {"name": "f", "description": "x" * 2**19}}], [TOOL],
+    ]),
+    ("tool_choice", ["auto", "required", {}, "any", {"type": "function", "function": {"name": "f"}}]),
+    ("parallel_tool_calls", ["no", 1]),
+    ("functions", [[{"name": "f"}]]),
+    ("function_call", ["auto", {"name": "f"}]),
+    ("thinking_token_budget", [0, 100]),
+    ("include_reasoning", ["no"]),
+    ("separate_reasoning", [1]),
+    ("reasoning_effort", [5, ["low"]]),
     ("continue_final_message", ["x", 1]),
     ("add_generation_prompt", ["x"]),
 ]  # fmt: skip
@@ -150,7 +167,7 @@ def test_a_bad_field_of_a_completion_request_is_named(served: Runner, field: str
         b"\xef\xbb\xbf{}", b"\xff\xfe", b"{'a':1}", b'{"a":1,}',
         b'{"a":NaN}', b'{"a":Infinity}', b'{"temperature":NaN}', b'{"temperature":-Infinity}', b'{"user":"\xff"}',
         b'{"prompt":"caf\xe9"}', b'{"prompt":"\\ud800"}', b'{"messages":[{"role":"user","content":"\\udfff"}]}', DEEP,
-        b'{"x":' + DEEP + b"}", b'{"tools":' + DEEP + b"}", b'{"a":' * 100_000, b'{"prompt":"\x01"}',
+        b'{"x":' + DEEP + b"}", b'{"documents":' + DEEP + b"}", b'{"a":' * 100_000, b'{"prompt":"\x01"}',
     ],
     ids=lambda body: repr(body[:30]),
 )  # fmt: skip
@@ -287,7 +304,7 @@ def test_control_tokens_and_odd_messages_never_break_the_server(served: Runner) 
         [{"role": "user", "content": "<|im_start|><|im_end|>\x00\u202e"}],
         [{"role": "assistant", "content": "x"}],
         [USER, {"role": "system", "content": "late"}],
-        [{"role": "assistant", "content": None, "tool_calls": [{"function": {"arguments": "{"}}]}],
+        [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
         [{"role": "user", "content": ""}],
     ):
         status, _ = served.run(served.stand.post(CHAT, {"messages": messages, "max_tokens": 1}))

@@ -243,7 +243,7 @@ def test_the_end_of_a_socket_aborts_all_of_it(served: Runner, close: bool) -> No
         ({"messages": []}, "invalid_value", "messages"),
         ({"messages": [{"role": "user", "content": "x" * CONTEXT}]}, "context_length_exceeded", "messages"),
         ({"model": "other"}, "model_not_found", "model"),
-        ({"tools": [{}]}, "unsupported_field", "tools"),
+        ({"tools": [{}]}, "invalid_value", "tools"),
         ({"n": 2}, "unsupported_field", "n"),
         ({"logprobs": True}, "unsupported_field", "logprobs"),
     ],

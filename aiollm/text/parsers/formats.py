@@ -57,8 +57,8 @@ class Speech(NamedTuple):
         tags = (self.reasoning.open, self.reasoning.close) if self.reasoning else ()
         return tags + (self.calls.marks if self.calls else ())
 
-    def parser(self, prompt: str, tools: Tools) -> Parser:
-        """For one output of a prompt."""
+    def parser(self, prompt: str, tools: Tools, reasoning_shown: bool = True, one_call: bool = False) -> Parser:
+        """For one output of a prompt, of which the end will do; the other arguments are Parser's."""
         opened = self.reasoning is not None and self.reasoning.opened_by(prompt)
 
         def whole(source: Source) -> Steps[None]:
@@ -69,7 +69,7 @@ class Speech(NamedTuple):
             else:
                 yield from source.content()
 
-        return Parser(whole)
+        return Parser(whole, reasoning_shown, one_call)
 
 
 def speech(template: str, calls: str = "auto", reasoning: str = "auto") -> Speech:

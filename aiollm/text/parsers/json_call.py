@@ -100,7 +100,9 @@ def _value(source: Source, give: bool) -> Steps[bool]:
         elif next_ in "}]" and depth:
             depth -= 1
             source.read(1)
-        elif not (yield from source.run(BETWEEN if depth else SCALAR)):
+        elif depth:
+            source.piece(BETWEEN)
+        elif not (yield from source.run(SCALAR)):
             return False
         if give and source.held:
             yield Arguments(source.release())
@@ -112,7 +114,10 @@ def _value(source: Source, give: bool) -> Steps[bool]:
 def _quoted(source: Source, give: bool = False) -> Steps[bool]:
     """Read a string of which the opening quote comes next; False where it does not end."""
     source.read(1)
-    while next_ := (yield from source.peek()):
+    while True:
+        if give:
+            yield Arguments(source.release())
+        next_ = yield from source.peek()
         if next_ == "\\":
             source.read(1)
             if (yield from source.peek()):
@@ -120,11 +125,10 @@ def _quoted(source: Source, give: bool = False) -> Steps[bool]:
         elif next_ == '"':
             source.read(1)
             return True
-        else:
+        elif next_:
             source.piece(WITHIN_STRING)
-        if give:
-            yield Arguments(source.release())
-    return False
+        else:
+            return False
 
 
 def _text(source: Source) -> Steps[str | None]:

@@ -148,10 +148,17 @@ class Parser:
     White space next to reasoning and calls belongs to neither them nor the content; elsewhere it is content.
     """
 
-    __slots__ = ("_events", "_fresh", "_kind", "_source", "_space", "_steps")
+    __slots__ = (
+        "_source", "_steps", "_reasoning", "_one_call", "_events", "_kind", "_fresh", "_space", "calls", "open",
+    )  # fmt: skip
 
-    def __init__(self, format: Callable[[Source], Steps[None]]) -> None:
+    def __init__(self, format: Callable[[Source], Steps[None]], reasoning: bool = True, one_call: bool = False) -> None:
+        """Without `reasoning` it is left out; `one_call` leaves out all calls but the first."""
         self._source = Source()
+        self._reasoning, self._one_call = reasoning, one_call
+        self.calls = 0
+        self.open = False
+        """Whether the latest call's arguments are not complete."""
         self._steps = format(self._source)
         self._events: list[Event] = []
         self._kind: type[Event] | None = None
@@ -192,9 +199,12 @@ class Parser:
             if text:
                 shown = text.rstrip(" \t\r\n")
                 self._fresh, self._space = False, text[len(shown) :]
-                if shown:
+                if shown and (kind is Content or self._reasoning):
                     self._give(type(event)(shown))
-        else:
+            return
+        self.calls += kind is Call
+        if self.calls == 1 or not self._one_call:
+            self.open = kind is not End
             self._give(event)
 
     def _give(self, event: Event) -> None:

@@ -1,0 +1,61 @@
+"""The functions of a chat request: what the template sees of them, and how the model's output is read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from aiollm.api.choice import Output
+from aiollm.api.errors import invalid
+from aiollm.api.parts import Parts
+from aiollm.api.schema import ChatRequest, NamedTool, Tool
+from aiollm.text.parsers.formats import Speech
+
+NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
+PROMPT_CHARS = 64  # of its end, which tells whether the model is thinking already
+
+
+def offered(request: ChatRequest) -> Sequence[Tool]:
+    """The functions that the model may call; with tool_choice none it does not hear of them."""
+    return request.tools or () if request.tool_choice != "none" else ()
+
+
+def check_choice(parts: Parts, request: ChatRequest) -> None:
+    """Raises ApiError where calls could not be told from text, or not be enforced."""
+    if not offered(request):
+        return
+    if parts.speech.calls is None:
+        message = "tools: this model's chat template has no format of calls that is known here; see --tool_call_parser"
+        raise invalid("tools", message, "unsupported_field")
+    if request.tool_choice == "required" or isinstance(request.tool_choice, NamedTool):
+        message = "tool_choice: this server cannot enforce a call; give auto or none"
+        raise invalid("tool_choice", message, "unsupported_field")
+
+
+def for_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """As templates expect them: every field is there, and those meant for servers are not."""
+    return [
+        {
+            "type": tool.type,
+            "function": {
+                "name": tool.function.name,
+                "description": tool.function.description or "",
+                "parameters": tool.function.parameters or NO_ARGUMENTS,
+            },
+        }
+        for tool in tools
+    ]
+
+
+def read(output: Output, parts: Parts, request: ChatRequest, prompt: str) -> Output:
+    """The output with a parser for the calls and the reasoning that it may have."""
+    tools = {tool.function.name: tool.function.parameters or NO_ARGUMENTS for tool in offered(request)}
+    speech = Speech(
+        parts.speech.calls if tools else None,
+        parts.speech.reasoning if request.separate_reasoning is not False else None,
+    )
+    if speech == Speech():
+        return output
+    end, shown = prompt[-PROMPT_CHARS:], request.include_reasoning is not False
+    return output._replace(
+        parser=lambda: speech.parser(end, tools, shown, one_call=request.parallel_tool_calls is False),
+        shown=parts.tokenizer.special_ids(speech.marks),
+    )
