@@ -282,7 +282,8 @@ def test_tool_call_arguments_given_as_json_text_become_the_object(arguments, exp
 def test_tool_call_arguments_are_text_for_templates_that_take_them_for_text(arguments):
     source = (
         "{% set arguments = messages[0].tool_calls[0].function.arguments %}"
-        "{{ '```' + arguments + '```' }} {{ arguments }} {{ 'x' ~ arguments }} {{ arguments.b }}{{ arguments is string }}"
+        "{{ '```' + arguments + '```' }} {{ arguments }} {{ 'x' ~ arguments }} {{ arguments.b }}"
+        "{{ arguments is string }}"
     )
     text = arguments if isinstance(arguments, str) else '{"b": 1, "a": "é"}'
     call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
