@@ -75,6 +75,7 @@ class Chat:
     async def answer(self, pieces: list[str]) -> None:
         """Print the answer to the conversation as it comes; `pieces` holds what came. Raises ChatError."""
         body = {**self._fields, "messages": self.messages, "stream": True}
+        thinking = False
         try:
             async with (
                 self._session() as session,
@@ -84,7 +85,11 @@ class Chat:
                     raise ChatError(_reason(await response.text(), response.status))
                 async for line in response.content:
                     if line.startswith(b"data: {"):
-                        text = _text(json.loads(line[6:]))
+                        event = json.loads(line[6:])
+                        text, thought = _text(event), _text(event, "reasoning")
+                        if thought or (thinking and text):  # to stderr, so that a pipe has the answer alone
+                            print(thought.translate(CONTROL) or "\n\n", end="", file=sys.stderr, flush=True)
+                        thinking = bool(thought) or (thinking and not text)
                         pieces.append(text)
                         print(text.translate(CONTROL), end="", flush=True)
         except aiohttp.ClientError as error:
@@ -167,11 +172,11 @@ def _turn(chat: Chat, line: str, terminal: bool) -> bool:
     return True
 
 
-def _text(event: dict[str, Any]) -> str:
-    """The text of one event. Raises ChatError for one that tells of an error."""
+def _text(event: dict[str, Any], field: str = "content") -> str:
+    """The text of one event under `field`. Raises ChatError for one that tells of an error."""
     if "error" in event:
         raise ChatError(str(event["error"].get("message")))
-    return "".join(choice["delta"].get("content") or "" for choice in event.get("choices", ()))
+    return "".join(choice["delta"].get(field) or "" for choice in event.get("choices", ()))
 
 
 def _reason(body: str, status: int) -> str:

@@ -81,6 +81,16 @@ def test_each_line_of_a_pipe_is_answered_and_remembered(folder: Path) -> None:
     run(main())
 
 
+def test_what_the_model_thinks_stays_out_of_the_answer(folder: Path) -> None:
+    async def main() -> None:
+        async with stand(folder, reasoning_parser="think") as served:
+            prompts = heard(served.workers, "<think>\nHm, \x07hm.\n</think>\nYes.", "No.")
+            assert await piped(served.url, "hi\nsure?\n") == (0, "Yes.\nNo.\n", "Hm, hm.\n\n")
+            assert "Hm" not in prompts[1]
+
+    run(main())
+
+
 def test_commands_begin_anew(folder: Path) -> None:
     async def main() -> None:
         async with stand(folder) as served:

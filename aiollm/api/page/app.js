@@ -175,6 +175,7 @@ function takeFrame(frame) {
   } else if (frame.type === "delta") {
     if (run.stopped) return;
     message.text += frame.text;
+    message.reasoning = (message.reasoning ?? "") + (frame.reasoning ?? "");
     message.figures.tokens = frame.tokens;
     const now = performance.now();
     if (run.began === 0) Object.assign(run, { began: now, before: frame.tokens });

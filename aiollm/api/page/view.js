@@ -51,12 +51,15 @@ export class Answer {
   constructor(message, onagain) {
     this.message = message;
     this.text = el("div", { className: "text" });
+    this.thoughts = el("div", { className: "text" });
+    this.reasoning = el("details", { className: "reasoning", hidden: true },
+      el("summary", { textContent: "Reasoning" }), this.thoughts);
     this.note = el("p", { className: "note", hidden: true });
     this.figures = el("p", { className: "figures" });
     this.again = el("button", { type: "button", className: "plain", textContent: "Regenerate", onclick: onagain });
     this.actions = el("div", { className: "actions" }, copyButton(() => message.text), this.again);
     this.element = el("article", { className: "message assistant", "aria-label": "Answer" },
-      this.text, this.note, el("footer", {}, this.figures, this.actions));
+      this.reasoning, this.text, this.note, el("footer", {}, this.figures, this.actions));
     this.markdown = new Markdown(this.text);
     this.shown = 0; // characters of the message's text
     this.update();
@@ -64,13 +67,16 @@ export class Answer {
 
   /** Show what is new. */
   update() {
-    const { text, figures, note, running } = this.message;
+    const { text, reasoning = "", figures, note, running } = this.message;
+    const thought = this.thoughts.textContent.length;
+    if (reasoning.length > thought) this.thoughts.append(reasoning.slice(thought));
+    this.reasoning.hidden = !reasoning;
     if (text.length > this.shown) {
       this.markdown.push(text.slice(this.shown));
       this.shown = text.length;
     }
     this.element.classList.toggle("running", Boolean(running));
-    this.element.classList.toggle("waiting", Boolean(running) && !text);
+    this.element.classList.toggle("waiting", Boolean(running) && !text && !reasoning);
     this.element.setAttribute("aria-busy", String(Boolean(running)));
     this.note.hidden = !note;
     this.note.textContent = note;
