@@ -87,7 +87,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ),
     ] = "auto"
     tool_call_parser: Annotated[
-        Literal["auto", "none", "hermes", "llama3", "mistral", "deepseek", "glm", "pythonic"],
+        Literal["auto", "none", "hermes", "llama3", "mistral", "deepseek", "glm", "qwen3_coder", "pythonic"],
         Setting(
             MODEL,
             "FORMAT",
@@ -102,6 +102,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 "deepseek_v31": "deepseek",
                 "glm45": "glm",
                 "glm47": "glm",
+                "qwen3_xml": "qwen3_coder",
                 "llama4_pythonic": "pythonic",
             },
         ),

@@ -38,6 +38,11 @@ def hermes(name: str, arguments: str) -> str:
     return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
 
 
+def coder(name: str, **values: str) -> str:
+    pairs = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
+    return f"<tool_call>\n<function={name}>\n{pairs}</function>\n</tool_call>"
+
+
 def glm(name: str, **values: str) -> str:
     pairs = "".join(f"<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n" for key, value in values.items())
     return f"<tool_call>{name}\n{pairs}</tool_call>"
@@ -258,6 +263,32 @@ OUTPUTS = {
     "glm, cut": Output(
         "glm", "none", '<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Par"is</arg',
         ("", "", [("get_weather", '{"city": "Par\\"is</arg')]), complete=False,
+    ),
+    # Qwen 3 Coder
+    "coder": Output(
+        "qwen3_coder", "none",
+        "Well.\n" + coder("get_weather", city="Pa\nris", days="3", detail='{"a": [1]}') + "\n" + coder("now"),
+        ("", "Well.", [("get_weather", '{"city": "Pa\\nris", "days": 3, "detail": {"a": [1]}}'), NOW]),
+    ),
+    "coder, code": Output(
+        "qwen3_coder", "none", coder("write_file", path="a<b>", text='if a < b:\n\n\treturn "</param>"\n'),
+        ("", "", [("write_file", r'{"path": "a<b>", "text": "if a < b:\n\n\treturn \"</param>\"\n"}')]),
+    ),
+    "coder, bare": Output(
+        "qwen3_coder", "none", "a <function=now><parameter=x>true</parameter></function> b",
+        ("", "ab", [("now", '{"x": true}')]),
+    ),
+    "coder, no call": Output(
+        "qwen3_coder", "none", "<tool_call>now</tool_call> <function=now()>",
+        ("", "<tool_call>now</tool_call> <function=now()>", []),
+    ),
+    "coder, broken within": Output(
+        "qwen3_coder", "none", "<function=now>\n<parameter=a>\n1\n</parameter>\noops</function>",
+        ("", "oops</function>", [("now", '{"a": 1}')]),
+    ),
+    "coder, cut": Output(
+        "qwen3_coder", "none", "<tool_call>\n<function=write_file>\n<parameter=text>\na\n</par",
+        ("", "", [("write_file", '{"text": "a\\n</par')]), complete=False,
     ),
     # Pythonic
     "pythonic": Output(

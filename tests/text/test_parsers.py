@@ -145,7 +145,7 @@ def test_text_that_is_nearly_calls_is_read_once() -> None:
         ("{{ messages }}", None, None),
         ("{% if tools %}<tool_call>{% endif %}", "hermes", None),
         ("{{ tools }} <tool_call> {{ content.split('</think>') }}", "hermes", "think"),
-        ("{{ tools }} <tool_call><function=f>", None, None),
+        ("{{ tools }} <tool_call><function=f>", "qwen3_coder", None),
         ("{{ tools }} <tool_call><arg_key></think>", "glm", "think"),
         ("{{ tools }} [TOOL_CALLS] [THINK][/THINK]", "mistral", "mistral"),
         ("{{ tools }} <｜tool▁calls▁begin｜></think>", "deepseek", "think"),

@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 from aiollm.text.parsers.deepseek import BEGIN, deepseek
 from aiollm.text.parsers.deepseek import MARKS as DEEPSEEK
-from aiollm.text.parsers.glm import KEY, glm
-from aiollm.text.parsers.glm import MARKS as GLM
 from aiollm.text.parsers.hermes import MARKS as HERMES
 from aiollm.text.parsers.hermes import hermes
 from aiollm.text.parsers.llama import MARKS as LLAMA
@@ -17,6 +15,7 @@ from aiollm.text.parsers.pythonic import MARKS as PYTHONIC
 from aiollm.text.parsers.pythonic import pythonic
 from aiollm.text.parsers.reasoning import Style, reasoning
 from aiollm.text.parsers.source import Parser, Source, Steps
+from aiollm.text.parsers.tagged import CLOSE, FUNCTION, GLM, KEY, OPEN, glm, qwen_coder
 from aiollm.text.parsers.tools import Tools
 
 
@@ -36,7 +35,8 @@ FORMATS = {
     "llama3": Format(llama, LLAMA),
     "mistral": Format(mistral, MISTRAL, 9, ""),  # what its templates insist on
     "deepseek": Format(deepseek, DEEPSEEK),
-    "glm": Format(glm, GLM),
+    "glm": Format(glm, (OPEN, CLOSE, GLM.key, GLM.key_end, GLM.value, *GLM.value_ends)),
+    "qwen3_coder": Format(qwen_coder, (OPEN, CLOSE)),
     "pythonic": Format(pythonic, PYTHONIC),
 }
 STYLES = {
@@ -86,7 +86,7 @@ def _calls(template: str) -> str:
         BEGIN: "deepseek",
         "[TOOL_CALLS]": "mistral",
         KEY: "glm",
-        "<function=": "none",  # Qwen 3 Coder's own, within <tool_call>
+        FUNCTION: "qwen3_coder",
         "<tool_call>": "hermes",
         "[func_name1(": "pythonic",
         "<|python_tag|>": "llama3",

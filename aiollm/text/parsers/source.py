@@ -118,7 +118,7 @@ class Source:
     def until(self, marks: Sequence[str], give: Callable[[str], Event] | None) -> Steps[str]:
         """Give out text up to the first of `marks`, which is read and returned; empty at the end of the text.
 
-        Without `give` the text is held. No mark may lie within another.
+        Without `give` the text is held. A mark may lie within another at its end only.
         """
         while True:
             rest = self._text[self._at :]
