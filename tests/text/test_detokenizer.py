@@ -208,3 +208,20 @@ def test_spaces_between_special_tokens_can_be_left_out(wordpiece_tokenizer):
     for spaces, expected in ((True, "and [SEP] [SEP] and"), (False, "and [SEP][SEP] and")):
         detokenizer = Detokenizer(wordpiece_tokenizer, (), False, spaces_between_special_tokens=spaces)
         assert detokenizer.push([8, 2, 2, 8]) + detokenizer.finish() == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "mark", "hidden", "text"),
+    [
+        ("byte_tokenizer", "<|im_start|>", IM_END, "<|im_start|><|im_start|>"),
+        ("wordpiece_tokenizer", "[SEP]", 1, "[SEP] [SEP]"),
+    ],
+)
+def test_some_special_tokens_may_be_shown_while_others_are_skipped(kind, mark, hidden, text, request):
+    tokenizer = request.getfixturevalue(kind)
+    shown = tokenizer.special_ids((mark, "and", "a", "nothing like it"))
+    assert len(shown) == 1
+    ids = [*shown, hidden, *shown]
+    detokenizer = Detokenizer(tokenizer, (), True, shown=shown)
+    assert detokenizer.push(ids) + detokenizer.finish() == text
+    assert stream(tokenizer, [ids]) == ""
