@@ -19,15 +19,22 @@ def offered(request: ChatRequest) -> Sequence[Tool]:
 
 
 def check_choice(parts: Parts, request: ChatRequest) -> None:
-    """Raises ApiError where calls could not be told from text, or not be enforced."""
-    if not offered(request):
-        return
-    if parts.speech.calls is None:
+    """Raises ApiError where calls could not be told from text."""
+    if offered(request) and parts.speech.calls is None:
         message = "tools: this model's chat template has no format of calls that is known here; see --tool_call_parser"
         raise invalid("tools", message, "unsupported_field")
-    if request.tool_choice == "required" or isinstance(request.tool_choice, NamedTool):
-        message = "tool_choice: this server cannot enforce a call; give auto or none"
-        raise invalid("tool_choice", message, "unsupported_field")
+
+
+def demanded(parts: Parts, request: ChatRequest, prompt: str) -> str | None:
+    """The grammar of the calls that the request demands, in Lark's syntax; None where the model is free."""
+    choice = request.tool_choice
+    if not offered(request) or choice in (None, "auto"):
+        return None
+    tools = _schemas(request)
+    if isinstance(choice, NamedTool):
+        tools = {choice.function.name: tools[choice.function.name]}
+    one = isinstance(choice, NamedTool) or request.parallel_tool_calls is False
+    return parts.speech.forced(prompt[-PROMPT_CHARS:], tools, one)
 
 
 def for_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
@@ -47,10 +54,10 @@ def for_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 def read(output: Output, parts: Parts, request: ChatRequest, prompt: str) -> Output:
     """The output with a parser for the calls and the reasoning that it may have."""
-    tools = {tool.function.name: tool.function.parameters or NO_ARGUMENTS for tool in offered(request)}
+    tools = _schemas(request)
+    spoken = parts.speech if request.tool_choice in (None, "none", "auto") else parts.speech.demanding
     speech = Speech(
-        parts.speech.calls if tools else None,
-        parts.speech.reasoning if request.separate_reasoning is not False else None,
+        spoken.calls if tools else None, spoken.reasoning if request.separate_reasoning is not False else None
     )
     if speech == Speech():
         return output
@@ -59,3 +66,7 @@ def read(output: Output, parts: Parts, request: ChatRequest, prompt: str) -> Out
         parser=lambda: speech.parser(end, tools, shown, one_call=request.parallel_tool_calls is False),
         shown=parts.tokenizer.special_ids(speech.marks),
     )
+
+
+def _schemas(request: ChatRequest) -> dict[str, dict[str, Any]]:
+    return {tool.function.name: tool.function.parameters or NO_ARGUMENTS for tool in offered(request)}

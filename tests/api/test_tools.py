@@ -142,7 +142,7 @@ def test_ids_of_calls_differ_and_are_short_where_the_template_wants_it(serve: Se
 
 def test_choices_each_have_their_calls(served: Runner) -> None:
     texts = [f"<think>a</think>{hermes(*NOW)}", "only text", f"{hermes('get_weather', PARIS)}{hermes(*NOW)}"]
-    answer, chunks = served.run(both(served, {**HI, "n": 3}, *texts))
+    answer, chunks = served.run(both(served, {**HI, "n": 3, "temperature": 1}, *texts))
     choices = [joined(chunks, index) for index in range(3)]
     assert [choice["finish_reason"] for choice in choices] == ["tool_calls", "stop", "tool_calls"]
     for choice, streamed in zip(answer["choices"], choices, strict=True):

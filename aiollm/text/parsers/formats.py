@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from aiollm.text.parsers.deepseek import BEGIN, deepseek
+from aiollm.text.parsers.deepseek import BEGIN, BETWEEN, CALL, CALL_END, END, deepseek
 from aiollm.text.parsers.deepseek import MARKS as DEEPSEEK
+from aiollm.text.parsers.forced import Frame, forced
 from aiollm.text.parsers.hermes import MARKS as HERMES
 from aiollm.text.parsers.hermes import hermes
 from aiollm.text.parsers.llama import MARKS as LLAMA
@@ -28,17 +29,25 @@ class Format(NamedTuple):
     id_chars: int = 24
     """Of the random part of a call's id."""
     id_prefix: str = "call_"
+    frame: Frame | None = None
+    """Of calls that are demanded; without one they are written, and read, as Hermes writes them."""
 
 
 FORMATS = {
-    "hermes": Format(hermes, HERMES),
-    "llama3": Format(llama, LLAMA),
-    "mistral": Format(mistral, MISTRAL, 9, ""),  # what its templates insist on
-    "deepseek": Format(deepseek, DEEPSEEK),
+    "hermes": Format(
+        hermes, HERMES, frame=Frame('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>", "\n")
+    ),
+    "llama3": Format(llama, LLAMA, frame=Frame('{"name": "', '", "parameters": ', "}", "; ")),
+    "mistral": Format(
+        mistral, MISTRAL, id_chars=9, id_prefix="",  # what its templates insist on
+        frame=Frame('{"name": "', '", "arguments": ', "}", ", ", begin="[TOOL_CALLS][", end="]"),
+    ),
+    "deepseek": Format(deepseek, DEEPSEEK, frame=Frame(CALL, BETWEEN, CALL_END, begin=BEGIN, end=END)),
     "glm": Format(glm, (OPEN, CLOSE, GLM.key, GLM.key_end, GLM.value, *GLM.value_ends)),
     "qwen3_coder": Format(qwen_coder, (OPEN, CLOSE)),
     "pythonic": Format(pythonic, PYTHONIC),
-}
+}  # fmt: skip
+HERMES_FORMAT = FORMATS["hermes"]
 STYLES = {
     "think": Style("<think>", "</think>"),
     "deepseek_r1": Style("<think>", "</think>", always=True),
@@ -56,6 +65,20 @@ class Speech(NamedTuple):
     def marks(self) -> tuple[str, ...]:
         tags = (self.reasoning.open, self.reasoning.close) if self.reasoning else ()
         return tags + (self.calls.marks if self.calls else ())
+
+    @property
+    def demanding(self) -> "Speech":
+        """Where calls are demanded by the grammar of `forced`."""
+        return self if self.calls is not None and self.calls.frame is not None else self._replace(calls=HERMES_FORMAT)
+
+    def forced(self, prompt: str, tools: Tools, one: bool) -> str:
+        """The grammar, in Lark's syntax, of an output that calls one of these functions, or any number of them."""
+        calls, style = self.demanding.calls, self.reasoning
+        assert calls is not None and calls.frame is not None
+        thinking = style is not None and style.opened_by(prompt)
+        if style is not None and prompt.rstrip().endswith(style.close):
+            style = None
+        return forced(calls.frame, tools, one, style, thinking)
 
     def parser(self, prompt: str, tools: Tools, reasoning_shown: bool = True, one_call: bool = False) -> Parser:
         """For one output of a prompt, of which the end will do; the other arguments are Parser's."""
