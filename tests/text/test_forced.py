@@ -100,3 +100,25 @@ def test_odd_names_and_schemas_stay_within_their_quotes() -> None:
     schema = {"properties": {'"\n': {"const": 'a"} /x/ \\'}}, "required": ['"\n'], "additionalProperties": False}
     lark = Speech(FORMATS["hermes"]).forced("", {"a.b-c_1": schema}, one=True)
     assert accepts(lark, hermes("a.b-c_1", json.dumps({'"\n': 'a"} /x/ \\'})))
+
+
+@pytest.mark.parametrize("calls", ["hermes", "mistral", "deepseek"])
+def test_text_may_be_anything_until_a_mark_demands_a_proper_call(calls: str) -> None:
+    speech = Speech(FORMATS[calls])
+    lark, frame = (
+        speech.guarded({"get_weather": {**FUNCTIONS["get_weather"], "required": ["city"]}}),
+        FORMATS[calls].frame,
+    )
+    assert lark is not None and frame is not None
+    before, after = frame.begin + frame.before + "get_weather" + frame.between, frame.after + frame.end
+    good, bad = f"{before}{PARIS}{after}", f"{before}{{}}{after}"
+    for text in ("", "Hello {} <tool [TOOL", good, f"Well.\n{good}", f"{good}\n{good} So <"):
+        assert accepts(lark, text), text
+    for text in (frame.mark, bad, f"{good}{bad}", f"{good} {frame.mark}"):
+        assert not accepts(lark, text), text
+    events = speech.parser("", FUNCTIONS).push(f"Well.\n{good}")
+    assert events[:2] == [Content("Well."), Call("get_weather")]
+
+
+def test_formats_without_a_mark_cannot_be_guarded() -> None:
+    assert Speech(FORMATS["llama3"]).guarded(FUNCTIONS) is None is Speech(FORMATS["glm"]).guarded(FUNCTIONS)

@@ -1,6 +1,7 @@
-"""Grammars that leave a model nothing but calls: what a parser reads, written down for llguidance."""
+"""Grammars of calls, for llguidance: what a parser reads, written down in Lark's syntax."""
 
 import json
+import re
 from typing import NamedTuple
 
 from aiollm.text.parsers.reasoning import Style
@@ -18,26 +19,51 @@ class Frame(NamedTuple):
     joint: str = ""
     begin: str = ""
     end: str = ""
+    mark: str = ""
+    """What calls begin with and other text does not contain, if there is such a thing."""
 
 
 def forced(frame: Frame, tools: Tools, one: bool, style: Style | None, thinking: bool) -> str:
-    """The language of one call, or of any number, of these functions, in Lark's syntax.
+    """The language of one call, or of any number, of these functions and of nothing else.
 
     A model of some `style` may think before, and does where its prompt leaves it `thinking`.
     """
-    calls = ["call"] if one else ["call (", frame.joint and _text(frame.joint), "call)*"]
-    start = " ".join(part for part in (_text(frame.begin), *calls, _text(frame.end)) if part)
-    rules = []
+    start, rules = _calls(frame, one), []
     if style is not None:
         before = "thought space" if thinking else f"({_text(style.open)} thought space)?"
         start = f"{before} {start}"
         rules = [f"thought[suffix={_text(style.close)}]: /(?s:.*)/", r"space: /[ \n]{0,8}/"]
-    rules += ["call: " + " | ".join(f"call_{index}" for index in range(len(tools)))]
+    return "\n".join((f"start: {start}", *rules, *_each(frame, tools), ""))
+
+
+def guarded(frame: Frame, tools: Tools) -> str:
+    """The language of any text in which the frame's mark always begins a call of one of these functions."""
+    rest = frame._replace(
+        begin=frame.begin.removeprefix(frame.mark),
+        before=frame.before if frame.begin else frame.before.removeprefix(frame.mark),
+    )
+    calls = _calls(rest, one=not frame.begin)  # others bring the mark again
+    rules = [
+        f"start: (free {calls})* TAIL",
+        f"free[suffix={_text(frame.mark)}]: /(?s:.*)/",
+        f"TAIL: /(?s:.*)/ & ~/(?s:.*){re.escape(frame.mark)}(?s:.*)/",
+    ]
+    return "\n".join((*rules, *_each(rest, tools), ""))
+
+
+def _calls(frame: Frame, one: bool) -> str:
+    parts = ["call"] if one else ["call (", _text(frame.joint), "call)*"]
+    return " ".join(part for part in (_text(frame.begin), *parts, _text(frame.end)) if part)
+
+
+def _each(frame: Frame, tools: Tools) -> list[str]:
+    """The rule of a call, and the rules of each function."""
+    rules = ["call: " + " | ".join(f"call_{index}" for index in range(len(tools)))]
     for index, (name, schema) in enumerate(tools.items()):
         head, tail = _text(frame.before + name + frame.between), _text(frame.after)
         own = {"type": "object", **schema, "x-guidance": {"whitespace_pattern": WHITE_SPACE}}
         rules += [f"call_{index}: {head} arguments_{index} {tail}", f"arguments_{index}: %json {json.dumps(own)}"]
-    return "\n".join((f"start: {start}", *rules, ""))
+    return rules
 
 
 def _text(literal: str) -> str:

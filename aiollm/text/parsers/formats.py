@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from aiollm.text.parsers.deepseek import BEGIN, BETWEEN, CALL, CALL_END, END, deepseek
 from aiollm.text.parsers.deepseek import MARKS as DEEPSEEK
-from aiollm.text.parsers.forced import Frame, forced
+from aiollm.text.parsers.forced import Frame, forced, guarded
 from aiollm.text.parsers.hermes import MARKS as HERMES
 from aiollm.text.parsers.hermes import hermes
 from aiollm.text.parsers.llama import MARKS as LLAMA
@@ -35,14 +35,15 @@ class Format(NamedTuple):
 
 FORMATS = {
     "hermes": Format(
-        hermes, HERMES, frame=Frame('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>", "\n")
+        hermes, HERMES,
+        frame=Frame('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>", "\n", mark=OPEN),
     ),
     "llama3": Format(llama, LLAMA, frame=Frame('{"name": "', '", "parameters": ', "}", "; ")),
     "mistral": Format(
         mistral, MISTRAL, id_chars=9, id_prefix="",  # what its templates insist on
-        frame=Frame('{"name": "', '", "arguments": ', "}", ", ", begin="[TOOL_CALLS][", end="]"),
+        frame=Frame('{"name": "', '", "arguments": ', "}", ", ", begin="[TOOL_CALLS][", end="]", mark="[TOOL_CALLS]"),
     ),
-    "deepseek": Format(deepseek, DEEPSEEK, frame=Frame(CALL, BETWEEN, CALL_END, begin=BEGIN, end=END)),
+    "deepseek": Format(deepseek, DEEPSEEK, frame=Frame(CALL, BETWEEN, CALL_END, begin=BEGIN, end=END, mark=BEGIN)),
     "glm": Format(glm, (OPEN, CLOSE, GLM.key, GLM.key_end, GLM.value, *GLM.value_ends)),
     "qwen3_coder": Format(qwen_coder, (OPEN, CLOSE)),
     "pythonic": Format(pythonic, PYTHONIC),
@@ -79,6 +80,11 @@ class Speech(NamedTuple):
         if style is not None and prompt.rstrip().endswith(style.close):
             style = None
         return forced(calls.frame, tools, one, style, thinking)
+
+    def guarded(self, tools: Tools) -> str | None:
+        """The grammar of any text in which calls are calls of these functions; None where the format has no mark."""
+        frame = self.calls.frame if self.calls is not None else None
+        return guarded(frame, tools) if frame is not None and frame.mark else None
 
     def parser(self, prompt: str, tools: Tools, reasoning_shown: bool = True, one_call: bool = False) -> Parser:
         """For one output of a prompt, of which the end will do; the other arguments are Parser's."""
