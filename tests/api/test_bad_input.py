@@ -167,7 +167,7 @@ def test_a_bad_field_of_a_completion_request_is_named(served: Runner, field: str
         b"\xef\xbb\xbf{}", b"\xff\xfe", b"{'a':1}", b'{"a":1,}',
         b'{"a":NaN}', b'{"a":Infinity}', b'{"temperature":NaN}', b'{"temperature":-Infinity}', b'{"user":"\xff"}',
         b'{"prompt":"caf\xe9"}', b'{"prompt":"\\ud800"}', b'{"messages":[{"role":"user","content":"\\udfff"}]}', DEEP,
-        b'{"x":' + DEEP + b"}", b'{"documents":' + DEEP + b"}", b'{"a":' * 100_000, b'{"prompt":"\x01"}',
+        b'{"x":' + DEEP + b"}", b'{"audio":' + DEEP + b"}", b'{"a":' * 100_000, b'{"prompt":"\x01"}',
     ],
     ids=lambda body: repr(body[:30]),
 )  # fmt: skip
