@@ -71,10 +71,8 @@ async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
     )
     scores = -1 if request.prompt_logprobs is None else request.prompt_logprobs
     output = tools.read(output, parts, request, text)
-    if tools.demanded(parts, request, text) is not None:
-        message = "tool_choice: this server cannot enforce a call; give auto or none"
-        raise invalid("tool_choice", message, "unsupported_field")
-    constrained = await constraints(parts, request, asked_grammars(request))
+    wanted = asked_grammars(request)
+    constrained = await constraints(parts, request, [*wanted, *tools.grammars(parts, request, text, guard=not wanted)])
     return Prompt(array, sampling_params(parts, request, max_tokens, top, scores, constrained), output)
 
 

@@ -8,6 +8,7 @@ from aiollm.api.errors import invalid
 from aiollm.api.parts import Parts
 from aiollm.api.schema import ChatRequest, NamedTool, Tool
 from aiollm.text.parsers.formats import Speech
+from aiollm.wire.sampling import Grammar
 
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
 PROMPT_CHARS = 64  # of its end, which tells whether the model is thinking already
@@ -25,16 +26,25 @@ def check_choice(parts: Parts, request: ChatRequest) -> None:
         raise invalid("tools", message, "unsupported_field")
 
 
-def demanded(parts: Parts, request: ChatRequest, prompt: str) -> str | None:
-    """The grammar of the calls that the request demands, in Lark's syntax; None where the model is free."""
-    choice = request.tool_choice
-    if not offered(request) or choice in (None, "auto"):
-        return None
-    tools = _schemas(request)
+def grammars(parts: Parts, request: ChatRequest, prompt: str, guard: bool) -> list[tuple[str, Grammar]]:
+    """The grammar of the calls that are demanded, or with `guard` of text in which those of strict functions are
+    proper ones, if there is one to follow; by field.
+
+    Text is not guarded in formats without a mark, and where the mark is a special token: no grammar could allow it.
+    """
+    tools, choice = _schemas(request), request.tool_choice
+    if not tools:
+        return []
+    if choice in (None, "auto"):
+        strict = {tool.function.name for tool in offered(request) if tool.function.strict}
+        schemas = {name: schema if name in strict else {} for name, schema in tools.items()}
+        lark = parts.speech.guarded(schemas) if guard and strict else None
+        seen = lark is not None and not parts.tokenizer.special_ids(parts.speech.marks)
+        return [("tools", Grammar("lark", lark))] if lark is not None and seen else []
     if isinstance(choice, NamedTool):
         tools = {choice.function.name: tools[choice.function.name]}
     one = isinstance(choice, NamedTool) or request.parallel_tool_calls is False
-    return parts.speech.forced(prompt[-PROMPT_CHARS:], tools, one)
+    return [("tool_choice", Grammar("lark", parts.speech.forced(prompt[-PROMPT_CHARS:], tools, one)))]
 
 
 def for_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:

@@ -241,11 +241,51 @@ def test_with_tool_choice_none_the_model_hears_of_no_tools(served: Runner) -> No
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "now"}}])
-def test_calls_that_cannot_be_enforced_are_refused(served: Runner, choice: Any) -> None:
-    status, answer = served.run(served.stand.post(PATH, {**HI, "tool_choice": choice}))
-    assert status == 400 and answer["error"]["param"] == "tool_choice"
-    assert answer["error"]["code"] == "unsupported_field"
+def test_calls_that_cannot_be_demanded_are_refused(served: Runner) -> None:
+    odd = [{"type": "function", "function": {"name": "f", "parameters": {"$ref": "#/nowhere"}}}]
+    strict = [{"type": "function", "function": {**odd[0]["function"], "strict": True}}]  # type: ignore[dict-item]
+    for fields, param in (
+        ({"tools": odd, "tool_choice": "required"}, "tool_choice"),
+        ({"tools": strict}, "tools"),
+        ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),
+        ({"tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
+    ):
+        status, answer = served.run(served.stand.post(PATH, HI | fields))
+        assert status == 400 and answer["error"]["param"] == param, answer
+    status, _ = served.run(served.stand.post(PATH, {**HI, "tools": odd, "max_tokens": 1}))
+    assert status == 200  # nothing is demanded of the model
+
+
+def test_what_is_demanded_reaches_the_worker_as_a_grammar(served: Runner) -> None:
+    seen: list[Any] = []
+
+    async def run() -> None:
+        submit = served.stand.engine.submit
+
+        def watched(*requests: Any) -> None:
+            seen.extend(request.sampling.constraints for request in requests)
+            submit(*requests)
+
+        served.stand.engine.submit = watched  # type: ignore[method-assign]
+        strict = {"type": "function", "function": {"name": "s", "strict": True}}
+        named = {"type": "function", "function": {"name": "now"}}
+        try:
+            for fields in (
+                {}, {"tool_choice": "required"}, {"tool_choice": named}, {"tools": [*TOOLS, strict]},
+                {"tools": [*TOOLS, strict], "response_format": {"type": "json_object"}},
+            ):  # fmt: skip
+                served.stand.workers.say(hermes(*NOW))
+                status, answer = await served.stand.post(PATH, {**HI, **fields})
+                assert status == 200, answer
+                assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "now"
+        finally:
+            served.stand.engine.submit = submit  # type: ignore[method-assign]
+
+    served.run(run())
+    free, required, named, guarded, formatted = ([grammar.source for grammar in each] for each in seen)
+    assert free == [] and "get_weather" in required[0] and formatted == ['{"type":"object"}']
+    assert "now" in named[0] and "get_weather" not in named[0]
+    assert guarded[0].startswith("start: (free call)* TAIL")
 
 
 def test_a_model_without_a_known_format_of_calls_says_so(serve: Serve) -> None:
