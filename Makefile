@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: help serve test check aot conformance families stamp parity stalls \
+.PHONY: help serve test check aot conformance families stamp parity stalls fuzz tables \
         bench-cpu bench-frontend bench-gpu bench-kernels bench-shapes bench-static clean operations simulate
 .DEFAULT_GOAL := help
 
@@ -13,6 +13,8 @@ help:
 	@echo 'make test ARGS="tests/engine -k radix"      run the tests; without ARGS all of them'
 	@echo 'make check                                  ruff, mypy and the layout tests'
 	@echo 'make aot                                    what each kernel costs on each GPU, and whether that is more than before'
+	@echo 'make tables                                 write the tables of the README again'
+	@echo 'make fuzz                                   over 10,000 requests at random, as openapi.json describes them'
 	@echo 'make stamp                                  a million random steps on the stamp device'
 	@echo 'make families                               logits of every family compared with transformers, and loading times'
 	@echo 'make operations                             a million random operations on the scheduler, checked one by one'
@@ -43,6 +45,14 @@ aot: $(VENV)/.test
 
 stamp: $(VENV)/.test
 	$(RUN) tests/stamp.py --steps 1000000 --save tools/results/stamp.json
+
+tables: $(VENV)/.serve
+	$(RUN) tools/models.py
+	$(RUN) tools/endpoints.py
+	$(RUN) tools/flags.py
+
+fuzz: $(VENV)/.test
+	PYTHONPATH=tests:tools $(RUN) tests/fuzz.py $(ARGS)
 
 stalls: $(VENV)/.test
 	$(RUN) -m pytest -m timing -s $(ARGS)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from aiollm.api.parts import ModelInfo
 from aiollm.api.parts import Settings as ApiSettings
-from aiollm.config import Config
+from aiollm.config import Config, shown
 from aiollm.engine.engine import Engine
 from aiollm.engine.engine import Settings as EngineSettings
 from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture, Policy
@@ -86,6 +86,7 @@ async def read_model(settings: Config, files: ModelFiles) -> Model:
             log_prompts=settings.log_prompts,
             tool_call_parser=settings.tool_call_parser,
             reasoning_parser=settings.reasoning_parser,
+            shown=shown(settings),
         ),
     )
 

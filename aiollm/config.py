@@ -344,6 +344,13 @@ def device(name: str) -> str:
     return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
 
 
+def shown(config: Config) -> dict[str, Any]:
+    """The settings that clients may read: how the model is computed and scheduled, no paths, addresses or keys."""
+    groups = {DEVICE, SCHEDULING}
+    names = [name for name, field in FIELDS.items() if field.setting.group in groups and not field.setting.secret]
+    return {name: getattr(config, name) for name in ("data_type", "load_format", *names)}
+
+
 class Field(NamedTuple):
     """A field of `Config`, taken apart."""
 

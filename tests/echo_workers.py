@@ -12,6 +12,7 @@ from aiollm.wire.messages import Header, PromptLogprobs, Result, Update
 from aiollm.workers.rows import Rows
 
 EOS = 258
+HIDDEN = 8
 HOPS = 6  # turns of the loop between two iterations: enough for the server to write what the first one brought
 
 Reply = Callable[[list[int], int], Sequence[int]]
@@ -25,6 +26,11 @@ def echo(prompt: list[int], seed: int) -> Sequence[int]:
 def logprob(token_id: int) -> float:
     """The made-up logprob of a token: exact in float32."""
     return -token_id / 64
+
+
+def hidden_of(ids: list[int]) -> list[float]:
+    """The made-up hidden state at the last of these ids."""
+    return [float(len(ids)), float(ids[-1] % 7), *[1.0] * (HIDDEN - 2)]
 
 
 class EchoWorkers:
@@ -100,6 +106,8 @@ class EchoWorkers:
         top = max((self._rows.sampling[row].top_logprobs for row in sampled), default=0)
         top = max(top, 0)
         likeliest = [_likeliest(drawn, top) for drawn in ids]
+        embeds = [at for at, row in enumerate(sampled) if self._rows.sampling[row].embed]
+        hidden = [value for at in embeds for value in hidden_of(self._tokens[sampled[at]][:-1])]
         self._engine.on_message(
             Result(
                 header=Header(
@@ -120,6 +128,8 @@ class EchoWorkers:
                 top_ids=pack([drawn for column in likeliest for drawn in column]),
                 top_logprobs=pack_floats([logprob(drawn) for column in likeliest for drawn in column]),
                 prompts=prompts,
+                hidden_at=pack(embeds),
+                hidden=pack_floats(hidden),
             )
         )
 

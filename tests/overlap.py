@@ -17,7 +17,8 @@ SECONDS = 20  # a loop that takes longer hangs
 
 
 class PositionRunner:
-    """Draws its position for a token. Keeps (row, first position) of each sequence of each step."""
+    """Draws its position for a token; hidden states are the places that were asked for. Keeps (row, first position) of
+    each sequence of each step."""
 
     def __init__(self) -> None:
         self.steps: list[list[tuple[int, int]]] = []
@@ -36,7 +37,8 @@ class PositionRunner:
         self.steps.append(list(zip(columns["rows"].tolist(), columns["positions"][begins].tolist(), strict=True)))
         nothing = np.empty((step.sampled, 0))
         drawn = columns["sampled_lengths"].numpy().copy()
-        return Outcome(drawn, np.zeros(step.sampled, np.float32), nothing, nothing, [])
+        hidden = np.array(step.embeds, np.float32).reshape(-1, 2)
+        return Outcome(drawn, np.zeros(step.sampled, np.float32), nothing, nothing, [], hidden)
 
 
 class ListInbox:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 from aiohttp import web
-from echo_workers import EchoWorkers
+from echo_workers import HIDDEN, EchoWorkers
 
 from aiollm.api.app import make_app, serve
 from aiollm.api.keys import Keys
@@ -48,6 +48,7 @@ class Stand:
             slots=SLOTS,
             max_length=CONTEXT,
             vocabulary=259,
+            hidden=HIDDEN,
             architecture="echo",
             data_type="none",
             budget=[],

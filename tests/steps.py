@@ -10,12 +10,13 @@ from aiollm.workers import uploads
 from aiollm.workers.loop import Outcome
 from aiollm.workers.runner import ModelRunner
 from aiollm.workers.staging import Staging
-from aiollm.workers.step import NO_BIAS, Bias, PromptSlice, Room, Step, columns
+from aiollm.workers.step import NO_BIAS, Bias, Embed, PromptSlice, Room, Step, columns
 
 
 def run(
     runner: ModelRunner, rows: Sequence[int], starts: Sequence[int], counts: Sequence[int], sampled: Sequence[int],
     updates: Sequence[Update] = (), bias: Bias = NO_BIAS, top_n: int = -1, prompts: Sequence[PromptSlice] = (),
+    embeds: Sequence[Embed] = (),
 ) -> Outcome:  # fmt: skip
     """Compute `counts[i]` tokens of `rows[i]` from `starts[i]`; `sampled` lists the sequences that draw a token."""
     given = [np.asarray(column, np.int64) for column in (rows, starts, counts, sampled)]
@@ -24,4 +25,6 @@ def run(
     longest = max(s + c for s, c in zip(starts, counts, strict=True))
     staged = Staging().put(own | uploads.columns(updates, bias))
     with torch.inference_mode():
-        return runner.run(Step(list(updates), staged, room, len(sampled), max(counts), longest, top_n, list(prompts)))
+        return runner.run(
+            Step(list(updates), staged, room, len(sampled), max(counts), longest, top_n, list(prompts), embeds)
+        )

@@ -31,8 +31,8 @@ def test_scores_are_those_of_transformers(family: str, flags: tuple[str, ...], t
             }  # fmt: skip
         other = server.post("/get_score", {"chat": TEXT[:-1]})["score"]
         assert other == pytest.approx(expected_score(tmp_path, [*ids[: len(TEXT) - 1], *end]), rel=1e-4)
-        for path, body in (("/generate", {"inputs": "x"}), ("/v1/completions", {"prompt": "x"})):
-            assert "use /get_score" in refusal(server, path, body)["message"]
+        for path, field in (("/generate", "inputs"), ("/v1/completions", "prompt"), ("/v1/embeddings", "input")):
+            assert "use /get_score" in refusal(server, path, {field: "x"})["message"]
         assert refusal(server, "/get_score", {"chat": []})["param"] == "chat"
         assert refusal(server, "/get_score", {"chat": [VOCAB_SIZE]})["param"] == "chat"
         assert refusal(server, "/get_score", {"chat": "x" * 600})["code"] == "context_length_exceeded"

@@ -159,6 +159,7 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
         slots=tokens,
         max_length=min(longest, slots + 1),
         vocabulary=spec.vocab,
+        hidden=spec.hidden,
         architecture=config["architectures"][0],
         data_type=data_type,
         budget=[*budget, ("KV cache", per_slot * (slots + 1))],

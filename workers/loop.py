@@ -21,7 +21,7 @@ from aiollm.workers.constraints import Constraints
 from aiollm.workers.decisions import Decisions
 from aiollm.workers.rows import Rows
 from aiollm.workers.staging import Staged, Staging, views
-from aiollm.workers.step import Integers, PromptSlice, Room, Step, columns, masking
+from aiollm.workers.step import Embed, Integers, PromptSlice, Room, Step, columns, masking
 from aiollm.workers.stream import Pending, Split, StateLost, Stream, failed
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 QUIET = 0.5  # seconds without messages before something is prepared: who comes then waits for it to end, some 30 ms
 BUILDING = 0.002  # seconds between looks at whether a grammar is built that all there is to do waits for
 SMALL_UPDATES = 64  # without chunks, applied in one iteration at most; bounds the time under the baton
+NO_HIDDEN = np.empty((0, 0), np.float32)
 
 
 class Outcome(NamedTuple):
@@ -39,6 +40,7 @@ class Outcome(NamedTuple):
     top_ids: np.ndarray  # [r, top_n] int64
     top_logprobs: np.ndarray  # [r, top_n] float32
     prompts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    hidden: np.ndarray = NO_HIDDEN  # [embeds, hidden] float32, as in Step.embeds
 
 
 class Runner(Protocol):
@@ -320,7 +322,12 @@ class Loop:
             max_length=int((starts + counts).max()),
             top_n=top_n,
             prompts=self._prompt_slices(rows, starts, counts, decodes),
+            embeds=self._embeds(who, np.cumsum(counts)[sampled] - 1),
         )
+
+    def _embeds(self, rows: Integers, last: Integers) -> list[Embed]:
+        at = np.flatnonzero(self.rows.embeds[rows])
+        return [Embed(*pair) for pair in zip(at.tolist(), last[at].tolist(), strict=True)]
 
     def _prompt_slices(self, rows: Integers, starts: Integers, counts: Integers, decodes: int) -> list[PromptSlice]:
         slices, begin = [], decodes
@@ -359,9 +366,12 @@ class Loop:
             goes_on = alive & (hints == messages.HINT_NONE)
             for at in np.flatnonzero(goes_on & self.rows.constrained[rows]).tolist():
                 self.constraints.take(int(rows[at]), int(outcome.tokens[at]))
+        hidden_at, hidden = _hidden(step, outcome, alive) if step.embeds else (b"", b"")
         self.outbox.put(
             Result(
                 header=header,
+                hidden_at=hidden_at,
+                hidden=hidden,
                 rows=pack(rows[alive]),
                 generations=pack(generations[alive]),
                 tokens=pack(outcome.tokens[alive]),
@@ -392,3 +402,9 @@ class Loop:
                 error=f"{type(error).__name__}: {error}",
             )
         )
+
+
+def _hidden(step: Step, outcome: Outcome, alive: np.ndarray) -> tuple[bytes, bytes]:
+    """Hidden states of the rows that are alive, and where these stand among them."""
+    at = np.array([embed.sequence for embed in step.embeds])
+    return pack((np.cumsum(alive) - 1)[at[alive[at]]]), pack_floats(outcome.hidden[alive[at]])

@@ -45,6 +45,7 @@ class Rows:
         """For so many of its first tokens."""
         self.waiting = np.zeros(count, bool)
         """Draws nothing yet: its grammar is being built."""
+        self.embeds = np.zeros(count, bool)
 
     @property
     def hold(self) -> int:
@@ -68,6 +69,7 @@ class Rows:
             self._many_stops[row] = len(stops) > FEW
             self.top_n[row] = admit.sampling.top_logprobs
             sampling = admit.sampling
+            self.embeds[row] = sampling.embed
             self.biased[row] = bool(sampling.logit_bias) or sampling.min_tokens > 0 or sampling.decay is not None
             self.constrained[row] = bool(sampling.constraints)
             self._reach[row] = max(map(_reach, sampling.constraints), default=0)

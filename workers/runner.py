@@ -1,5 +1,6 @@
 """Runs one step on the device: upload, forward, sample, store, copy back. One function for every kind of step."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -9,10 +10,10 @@ from aiollm.kernels.batch import Batch, Sampled
 from aiollm.kernels.ops import Ops
 from aiollm.workers.arrivals import Arrivals, Columns
 from aiollm.workers.graphs import Bias, Graphs
-from aiollm.workers.loop import Outcome
+from aiollm.workers.loop import NO_HIDDEN, Outcome
 from aiollm.workers.staging import Staged, Staging, views
 from aiollm.workers.state import State
-from aiollm.workers.step import Room, Step
+from aiollm.workers.step import Embed, Room, Step
 from aiollm.workers.stream import StateLost
 from aiollm.workers.tp import TensorParallel
 
@@ -27,6 +28,9 @@ class Model(Protocol):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [r, h] -> [r, vocabulary]."""
+
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [r, h] -> the same behind the final norm."""
 
 
 class Begun(NamedTuple):
@@ -94,6 +98,7 @@ class ModelRunner:
     def finish(self, step: Step, begun: Begun, masks: Staged | None) -> Outcome:
         """Launch the drawing, right behind `begin` of the same step; `masks` holds the columns of `masking`."""
         columns, hidden, bias, scales, prompts = begun
+        embedded = self._embedded(hidden, step.embeds)
         n, top = step.sampled, max(0, step.top_n)
         if not n:
             ids, values = np.empty((0, top), np.int64), np.empty((0, top), np.float32)
@@ -110,6 +115,7 @@ class ModelRunner:
             _to_host(drawn.top_ids[:n, :top]),
             _to_host(drawn.top_logprobs[:n, :top]),
             prompts,
+            embedded,
         )
 
     def forward(self, columns: Columns, max_new: int, max_length: int) -> torch.Tensor:
@@ -128,6 +134,12 @@ class ModelRunner:
         drawn = drawn._replace(tokens=self.tp.broadcast(drawn.tokens))
         self.state.store(columns, drawn.tokens, self.ops)
         return drawn
+
+    def _embedded(self, hidden: torch.Tensor, embeds: Sequence[Embed]) -> np.ndarray:
+        """The hidden states that are wanted, [embeds, h] float32."""
+        if not embeds:
+            return NO_HIDDEN
+        return _to_host(self.model.normed(torch.stack([hidden[embed.token] for embed in embeds])).float())
 
     def _prompt_logprobs(
         self, hidden: torch.Tensor, columns: Columns, begin: int, count: int, top: int

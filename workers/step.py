@@ -49,6 +49,13 @@ class PromptSlice(NamedTuple):
     top: int
 
 
+class Embed(NamedTuple):
+    """A sampled sequence whose hidden state is wanted, and its last token on the packed axis."""
+
+    sequence: int
+    token: int
+
+
 class Step(NamedTuple):
     """Sequences stand in one order: decode rows, then chunks. `staged` holds its columns: those of `columns` first,
     then those of `uploads.columns` and the entries of the bias."""
@@ -62,6 +69,7 @@ class Step(NamedTuple):
     max_length: int
     top_n: int
     prompts: list[PromptSlice]
+    embeds: Sequence[Embed] = ()
 
 
 def drawing(room: Room) -> dict[str, Place]:

@@ -7,8 +7,9 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from aiollm.api import chat, completions, native, score, status, ws
+from aiollm.api import chat, completions, embeddings, invocations, native, openapi, score, status, tokenize, ws
 from aiollm.api.access import sign, surround
+from aiollm.api.answer import RUNNING, cancel
 from aiollm.api.connection import BACKLOG, Site
 from aiollm.api.keys import KEYS, OPEN, Keys, guard
 from aiollm.api.metrics import Metrics
@@ -32,6 +33,8 @@ GET: dict[str, Handler] = {
     "/readiness": status.ready,
     "/metrics": status.metrics,
     "/version": status.version,
+    "/server_info": status.server_info,
+    "/openapi.json": openapi.openapi,
     "/v1/models": status.models,
     "/v1/chat/ws": ws.chat_socket,
     "/v1/models/{id:.+}": status.model,
@@ -43,11 +46,18 @@ POST: dict[str, Handler] = {
     "/v1/chat/completions": chat.chat_completions,
     "/v1/chat/ws": ws.chat_socket,
     "/v1/completions": completions.completions,
+    "/v1/embeddings": embeddings.embeddings,
     "/": native.either,
     "/generate": native.generate,
     "/generate_stream": native.generate_stream,
     "/get_model_name": native.model_name,
     "/get_score": score.get_score,
+    "/tokenize": tokenize.tokenize,
+    "/v1/tokenize": tokenize.tokenize,
+    "/detokenize": tokenize.detokenize,
+    "/v1/detokenize": tokenize.detokenize,
+    "/v1/requests/{id}/cancel": cancel,
+    "/invocations": invocations.invocations,
     "/liveness": status.health,
     "/readiness": status.ready,
     "/tokens": native.tokens,
@@ -68,6 +78,8 @@ def make_app(
     app = _application(engine, parts.metrics, keys)
     app[PARTS] = parts
     app[OUTBOX] = Outbox()
+    app[RUNNING] = {}
+    openapi.describe(app, {"GET": GET, "POST": POST})
     app[ws.SOCKETS] = set()
     app.on_shutdown.append(ws.shut_sockets)
     app.cleanup_ctx.append(_watch_lag)

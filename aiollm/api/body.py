@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from typing import TypeVar
 
+import msgspec
 from aiohttp import http_exceptions, web
 
 from aiollm.api.errors import ApiError
@@ -17,10 +18,14 @@ THREAD_BYTES = 256 * 1024
 THREAD_IDS = 100_000  # numpy takes over a list of ids at 12 ms a million
 ENCODINGS = ("identity", "gzip", "deflate")
 T = TypeVar("T")
+READ = web.RequestKey("read", bytes)
+"""A body that was read already, for the handler that it is for."""
 
 
 async def read(request: web.Request, limit: int, seconds: float) -> bytes:
     """The whole body, inflated. Raises ApiError: 413 beyond `limit` bytes, 408 after `seconds`, 415, 400."""
+    if READ in request:
+        return request[READ]
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ENCODINGS:
         message = f"Content-Encoding {encoding[:40]} is not understood; use one of: {', '.join(ENCODINGS)}"
@@ -74,6 +79,12 @@ async def decoded(request: web.Request, body: bytes, decode: Callable[[bytes], T
 async def in_thread_if(long: bool, function: Callable[..., T], *args: object) -> T:
     """`function(*args)`, beside the event loop if it is going to take long."""
     return await asyncio.to_thread(function, *args) if long else function(*args)
+
+
+async def json_response(value: object, size: int = 0) -> web.Response:
+    """A JSON answer; one of about `size` numbers or characters is encoded in a thread where that is much."""
+    data = await in_thread_if(size > THREAD_IDS, msgspec.json.encode, value)
+    return web.Response(body=data, content_type="application/json")
 
 
 def _claims_json(request: web.Request) -> bool:

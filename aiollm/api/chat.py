@@ -47,13 +47,7 @@ async def prepared(parts: Parts, request: ChatRequest, caller: Caller) -> tuple[
 async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
     """The prompt of a chat. Raises ApiError for what cannot be rendered or run."""
     tools.check_choice(parts, request)
-    try:
-        text = await _rendered(parts, request)
-        ids = await parts.tokenizer.encode_async(text, request.add_special_tokens is True)
-    except TextError as error:
-        named = str(error).startswith(("chat_template_kwargs", "continue_final_message", "documents"))
-        param = str(error).split(":")[0].split(" ")[0] if named else "messages"
-        raise invalid(param, str(error)) from error
+    text, ids = await rendered_ids(parts, request)
     array = await body.in_thread_if(len(ids) > body.THREAD_IDS, prompt_array, parts, ids, "messages")
     asked = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
     if asked == 0:
@@ -74,6 +68,17 @@ async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
     wanted = asked_grammars(request)
     constrained = await constraints(parts, request, [*wanted, *tools.grammars(parts, request, text, guard=not wanted)])
     return Prompt(array, sampling_params(parts, request, max_tokens, top, scores, constrained), output)
+
+
+async def rendered_ids(parts: Parts, request: ChatRequest) -> tuple[str, list[int]]:
+    """A chat as its template writes it and as the model reads it. Raises ApiError for what cannot be rendered."""
+    try:
+        text = await _rendered(parts, request)
+        return text, await parts.tokenizer.encode_async(text, request.add_special_tokens is True)
+    except TextError as error:
+        named = str(error).startswith(("chat_template_kwargs", "continue_final_message", "documents"))
+        param = str(error).split(":")[0].split(" ")[0] if named else "messages"
+        raise invalid(param, str(error)) from error
 
 
 async def _rendered(parts: Parts, request: ChatRequest) -> str:

@@ -57,9 +57,7 @@ class Generation:
     ) -> None:
         """`kind` is the prefix of the response's id. Raises ApiError where too many choices are asked for."""
         settings, n, drawn = parts.settings, request.n or 1, request.drawn
-        if (ready := parts.engine.ready) is not None and ready.scores != (kind == SCORE):
-            use = "gives scores, not text: use /get_score" if ready.scores else "is no reward model: it has no scores"
-            raise ApiError(400, f"this model {use}", code="unsupported_model", param="model")
+        check_kind(parts, kind)
         name = "best_of" if drawn > n else "n"
         if drawn > settings.max_n:
             raise invalid(name, f"{name}: at most {settings.max_n} (--max_n)")
@@ -73,7 +71,8 @@ class Generation:
         self.changed = asyncio.Event()
         self.n = n
         self.ignored = request.ignored
-        self._parts, self._key = parts, caller.key
+        self.key, self.owner = caller.key, caller.name
+        self._parts = parts
         arrived = time.monotonic()
 
         def choice(prompt: Prompt, index: int, i: int, twin: Choice | None) -> Choice:
@@ -114,7 +113,7 @@ class Generation:
 
     def submit(self) -> None:
         """Hand all choices to the engine, or none: EngineBusy, or ApiError where the API key has its limits."""
-        engine, key = self._parts.engine, self._key
+        engine, key = self._parts.engine, self.key
         if key is not None:
             key.check(len(self._computed), time.monotonic(), engine.retry_after)
         engine.submit(*(choice.request for choice in self._computed))
@@ -162,19 +161,26 @@ class Generation:
         for choice in self.choices:
             if choice.finish is not None and choice.finish.reason == "timeout":
                 return too_late(choice.finish.error, self._parts.engine.retry_after)
+            if choice.finish is not None and choice.finish.reason == "abort":
+                return ApiError(400, "the request was cancelled", code="cancelled")
             if choice.finish is not None and choice.finish.reason not in ("stop", "length"):
                 available = self._parts.engine.status.state not in ("draining", "stopped")
-                return engine_error(choice.finish.error or "the request was cancelled", available)
+                return engine_error(choice.finish.error, available)
         return None
 
-    def end(self) -> None:
-        """Abort what still runs, and count every choice; call once after `submit`, whatever happened."""
+    def abort(self) -> None:
+        """Give up what still runs."""
         for choice in self._computed:
             if choice.finish is None:
                 self._parts.engine.abort(choice.request)
+
+    def end(self) -> None:
+        """Abort what still runs, and count every choice; call once after `submit`, whatever happened."""
+        self.abort()
+        for choice in self._computed:
             self._parts.metrics.ended(choice)
-        if self._key is not None:
-            self._key.end(len(self._computed), self.usage.completion_tokens)
+        if self.key is not None:
+            self.key.end(len(self._computed), self.usage.completion_tokens)
 
     @property
     def usage(self) -> Usage:
@@ -216,6 +222,14 @@ class Generation:
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
+
+
+def check_kind(parts: Parts, kind: str) -> None:
+    """Raises ApiError where the model gives text and a score is wanted, or the other way round."""
+    ready = parts.engine.ready
+    if ready is not None and ready.scores != (kind == SCORE):
+        use = "gives scores, not text: use /get_score" if ready.scores else "is no reward model: it has no scores"
+        raise ApiError(400, f"this model {use}", code="unsupported_model", param="model")
 
 
 GENERATION = web.RequestKey("generation", Generation)

@@ -1,6 +1,7 @@
 """What the handlers work with, put together once."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -51,6 +52,8 @@ class Settings(NamedTuple):
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
     """Names in text/parsers/formats.py; auto goes by the chat template."""
+    shown: Mapping[str, Any] = MappingProxyType({})
+    """Of the server's settings, those that clients may read."""
 
 
 class Parts(NamedTuple):

@@ -32,6 +32,7 @@ Stop = Annotated[str, Meta(min_length=1, max_length=1024)]
 Salt = Annotated[str, Meta(min_length=1, max_length=256)]
 RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{1,128}\Z")]
 Alternatives = Annotated[int, Meta(ge=-1, le=MAX_LOGPROBS)]
+Prompts = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
 Scalar = str | int | float | bool | None
 JsonSchema = dict[str, Any] | bool | str
 """A schema, or the JSON of one."""
@@ -254,7 +255,7 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     """POST /v1/completions. A prompt is text or token ids; a list of prompts gives choices prompt by prompt."""
 
-    prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
+    prompt: Prompts
     echo: bool | None = None
     logprobs: Alternatives | None = None
     best_of: Annotated[int, Meta(ge=1)] | None = None
@@ -267,15 +268,7 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     @property
     def prompts(self) -> list[str | list[int]]:
         """Each prompt, as text or ids. Raises ApiError where the forms are mixed."""
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            return [prompt]
-        kinds = set(map(type, prompt))
-        if kinds == {int}:
-            return [cast(list[int], prompt)]  # a copy of a million ids would hold the event loop for 30 ms
-        if len(kinds) > 1:
-            raise invalid("prompt", "prompt: strings, token ids and lists of token ids cannot be mixed")
-        return [item for item in prompt if not isinstance(item, int)]
+        return prompts_of("prompt", self.prompt)
 
 
 R = TypeVar("R")
@@ -320,6 +313,18 @@ def decode_completion(body: bytes) -> CompletionRequest:
     return request
 
 
+def prompts_of(field: str, prompts: str | list[str | int | list[int]]) -> list[str | list[int]]:
+    """Each prompt of a field, as text or ids. Raises ApiError where the forms are mixed."""
+    if isinstance(prompts, str):
+        return [prompts]
+    kinds = set(map(type, prompts))
+    if kinds == {int}:
+        return [cast(list[int], prompts)]  # a copy of a million ids would hold the event loop for 30 ms
+    if len(kinds) > 1:
+        raise invalid(field, f"{field}: strings, token ids and lists of token ids cannot be mixed")
+    return [item for item in prompts if not isinstance(item, int)]
+
+
 def decode(decoder: msgspec.json.Decoder[R], body: bytes) -> R:
     """Raises ApiError, with the field at fault, where the body is not what the decoder expects."""
     try:
@@ -332,6 +337,11 @@ def decode(decoder: msgspec.json.Decoder[R], body: bytes) -> R:
     except ValueError as error:  # msgspec.DecodeError and UnicodeDecodeError among them
         reason = str(error) if body else "it is empty"
         raise invalid(None, f"the request body is not valid JSON: {reason}", "invalid_json") from error
+
+
+def given(value: msgspec.Raw) -> bool:
+    """Whether a field whose value is read later was given, and is not null."""
+    return bytes(value) not in (b"", b"null")
 
 
 def _refuse(error: msgspec.ValidationError) -> NoReturn:

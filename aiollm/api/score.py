@@ -12,7 +12,7 @@ from aiollm.api.caller import caller
 from aiollm.api.choice import Choice, Delta, Output
 from aiollm.api.convert import output_limit, prompt_array, sampling_params
 from aiollm.api.errors import invalid
-from aiollm.api.generation import SCORE, Generation, Prompt, Usage
+from aiollm.api.generation import SCORE, Generation, Prompt, Usage, check_kind
 from aiollm.api.parts import PARTS, Parts
 from aiollm.api.schema import GenerationRequest, Message, TokenId, check_message, decode
 from aiollm.text.folder import TextError
@@ -34,6 +34,7 @@ async def get_score(http: web.Request) -> web.StreamResponse:
     parts = http.app[PARTS]
     data = await body.read(http, parts.body_limit, parts.settings.body_timeout)
     request = await body.decoded(http, data, decode_score)
+    check_kind(parts, SCORE)
     asked = GenerationRequest(model=request.model, temperature=0.0, ignore_eos=True)
     context = parts.context  # refuses while the model loads
     assert context and parts.engine.ready is not None

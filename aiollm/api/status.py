@@ -1,4 +1,7 @@
-"""Probes, models, version and figures: answered at once, whatever the engine does."""
+"""Probes, models, version, settings and figures: answered at once, whatever the engine does."""
+
+import platform
+from importlib.metadata import version as installed
 
 import msgspec
 from aiohttp import web
@@ -7,6 +10,11 @@ from aiollm import __version__
 from aiollm.api.metrics import CONTENT_TYPE
 from aiollm.api.parts import ENGINE, METRICS, PARTS, Parts
 from aiollm.engine.engine import EngineBusy
+
+# Read once, from files. Torch is the workers'.
+VERSIONS = {"python": platform.python_version()} | {
+    name: installed(name) for name in ("aiohttp", "msgspec", "tokenizers", "torch")
+}
 
 
 def _json(value: object, status: int = 200) -> web.Response:
@@ -36,6 +44,42 @@ async def not_yet(http: web.Request) -> web.Response:
 
 async def version(http: web.Request) -> web.Response:
     return _json({"version": __version__})
+
+
+async def server_info(http: web.Request) -> web.Response:
+    """What is served, with which versions, settings and limits, and what the device's memory holds, in bytes.
+
+    No keys, and no paths. What the workers tell is null until they are ready.
+    """
+    parts = http.app[PARTS]
+    engine, settings, ready = parts.engine, parts.settings, parts.engine.ready
+    limits = engine.core.limits if engine.core is not None else None
+    info = {
+        "status": engine.status.state,
+        "version": __version__,
+        "versions": VERSIONS,
+        "model": {
+            "names": parts.model.names,
+            "root": parts.model.root,
+            "architecture": ready and ready.architecture,
+            "data_type": ready and ready.data_type,
+            "vocabulary": ready and parts.vocabulary,
+            "scores": ready and ready.scores,
+        },
+        "limits": {
+            "max_model_len": limits and limits.longest,
+            "running_requests": engine.settings.rows,
+            "waiting_requests": engine.settings.queue,
+            "kv_tokens": ready and ready.slots,
+            "n": settings.max_n,
+            "choices": settings.max_choices,
+            "body_bytes": limits and parts.body_limit,
+            "body_seconds": settings.body_timeout,
+        },
+        "settings": dict(settings.shown),
+        "memory": dict(ready.budget) if ready else None,
+    }
+    return _json(info)
 
 
 async def models(http: web.Request) -> web.Response:

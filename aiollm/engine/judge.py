@@ -31,6 +31,7 @@ class Judge:
         """Append all tokens to their requests, in order. A row that ends by its token is given out, to be retired
         before the next token is looked at, with how it ends."""
         result, running, reasons = self._result, self._running, self._result.reasons
+        self._take_hidden()
         ids, logprobs = ints(result.tokens).tolist(), floats(result.logprobs).tolist()
         columns = (self.rows.tolist(), self.alive.tolist(), ids, logprobs, _tops(result, len(ids)))
         for index, alive, id, logprob, top in zip(*columns, strict=True):
@@ -59,6 +60,16 @@ class Judge:
                 yield row, Finish("stop", stop)
             elif len(output) >= sampling.max_tokens:
                 yield row, Finish("length")
+
+    def _take_hidden(self) -> None:
+        """Give hidden states to the requests that asked for them, before their tokens come."""
+        places = ints(self._result.hidden_at)
+        if not len(places):
+            return
+        for at, hidden in zip(places.tolist(), floats(self._result.hidden).reshape(len(places), -1), strict=True):
+            row = self._running[self.rows[at]]
+            if row is not None and self.alive[at]:
+                row.request.hidden = hidden
 
 
 def _tops(result: Result, count: int) -> Iterable[Top]:

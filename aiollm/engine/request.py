@@ -68,7 +68,7 @@ class Request:
     __slots__ = (
         "id", "prompt", "sampling", "sink", "arrived", "namespace", "eos_ids", "output", "state", "row",
         "deaths", "pauses", "cached_tokens", "prompt_seen", "admitted", "kind", "certain", "priority", "key",
-        "patience", "group", "serial",
+        "patience", "group", "serial", "hidden",
     )  # fmt: skip
 
     def __init__(
@@ -117,6 +117,8 @@ class Request:
         """Seconds from arrival within which it must begin; None where the client named none."""
         self.serial = -1
         """Place among those that arrived at the same time; the queue gives it."""
+        self.hidden: NDArray[np.float32] | None = None
+        """The hidden state from which the last token was drawn, where the sampling asks for it."""
         self.group: tuple[Request, ...] = ()
         """Choices of one prompt, which begin together."""
 

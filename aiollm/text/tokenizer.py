@@ -14,6 +14,7 @@ from aiollm.wire.vocabulary import Vocabulary
 
 # Encoding runs at about 1 MB/s; longer texts go to a thread, so that the event loop stalls for at most about 2 ms.
 THREAD_CHARS = 2048
+TEXT_CHARS = 32  # that a text of its own costs as much as
 TokenId = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -99,9 +100,13 @@ class Tokenizer:
 
     async def encode_async(self, text: str, add_special_tokens: bool) -> list[int]:
         """As `encode`; a text of THREAD_CHARS characters or more is encoded in a thread."""
-        if len(text) < THREAD_CHARS:
-            return self.encode(text, add_special_tokens)
-        return await asyncio.to_thread(self.encode, text, add_special_tokens)
+        return (await self.encode_many_async([text], add_special_tokens))[0]
+
+    async def encode_many_async(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        """As `encode_many`; texts of together THREAD_CHARS characters or more are encoded in a thread."""
+        if sum(len(text) + TEXT_CHARS for text in texts) < THREAD_CHARS + TEXT_CHARS:
+            return self.encode_many(texts, add_special_tokens)
+        return await asyncio.to_thread(self.encode_many, texts, add_special_tokens)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole id sequence. Ids outside the vocabulary are nothing; broken UTF-8 becomes U+FFFD."""
@@ -149,6 +154,10 @@ class Tokenizer:
     def token_text(self, index: int) -> str:
         """One token for display; bytes that are no whole character show as U+FFFD."""
         return self.token_bytes(index).decode("utf-8", "replace")
+
+    def token_name(self, index: int) -> str:
+        """One token as the vocabulary spells it, for a "Ġhello" of " hello"; empty where it has no such id."""
+        return self._backend.id_to_token(index) or ""
 
     def is_special(self, index: int) -> bool:
         """Whether the id is a control token (BOS, end of turn, ...), which skip_special_tokens leaves out."""

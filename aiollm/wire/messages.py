@@ -99,6 +99,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", kw_only=True):
     """Tokens that the KV pool holds in all layers."""
     max_length: int
     vocabulary: int
+    hidden: int = 0
+    """Numbers of a hidden state."""
     architecture: str
     data_type: str
     budget: list[tuple[str, int]]
@@ -163,6 +165,10 @@ class Result(msgspec.Struct, frozen=True, tag="result", kw_only=True):
     prompts: list[PromptLogprobs] = []
     reasons: dict[int, str] = {}
     """Why no token could be drawn for a row, where that is not the logits' fault."""
+    hidden_at: bytes = b""
+    """Places in the columns above of the rows that embed."""
+    hidden: bytes = b""
+    """Their hidden states behind the final norm, float32, one after the other."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed", kw_only=True):

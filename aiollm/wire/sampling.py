@@ -75,3 +75,5 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """-1: none; n >= 0: the logprob of every prompt token but the first, and the n likeliest of each position."""
     constraints: tuple[Constraint, ...] = ()
     """All of them hold; at most one of them is a grammar."""
+    embed: bool = False
+    """Whether the hidden state from which each token is drawn travels with it."""

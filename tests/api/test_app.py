@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import aiohttp
 import pytest
 from stand import MODEL, ROWS, Runner, stand
 
-from aiollm.api.app import make_app, make_door, serve
+from aiollm.api.app import GET, POST, make_app, make_door, serve
 from aiollm.engine.engine import Engine
 from aiollm.engine.engine import Settings as EngineSettings
 from aiollm.engine.policy import Conservative
@@ -66,6 +67,14 @@ def test_head_is_answered_and_a_trailing_slash_changes_nothing(served: Runner, p
     status, _, body = ask(served, "HEAD", path)
     assert (status, body) == (200, b"")
     assert ask(served, "GET", path + "/")[0] == 200
+
+
+def test_every_route_answers_options_and_every_get_answers_head(served: Runner) -> None:
+    for path in GET | POST:
+        status, headers, body = ask(served, "OPTIONS", re.sub(r"{.*}", "tiny", path))
+        assert (status, body) == (204, b""), path
+        assert ("HEAD" in headers["allow"]) == (path in GET or path == "/")
+    assert ask(served, "HEAD", "/v1/models/tiny")[::2] == (200, b"")
 
 
 def test_a_trailing_slash_changes_nothing_for_a_chat(served: Runner) -> None:

@@ -3,9 +3,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stand import CONTEXT, CREATED, Runner, Stand, stand
+import msgspec
+from stand import CONTEXT, CREATED, ROWS, SLOTS, Runner, Stand, stand
 
-from aiollm import __version__
+from aiollm import __version__, config
 from aiollm.wire.messages import Loading
 
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
@@ -39,6 +40,48 @@ def test_models_are_listed_and_found_by_name(served: Runner) -> None:
 
 def test_version(served: Runner) -> None:
     assert served.run(get(served.stand, "/version")) == (200, {"version": __version__})
+
+
+def test_server_info_tells_limits_versions_and_memory_and_no_secret(folder: Path) -> None:
+    async def main() -> None:
+        keys, shown = ["a-secret-key"], {"tp": 1, "schedule_policy": "past-future"}
+        headers = {"Authorization": "Bearer a-secret-key"}
+        async with stand(folder, loading=True, keys=keys, shown=shown) as served:
+            async with served.session.get(served.url + "/server_info") as response:
+                assert response.status == 401
+            async with served.session.get(served.url + "/server_info", headers=headers) as response:
+                info = await response.json()
+            assert (response.status, info["status"]) == (200, "loading")
+            assert info["limits"]["max_model_len"] is info["memory"] is info["model"]["architecture"] is None
+            served.start()
+            async with served.session.get(served.url + "/server_info", headers=headers) as response:
+                text = await response.text()
+            assert "secret" not in text and str(folder) not in text
+            info = json.loads(text)
+            assert info["status"] == "ready" and info["version"] == __version__
+            assert info["versions"]["msgspec"] == msgspec.__version__
+            assert info["model"] == {
+                "names": ["tiny", "org/tiny"], "root": "/models/tiny", "architecture": "echo", "data_type": "none",
+                "vocabulary": 259, "scores": False,
+            }  # fmt: skip
+            assert info["limits"] | {"body_bytes": 0} == {
+                "max_model_len": CONTEXT, "running_requests": ROWS, "waiting_requests": 64, "kv_tokens": SLOTS,
+                "n": 128, "choices": 1024, "body_bytes": 0, "body_seconds": 30,
+            }  # fmt: skip
+            assert info["settings"] == shown and info["memory"] == {}
+
+    asyncio.run(main())
+
+
+def test_settings_that_are_shown_name_no_path_key_or_address() -> None:
+    secrets = {
+        "model_dir": "/secret/a", "revision": "secret", "chat_template": "/secret/b", "api_key": ("secret",),
+        "host": "secret", "record": "/secret/c", "trace": "/secret/d", "model_name": ("secret",),
+        "allowed_origins": ("http://secret",),
+    }  # fmt: skip
+    told = config.shown(config.Config(**secrets, tp=2))
+    assert told["tp"] == 2 and told["data_type"] == "auto" and "max_total_token_num" in told
+    assert "secret" not in json.dumps(told)
 
 
 def test_readiness_follows_the_engine_and_health_does_not(folder: Path) -> None:

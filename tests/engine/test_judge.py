@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 from plain_worker import Sink, ask, sink
 
@@ -43,6 +44,26 @@ def test_tokens_are_handed_out_in_order():
     assert list(verdicts.ends()) == [] and verdicts.taken == 3
     assert (first.output, second.output) == ([8], [7, 9]) == (sink(first).ids, sink(second).ids)
     assert [token.logprob for token in sink(second).tokens] == [0.0, -0.5]
+
+
+def test_hidden_states_reach_the_rows_that_they_are_of_before_their_tokens():
+    first, second, third = (ask([1], max_tokens=9) for _ in range(3))
+    verdicts, rows = judge([first, second, third], [1, 0, 2], [7, 8, 9])
+    verdicts._result = msgspec.structs.replace(
+        verdicts._result, hidden_at=pack([0, 2, 1]), hidden=pack_floats([1, 2, 3, 4, 5, 6])
+    )
+    rows[2] = None
+    seen = []
+    sink(second).token = lambda token: seen.append(second.hidden.tolist())
+    assert list(verdicts.ends()) == []
+    assert (first.hidden.tolist(), seen, third.hidden) == ([5, 6], [[1, 2]], None)
+
+
+def test_hidden_states_of_an_earlier_life_are_nobodys():
+    request = ask([1], max_tokens=9)
+    verdicts, _ = judge([request], [0], [7], generation=4)
+    verdicts._result = msgspec.structs.replace(verdicts._result, hidden_at=pack([0]), hidden=pack_floats([1]))
+    assert list(verdicts.ends()) == [] and request.hidden is None
 
 
 def test_tokens_of_an_earlier_life_of_a_row_are_nobodys():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from steps import run
-from tiny_model import write_tiny_model
+from tiny_model import in_fp32, write_tiny_model
 from updates import begin
 
 from aiollm.kernels.ops import reference_ops
@@ -20,7 +20,7 @@ from aiollm.workers.load import load
 from aiollm.workers.loop import Outcome
 from aiollm.workers.runner import ModelRunner
 from aiollm.workers.sizes import TOP, Draw, Forward, early, sizes
-from aiollm.workers.step import Bias, PromptSlice, Room
+from aiollm.workers.step import Bias, Embed, PromptSlice, Room
 
 ROWS, BUDGET, SLOTS = 6, 40, 200
 
@@ -130,6 +130,20 @@ def test_a_prompts_logprobs_come_from_a_graphs_hidden_states(folder: Path) -> No
     ]
     for ours, theirs in zip(*echo, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_hidden_states_come_from_a_graphs_too(folder: Path) -> None:
+    """Of the last tokens of a prompt and of a row that decodes, in steps that are padded."""
+    prompt, other = list(range(3, 24)), list(range(40, 45))
+    found = []
+    for runner in (capturing(folder), loaded(folder)):
+        run(runner, [2], [0], [5], [0], updates=[begin(1, 2, other, first_slot=60, credit=3)])
+        update, embeds = begin(2, 1, prompt), [Embed(1, len(prompt)), Embed(0, 0)]
+        found.append(run(runner, [2, 1], [5, 0], [1, len(prompt)], [0, 1], updates=[update], embeds=embeds).hidden)
+    np.testing.assert_allclose(*found, atol=1e-5)
+    assert found[0].shape == (2, 48) and found[0].dtype == np.float32
+    expected = in_fp32(folder).model(torch.tensor([prompt])).last_hidden_state[0, -1]
+    np.testing.assert_allclose(found[0][0], expected.detach(), atol=1e-4)
 
 
 def test_more_bias_than_there_is_room_for_is_drawn_without_a_graph(folder: Path) -> None:

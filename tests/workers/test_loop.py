@@ -6,8 +6,9 @@ import pytest
 from overlap import ListInbox, ListOutbox, PositionRunner, loop_of, start
 from updates import begin
 
-from aiollm.wire.columns import ints
+from aiollm.wire.columns import floats, ints
 from aiollm.wire.messages import Failed, FromWorker, Result, Stop, Update
+from aiollm.wire.sampling import SamplingParams
 from aiollm.workers.loop import QUIET, SMALL_UPDATES, Outcome
 from aiollm.workers.step import Step
 from aiollm.workers.stream import StateLost
@@ -25,6 +26,30 @@ def test_a_row_runs_to_its_limit_and_the_loop_ends_with_its_server() -> None:
     headers = [message.header for message in outbox.sent if isinstance(message, Result)]
     assert [header.iteration for header in headers] == [1, 2, 3, 4]
     assert {header.applied for header in headers} == {1}
+
+
+def test_hidden_states_come_with_the_rows_that_want_them_and_are_alive() -> None:
+    """The second iteration has three rows: one that is retired before its end is known, and one that wants none."""
+    embeds = SamplingParams(temperature=0.0, embed=True)
+    inbox = ListInbox(
+        [
+            begin(1, 3, [7, 7], credit=9, sampling=embeds),
+            begin(2, 2, [7], credit=1),
+            begin(3, 5, [7] * 3, sampling=embeds),
+        ],
+        [], [], [begin(4, 6, [7], retire=[3])],
+    )  # fmt: skip
+    outbox = ListOutbox()
+    start(loop_of(inbox, outbox, PositionRunner()))()
+    results = [message for message in outbox.sent if isinstance(message, Result)]
+    found = [
+        (ints(result.rows).tolist(), ints(result.hidden_at).tolist(), floats(result.hidden).reshape(-1, 2).tolist())
+        for result in results
+    ]
+    assert found[0] == ([3], [0], [[0, 1]])
+    assert found[1] == ([3, 2], [0], [[0, 0]])
+    assert found[2] == ([2, 5], [1], [[2, 4]])
+    assert all(places == [] for _, places, _ in found[3:])
 
 
 def test_stop_publishes_what_was_launched_and_launches_nothing_more() -> None:

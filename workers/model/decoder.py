@@ -71,6 +71,10 @@ class Decoder:
             x = x.add_(self._ops.embedding(batch.positions, self._positions))
         return x if self._embedding_norm is None else self._ops.norm(x, self._embedding_norm)
 
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [r, hidden] -> the same behind the final norm, times the scale that some models give their logits."""
+        return self._ops.norm(hidden, self._norm)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [r, hidden] -> [r, vocab] in hidden's dtype, on every rank; of a reward model the scores, [r, 1]."""
         if self._reward is not None:

@@ -1,0 +1,109 @@
+"""POST /v1/embeddings: the hidden state of each input's last token behind the final norm, scaled to length 1."""
+
+import base64
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from aiohttp import web
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from aiollm.api import body
+from aiollm.api.answer import running
+from aiollm.api.caller import caller
+from aiollm.api.choice import Output
+from aiollm.api.convert import output_limit, prompt_array, sampling_params
+from aiollm.api.errors import invalid
+from aiollm.api.generation import Generation, Prompt, check_kind
+from aiollm.api.parts import PARTS, Parts
+from aiollm.api.schema import INT32, GenerationRequest, Prompts, Salt, decode, prompts_of
+from aiollm.text.folder import TextError
+
+KIND = "embd"
+
+
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /v1/embeddings. Each text, or list of token ids, is one input."""
+
+    input: Prompts
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=INT32)] | None = None
+    add_special_tokens: bool | None = None
+    cache_salt: Salt | None = None
+    priority: Annotated[int, Meta(ge=-100, le=100)] | None = None
+
+
+_DECODER = msgspec.json.Decoder(EmbeddingRequest)
+
+
+async def embeddings(http: web.Request) -> web.Response:
+    """Inputs are computed as any prompts are; the token that each draws is dropped, and its hidden state answered."""
+    parts = http.app[PARTS]
+    data = await body.read(http, parts.body_limit, parts.settings.body_timeout)
+    request = await body.decoded(http, data, decode_embedding)
+    parts.served_name(request.model)
+    check_kind(parts, KIND)
+    width = parts.engine.ready.hidden if parts.engine.ready is not None else 0
+    if request.dimensions is not None and request.dimensions > width:
+        raise invalid("dimensions", f"dimensions: the embeddings of this model have {width} numbers")
+    asked = GenerationRequest(
+        model=request.model, temperature=0.0, ignore_eos=True, cache_salt=request.cache_salt, priority=request.priority
+    )
+    listed = await body.in_thread_if(len(data) > body.THREAD_BYTES, prompts_of, "input", request.input)
+    if len(listed) > parts.settings.max_choices:
+        raise invalid("input", f"input: at most {parts.settings.max_choices} inputs in one request")
+    ids = await _ids(parts, request, listed)
+    prompts = await body.in_thread_if(sum(map(len, ids)) > body.THREAD_IDS, _prompts, parts, asked, ids)
+    generation = Generation(parts, asked, KIND, prompts, caller(http))
+    with running(http, generation):
+        await generation.complete()
+        long = len(listed) * width > body.THREAD_IDS
+        return web.Response(
+            body=await body.in_thread_if(long, _document, request, generation), content_type="application/json"
+        )
+
+
+def decode_embedding(data: bytes) -> EmbeddingRequest:
+    """Raises ApiError where the body is not a request for embeddings."""
+    return decode(_DECODER, data)
+
+
+async def _ids(parts: Parts, request: EmbeddingRequest, listed: list[str | list[int]]) -> list[list[int]]:
+    """Those of each input; inputs are all texts or all lists. Raises ApiError for a text that cannot be read."""
+    texts = [each for each in listed if isinstance(each, str)]
+    if not texts:
+        return [each for each in listed if isinstance(each, list)]
+    try:
+        return await parts.tokenizer.encode_many_async(texts, request.add_special_tokens is not False)
+    except TextError as error:
+        raise invalid("input", f"input: {error}") from error
+
+
+def _prompts(parts: Parts, asked: GenerationRequest, listed: list[list[int]]) -> list[Prompt]:
+    """Raises ApiError for an input that cannot run."""
+    sampling = msgspec.structs.replace(sampling_params(parts, asked, 1, -1, -1), embed=True)
+    for ids in listed:
+        output_limit(parts, len(ids), 1, None, "input")
+    return [Prompt(prompt_array(parts, ids, "input"), sampling, Output(discard=True)) for ids in listed]
+
+
+def _document(request: EmbeddingRequest, generation: Generation) -> bytes:
+    found = []
+    for choice in generation.choices:
+        assert choice.request.hidden is not None, "a token comes with its hidden state"
+        vector = unit(choice.request.hidden[: request.dimensions])
+        shown: Any = vector.tolist()
+        if request.encoding_format == "base64":
+            shown = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+        found.append({"object": "embedding", "index": choice.index, "embedding": shown})
+    tokens = generation.usage.prompt_tokens
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return msgspec.json.encode({"object": "list", "data": found, "model": generation.model, "usage": usage})
+
+
+def unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The vector scaled to length 1; zeros stay."""
+    wide = vector.astype(np.float64)
+    return (wide / max(np.linalg.norm(wide), np.finfo(np.float64).tiny)).astype(np.float32)
