@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from aiollm.wire.messages import FromWorker, ToWorker
+from aiollm.workers.constraints import Constraints
 from aiollm.workers.decisions import Decisions
 from aiollm.workers.loop import Inbox, Loop, Outbox, Outcome, Runner
 from aiollm.workers.overlap import run
-from aiollm.workers.staging import Staging, views
+from aiollm.workers.staging import Staged, Staging, views
 from aiollm.workers.step import Room, Step
 from aiollm.workers.stream import HostStream
 
@@ -39,6 +40,13 @@ class PositionRunner:
         drawn = columns["sampled_lengths"].numpy().copy()
         hidden = np.array(step.embeds, np.float32).reshape(-1, 2)
         return Outcome(drawn, np.zeros(step.sampled, np.float32), nothing, nothing, [], hidden)
+
+    def begin(self, step: Step) -> Step:
+        return step
+
+    def finish(self, step: Step, begun: Step, masks: Staged | None) -> Outcome:
+        assert masks is not None and begun is step
+        return self.run(step)
 
 
 class ListInbox:
@@ -75,8 +83,11 @@ class ListOutbox:
             self.sent.append(self.waiting.pop(0))
 
 
-def loop_of(inbox: Inbox, outbox: Outbox, runner: Runner, decisions: Decisions | None = None) -> Loop:
-    return Loop(1, 8, inbox, outbox, HostStream(), runner, Staging(), decisions or Decisions())
+def loop_of(
+    inbox: Inbox, outbox: Outbox, runner: Runner, decisions: Decisions | None = None,
+    constraints: Constraints | None = None,
+) -> Loop:  # fmt: skip
+    return Loop(1, 8, inbox, outbox, HostStream(), runner, Staging(), decisions or Decisions(), constraints)
 
 
 def start(loop: Loop) -> Callable[[], None]:

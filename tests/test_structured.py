@@ -158,6 +158,12 @@ def test_requests_that_are_paused_go_on_by_their_grammar(folder: Path, server: S
     assert crowded == alone
 
 
+def test_ranks_draw_what_the_first_of_them_may(folder: Path) -> None:
+    with Server("--model_dir", str(folder), *FLAGS, "--tp", "2") as ranks, ThreadPoolExecutor(4) as pool:
+        texts = list(pool.map(lambda seed: complete(ranks, regex=PAIRS % 30, seed=seed)["text"], range(4)))
+    assert all(re.fullmatch(PAIRS % 30, text) for text in texts) and len(set(texts)) == 4
+
+
 def test_a_killed_worker_costs_no_constrained_token(server: Server) -> None:
     alone = complete(server, regex=PAIRS % 150, seed=9)["token_ids"]
     (victim,) = server.workers()

@@ -8,7 +8,8 @@ from updates import begin
 
 from aiollm.wire.columns import floats, ints
 from aiollm.wire.messages import Failed, FromWorker, Result, Stop, Update
-from aiollm.wire.sampling import SamplingParams
+from aiollm.wire.sampling import AllowedIds, SamplingParams
+from aiollm.workers.constraints import Constraints
 from aiollm.workers.loop import QUIET, SMALL_UPDATES, Outcome
 from aiollm.workers.step import Step
 from aiollm.workers.stream import StateLost
@@ -94,6 +95,40 @@ def test_an_error_between_two_turns_ends_both_threads() -> None:
     inbox = ListInbox([begin(1, 0, [7], credit=100, outputs=100)])
     with pytest.raises(BrokenPipeError):
         start(loop_of(inbox, ListOutbox(BrokenPipeError()), PositionRunner()))()
+
+
+MASKED = SamplingParams(temperature=0.0, constraints=(AllowedIds((1, 2)),))
+
+
+def test_a_masked_row_runs_to_its_limit_beside_a_free_one() -> None:
+    runner, outbox = PositionRunner(), ListOutbox()
+    rows = [begin(1, 3, [7, 7, 7], credit=3, sampling=MASKED), begin(2, 0, [7], first_slot=20, credit=3)]
+    start(loop_of(ListInbox(rows), outbox, runner, constraints=Constraints(None, 64)))()
+    assert sorted(tokens(outbox.sent)) == [1, 2, 3, 3, 4, 4, 5, 6]
+
+
+def test_masks_that_cannot_be_made_cost_the_rows_of_their_step() -> None:
+    constraints, outbox = Constraints(None, 64), ListOutbox()
+    fill, broken = constraints.fill, [MemoryError("no room for masks")]
+
+    def fail_once(*given: Any) -> dict[int, str]:
+        if broken:
+            raise broken.pop()
+        return fill(*given)
+
+    constraints.fill = fail_once  # type: ignore[method-assign]
+    inbox = ListInbox([begin(1, 0, [7], credit=9, outputs=9, sampling=MASKED)], [], [], [begin(2, 1, [7] * 3)])
+    start(loop_of(inbox, outbox, PositionRunner(), constraints=constraints))()
+    (failure,) = [message for message in outbox.sent if isinstance(message, Failed)]
+    assert ints(failure.rows).tolist() == [0] and "no room for masks" in failure.error
+    assert tokens(outbox.sent)[-1] == 3
+
+
+def test_an_error_between_two_turns_frees_the_thread_that_waits_for_a_drawing() -> None:
+    inbox = ListInbox([begin(1, 0, [7], credit=100, outputs=100, sampling=MASKED)])
+    loop = loop_of(inbox, ListOutbox(BrokenPipeError()), PositionRunner(), constraints=Constraints(None, 64))
+    with pytest.raises(BrokenPipeError):
+        start(loop)()
 
 
 def test_a_token_that_is_not_finite_idles_its_row() -> None:

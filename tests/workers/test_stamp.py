@@ -13,6 +13,7 @@ from aiollm.wire.columns import ints
 from aiollm.wire.messages import Result, Update
 from aiollm.workers import arrivals, constraints, loop, staging, state, step, windows
 from aiollm.workers import rows as worker_rows
+from aiollm.workers.stream import StateLost
 
 Break = Callable[[pytest.MonkeyPatch], None]
 STEPS = 20_000  # the million is `make stamp`; its result is in tools/results
@@ -445,7 +446,9 @@ RULES: dict[str, list[Break]] = {
 @pytest.mark.parametrize(("rule", "remove"), [(rule, remove) for rule in RULES for remove in RULES[rule]])
 def test_no_world_survives_without_rule(rule: str, remove: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     remove(monkeypatch)
-    failures = (stamp.StampError, AssertionError, ValueError, MemoryError, IndexError, KeyError, RuntimeError)
+    failures = (
+        stamp.StampError, StateLost, AssertionError, ValueError, MemoryError, IndexError, KeyError, RuntimeError,
+    )  # fmt: skip
     with pytest.raises(failures):  # torch has RuntimeError for places that are not there
         stamp.run(3 * STEPS)  # a row that stops for what another life did is met once in 30,000
 
