@@ -1,5 +1,6 @@
 """What a person reads while the server starts: phases with their seconds, the memory budget, where it listens."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -9,7 +10,10 @@ from aiollm.wire.messages import Ready
 
 
 class Console:
-    """Lines on stderr. On a terminal the progress of a phase is redrawn in place; elsewhere only whole lines appear."""
+    """Lines on stderr. On a terminal the progress of a phase is redrawn in place; elsewhere only whole lines appear.
+
+    A log on a full disk, or whose reader has gone, loses lines and stops nothing.
+    """
 
     def __init__(self, out: TextIO = sys.stderr) -> None:
         self._out = out
@@ -21,7 +25,7 @@ class Console:
     def say(self, line: str) -> None:
         """One line, below whatever was drawn."""
         self._clear()
-        print(line, file=self._out, flush=True)
+        self._write(line + "\n")
 
     def progress(self, phase: str, fraction: float | None) -> None:
         """A phase and how much of it is done; a new phase closes the one before with its seconds."""
@@ -31,7 +35,7 @@ class Console:
         if self._redraws:
             self._clear()
             self._drawn = phase if not fraction else f"{phase} {fraction:.0%}"
-            print(self._drawn, end="", file=self._out, flush=True)
+            self._write(self._drawn)
 
     def close(self) -> None:
         """End the phase that runs: one line with its seconds."""
@@ -41,8 +45,13 @@ class Console:
 
     def _clear(self) -> None:
         if self._drawn:
-            print("\r" + " " * len(self._drawn) + "\r", end="", file=self._out)
+            self._write("\r" + " " * len(self._drawn) + "\r")
         self._drawn = ""
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._out.write(text)
+            self._out.flush()
 
 
 def budget(ready: Ready, longest: int) -> list[str]:
