@@ -39,6 +39,8 @@ JsonSchema = dict[str, Any] | bool | str
 Choices = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=4096)]
 AllowedTokens = Annotated[list[TokenId], Meta(min_length=1, max_length=16384)]
 BadWords = Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=256)]
+VariableName = Annotated[str, Meta(max_length=64)]
+Variable = Annotated[str, Meta(max_length=4096)] | int | float | bool | None
 
 
 class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -237,7 +239,7 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     top_logprobs: Alternatives | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Scalar] | None = None
+    chat_template_kwargs: Annotated[dict[VariableName, Variable], Meta(max_length=64)] | None = None
     reasoning_effort: str | None = None
     documents: list[dict[str, Scalar]] | None = None
     audio: Any = None
