@@ -8,7 +8,7 @@ import numpy as np
 
 from aiollm.engine.engine import Engine
 from aiollm.wire.columns import ints, pack, pack_floats
-from aiollm.wire.messages import Header, PromptLogprobs, Result, Update
+from aiollm.wire.messages import Failed, Header, PromptLogprobs, Result, Update
 from aiollm.workers.rows import Rows
 
 EOS = 258
@@ -110,15 +110,7 @@ class EchoWorkers:
         hidden = [value for at in embeds for value in hidden_of(self._tokens[sampled[at]][:-1])]
         self._engine.on_message(
             Result(
-                header=Header(
-                    epoch=self._engine.core.epoch,
-                    iteration=self._iteration,
-                    turn=self._iteration,
-                    applied=self._applied,
-                    device_us=1000,
-                    idle_us=10,
-                    stalled=pack(stalled),
-                ),
+                header=self._header(stalled),
                 rows=pack(sampled),
                 generations=pack(self._rows.generation[sampled]),
                 tokens=pack(ids),
@@ -131,6 +123,37 @@ class EchoWorkers:
                 hidden_at=pack(embeds),
                 hidden=pack_floats(hidden),
             )
+        )
+
+    def fail(self, error: str) -> None:
+        """The next iteration with chunks computes nothing but them, and comes to nothing."""
+        rows = np.empty(0, np.int32)
+        while not len(rows):
+            update = self._queue.popleft()
+            self._apply(update)
+            rows = ints(update.chunk_rows)
+        self._rows.launched(rows, ints(update.chunk_starts) + ints(update.chunk_counts))
+        self._iteration += 1
+        self._engine.on_message(
+            Failed(
+                header=self._header(np.empty(0, np.int64)),
+                rows=update.chunk_rows,
+                generations=pack(self._rows.generation[rows]),
+                starts=update.chunk_starts,
+                counts=update.chunk_counts,
+                error=error,
+            )
+        )
+
+    def _header(self, stalled: np.ndarray) -> Header:
+        return Header(
+            epoch=self._engine.core.epoch,
+            iteration=self._iteration,
+            turn=self._iteration,
+            applied=self._applied,
+            device_us=1000,
+            idle_us=10,
+            stalled=pack(stalled),
         )
 
     def _apply(self, update: Update) -> None:
