@@ -79,6 +79,8 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """aiohttp's hook: the answer to what its parser did not take; the connection ends with it."""
+        if isinstance(exc, ConnectionError):
+            raise exc  # the client had left when its handler wrote: aiohttp ends quietly with this, and logs others
         if not isinstance(exc, http_exceptions.HttpProcessingError) or request.writer.output_size > 0:
             return super().handle_error(request, status, exc, message)
         refused = _refusal(exc)
