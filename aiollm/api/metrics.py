@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -68,6 +68,8 @@ class Metrics:
         self.indexed = histogram("prefix_index_seconds", "Of it, in the prefix cache", THOUGHT_BUCKETS)
         self.lag = histogram("event_loop_lag_seconds", "How late the event loop runs what is due", LAG_BUCKETS)
 
+        self.tasks = Gauge("aiollm_event_loop_tasks", "Tasks that live in the event loop", registry=self.registry)
+
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self.registry)
@@ -115,6 +117,7 @@ class Metrics:
             handle = loop.call_later(LAG_INTERVAL, look)
 
         handle = loop.call_later(LAG_INTERVAL, look)
+        self.tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
         try:
             yield
         finally:
