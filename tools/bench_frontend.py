@@ -26,7 +26,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -35,21 +34,14 @@ from typing import Any
 
 import numpy as np
 import uvloop
+from stand_in import StandIn, front
 
-from aiollm.api.app import make_app, serve
-from aiollm.api.parts import ModelInfo
-from aiollm.engine.engine import Engine, Settings
-from aiollm.engine.policy import Conservative
-from aiollm.hub.resolve import resolve
-from aiollm.text.chat import ChatTemplate
-from aiollm.text.tokenizer import Tokenizer
-from aiollm.wire.columns import ints, pack, pack_floats
-from aiollm.wire.messages import Header, Ready, Result, Update, encoder, from_worker_decoder
+from aiollm.api.app import serve
+from aiollm.wire.messages import Update
 
 STEPS = {1: 0.020, 16: 0.020, 256: 0.020, 1024: 0.050}  # connections -> seconds of an iteration
 TOKENS = 400  # of each stream
-EARLY = 0.001  # uvloop's timers may be early by so much
-SLOTS, CONTEXT = 4_000_000, 8192
+SLOTS = 4_000_000
 LIMITS = {256: 25.0, 1024: 30.0}  # connections -> microseconds an event
 OTHER_EVENTS = 4  # of a stream, beside those with text: role, finish reason, usage, [DONE]
 ROW = (
@@ -58,97 +50,22 @@ ROW = (
 )
 
 
-class StandIn:
-    """A worker without a model (engine.Workers): every row says the same text, over and over."""
-
-    def __init__(self, rows: int, step: float, text: np.ndarray, publish: Callable[[bytes], None]) -> None:
-        self._step, self._text = step, text
-        self._publish = publish
-        self._queue: deque[Update] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
-        self._applied = self._iteration = 0
-        self._active = np.zeros(rows, bool)
-        self._generation, self._position, self._known, self._granted, self._limit = np.zeros((5, rows), np.int64)
-        self.epoch = 0
-        self.log: list[list[Update]] = [[]]
-        """The updates that came before each iteration."""
-
-    def send(self, update: Update) -> None:
-        self.take(update)
-        if self._timer is None:
-            self._due = asyncio.get_running_loop().time() + self._step
-            self._timer = asyncio.get_running_loop().call_at(self._due, self._turn)
-
-    def applied(self, number: int) -> None:
-        assert number <= self._applied
-
-    def take(self, update: Update) -> None:
-        self._queue.append(update)
-        self.log[-1].append(update)
-
-    def _turn(self) -> None:
-        """Every iteration that is due by now."""
-        loop = asyncio.get_running_loop()
-        works = True
-        while works and self._due <= loop.time() + EARLY:
-            works = self.step()
-            self._due += self._step
-        self._timer = loop.call_at(self._due, self._turn) if works else None
-
-    def step(self) -> bool:
-        """One iteration: updates up to the first with chunks, its chunks, and one token of every row with credit."""
-        chunks = np.empty((3, 0), np.int32)
-        while self._queue and not chunks.size:
-            chunks = self._apply(self._queue.popleft())
-        decodes = self._active & (self._position >= self._known) & (self._position < self._limit - 1)
-        credit = self._position < self._granted
-        decoding = np.flatnonzero(decodes & credit)
-        if not len(decoding) and not chunks.size:
-            return bool(self._queue)
-        rows, starts, counts = chunks
-        self._position[rows] = starts + counts
-        self._position[decoding] += 1
-        sampled = np.concatenate([decoding, rows[self._position[rows] >= self._known[rows]]])
-        self._iteration += 1
-        self.log.append([])
-        header = Header(
-            self.epoch, self._iteration, self._iteration, self._applied, int(self._step * 1e6), 0,
-            pack(np.flatnonzero(decodes & ~credit)),
-        )  # fmt: skip
-        result = Result(
-            header=header,
-            rows=pack(sampled),
-            generations=pack(self._generation[sampled]),
-            tokens=pack(self._text[self._position[sampled] % len(self._text)]),
-            logprobs=pack_floats(np.zeros(len(sampled))),
-            hints=bytes(len(sampled)),
-        )
-        self._publish(encoder.encode(result))
-        return True
-
-    def _apply(self, update: Update) -> np.ndarray:
-        """Take the rows' part of an update; its chunks as (rows, starts, counts)."""
-        self._applied = update.number
-        self._active[ints(update.retire)] = False
-        for admit in update.admit:
-            row = admit.row
-            self._active[row], self._generation[row], self._position[row] = True, admit.generation, 0
-            self._known[row], self._limit[row] = admit.tokens, admit.limit
-        self._granted[ints(update.slots.rows)] = ints(update.slots.starts) + ints(update.slots.counts)
-        return np.stack([ints(update.chunk_rows), ints(update.chunk_starts), ints(update.chunk_counts)])
-
-
 def own_seconds(rows: int, step: float, text: np.ndarray, log: list[list[Update]]) -> float:
     """CPU seconds of the stand-in alone: the same updates before the same iterations, results dropped."""
-    alone = StandIn(rows, step, text, lambda body: None)
+    iterations = 0
+
+    def count(body: bytes) -> None:
+        nonlocal iterations
+        iterations += 1
+
+    alone = StandIn(rows, step, text, count)
     began = time.process_time()
     for updates in log[:-1]:
         for update in updates:
             alone.take(update)
         alone.step()
     seconds = time.process_time() - began
-    assert len(alone.log) == len(log), "it did not do the same"
+    assert iterations == len(log) - 1, "it did not do the same"
     return seconds
 
 
@@ -185,24 +102,15 @@ def timed(work: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
 async def measure(connections: int) -> dict[str, Any]:
     """Serve one client process with so many streams, and tell what that cost."""
     step, rows = STEPS[connections], max(STEPS)
-    folder = resolve(None, need_weights=False, progress=lambda phase, fraction: None).folder
-    tokenizer = Tokenizer.load(folder)
-    license_text = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
-    text = np.array(tokenizer.encode(license_text, False))
-    engine = Engine(Settings(rows, 2048, 2048, True, Conservative(), rows))
-    app = make_app(engine, tokenizer, ChatTemplate.load(folder), ModelInfo(("demo",), 0, "demo"), {})
-    worker = StandIn(rows, step, text, lambda body: engine.on_message(from_worker_decoder.decode(body)))
-    ready = Ready(
-        slots=SLOTS, max_length=CONTEXT, vocabulary=tokenizer.vocab_size, architecture="none", data_type="none",
-        budget=[], seconds=[],
-    )  # fmt: skip
-    worker.epoch = engine.on_ready(ready, worker)
+    made = front(rows, rows, SLOTS)
+    engine, log = made.engine, list[list[Update]]()
+    made.worker(rows, step, log)
     assert engine.core is not None
     planning: list[float] = []
     engine.core.plan = timed(engine.core.plan, planning)  # type: ignore[method-assign]
     gc.collect()
     gc.freeze()  # as the server does
-    runner = await serve(app, "127.0.0.1", 0)
+    runner = await serve(made.app, "127.0.0.1", 0)
     command = (sys.executable, __file__, "--client", str(connections), "--port", str(runner.addresses[0][1]))
     client = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert client.stdin is not None and client.stdout is not None
@@ -217,7 +125,7 @@ async def measure(connections: int) -> dict[str, Any]:
     await runner.cleanup()
     tokens = connections * TOKENS
     assert found["tokens"] == tokens, found
-    own = own_seconds(rows, step, text, worker.log)
+    own = own_seconds(rows, step, made.text, log)
     events = found["events"] - OTHER_EVENTS * connections
     return {
         "connections": connections,
