@@ -6,6 +6,8 @@ ARGS ?=
 
 .PHONY: help serve test check aot conformance families stamp parity stalls fuzz tables \
         bench-cpu bench-frontend bench-gpu bench-kernels bench-shapes bench-static clean operations simulate
+.PHONY: help serve test check aot families stamp parity stalls \
+        bench-cpu bench-frontend bench-gpu bench-kernels bench-shapes bench-static clean operations simulate soak
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +24,7 @@ help:
 	@echo 'make conformance                            constrained answers of the demo model validate against their JSON schemas'
 	@echo 'make parity                                 tokens compared with those of transformers'
 	@echo 'make stalls                                 huge requests must not hold up the others'
+	@echo 'make soak                                   half an hour of abuse in minutes: what a server holds has to stay flat'
 	@echo 'make bench-frontend                         CPU time of the server for each token that it streams'
 	@echo 'make bench-cpu                              speed of the demo model on this CPU'
 	@echo 'make bench-gpu                              the server on this GPU beside vLLM on an H100'
@@ -81,6 +84,8 @@ parity: $(VENV)/.test
 
 conformance: $(VENV)/.test
 	$(RUN) tools/conformance.py --save tools/results/conformance.json $(ARGS)
+soak: $(VENV)/.test
+	$(RUN) tools/soak.py --save tools/results/soak.json $(ARGS)
 
 bench-frontend: $(VENV)/.test
 	$(RUN) tools/bench_frontend.py --save tools/results/bench_frontend.json $(ARGS)

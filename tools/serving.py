@@ -23,12 +23,14 @@ class Server:
         ready: bool = True,
         environ: dict[str, str] | None = None,
         launcher: Sequence[str] = (sys.executable,),
+        program: Sequence[str] = ("-m", "aiollm", "serve", "--port", "0"),
         pass_fds: Sequence[int] = (),
         patience: float = 600,
     ) -> None:
-        """`launcher` is what runs Python, by itself or in a while; it inherits `pass_fds`. A server that is not there
-        after `patience` seconds is a RuntimeError."""
+        """`launcher` is what runs Python, by itself or in a while; it inherits `pass_fds`. `program` says on stderr
+        "listening on URL". A server that is not there after `patience` seconds is a RuntimeError."""
         self.flags = flags
+        self._program = program
         self._launcher, self._pass_fds = launcher, pass_fds
         self._ready = ready
         self._patience = patience
@@ -37,7 +39,7 @@ class Server:
         self.url = ""
 
     def __enter__(self) -> "Server":
-        command = [*self._launcher, "-m", "aiollm", "serve", "--port", "0", *self.flags]
+        command = [*self._launcher, *self._program, *self.flags]
         environ = {**os.environ, **self._environ}
         self.process = subprocess.Popen(command, stderr=self._log, env=environ, pass_fds=self._pass_fds)
         deadline = time.monotonic() + self._patience
@@ -101,6 +103,14 @@ class Server:
         """Process ids of the workers that run now."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in path.read_text().split() if b"aiollm.workers" in _command(pid)]
+
+    def memory(self) -> int:
+        """Resident set of the server now, in bytes."""
+        return _status(self.process.pid, "VmRSS")
+
+    def workers_memory(self) -> int:
+        """Resident sets of all workers now, in bytes."""
+        return sum(_status(pid, "VmRSS") for pid in self.workers())
 
     def peak_memory(self) -> int:
         """Largest resident set of any worker so far, in bytes."""
