@@ -77,10 +77,10 @@ class Server:
         self._log.flush()
         return Path(f"/proc/self/fd/{self._log.fileno()}").read_text()
 
-    def get(self, path: str) -> tuple[int, str]:
+    def get(self, path: str, timeout: float = 30) -> tuple[int, str]:
         """Status and body."""
         try:
-            with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            with urllib.request.urlopen(self.url + path, timeout=timeout) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()

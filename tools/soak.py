@@ -37,6 +37,7 @@ LATE = 0.050  # seconds that /health may take, all but one in a hundred times
 CROWDED = 0.1  # share of the time without a core from which on that says nothing of the server
 GROWTH = 50  # MB
 SHOWN = 5  # looks to a line of the table
+PATIENCE = 120  # seconds for an answer on a machine that others use
 GONE = 30  # seconds in which everything has to be given back
 COLUMNS = (
     "seconds", "server_mb", "workers_mb", "descriptors", "threads", "tasks", "running", "waiting", "cached",
@@ -72,7 +73,7 @@ class Probe:
         self._thread.start()
 
     def _run(self) -> None:
-        with contextlib.closing(http.client.HTTPConnection(self._address, timeout=60)) as client:
+        with contextlib.closing(http.client.HTTPConnection(self._address, timeout=PATIENCE)) as client:
             while not self._over.wait(PROBE):
                 began = time.monotonic()
                 client.request("GET", "/health")
@@ -105,7 +106,8 @@ class Watch:
         server, now = self.server, time.monotonic()
         descriptors = len(os.listdir(f"/proc/{server.process.pid}/fd"))  # before another connection takes one
         delayed, passed = self.delayed(), max(now - self._looked, 1e-3)
-        samples = dict(line.rsplit(" ", 1) for line in server.get("/metrics")[1].splitlines() if line[:1] != "#")
+        lines = server.get("/metrics", PATIENCE)[1].splitlines()
+        samples = dict(line.rsplit(" ", 1) for line in lines if line[:1] != "#")
         figure = {name: float(value) for name, value in samples.items()}
         tokens, lag, asked = figure["aiollm_generation_tokens_total"], buckets(figure), len(self.probe.took)
         late = {bound: count - self._lag.get(bound, 0) for bound, count in lag.items()}
@@ -198,7 +200,7 @@ def soak(setup: Setup) -> dict[str, Any]:
                     found = watch.look()
                     if (len(watch.seen) - loaded) % SHOWN == 0:
                         print(row(found), flush=True)
-                    if now > (kills + 1) * setup.kill_every and server.get("/ready")[0] == 200:
+                    if now > (kills + 1) * setup.kill_every and server.get("/ready", PATIENCE)[0] == 200:
                         kills += 1
                         setup.kill(server)
                 under_load = watch.seen[loaded:]
@@ -253,7 +255,7 @@ def unexpected(tally: dict[str, int], kills: int) -> list[str]:
 
 
 def stand_in(
-    sockets: int = 1000, streams: int = 1000, warm: float = 40, load: float = 75, step: float = 0.5, abusers: int = 20
+    sockets: int = 1000, streams: int = 1000, warm: float = 40, load: float = 60, step: float = 0.5, abusers: int = 20
 ) -> Setup:
     """`step` is the seconds of an iteration."""
     program = (str(Path(__file__).parent / "stand_in.py"), "--rows", str(sockets + streams + 500), "--step", str(step))
@@ -263,7 +265,7 @@ def stand_in(
     )  # fmt: skip
 
 
-def demo(sockets: int = 50, streams: int = 50, warm: float = 20, load: float = 70) -> Setup:
+def demo(sockets: int = 50, streams: int = 50, warm: float = 20, load: float = 60) -> Setup:
     flags = ("--running_max_req_size", "64", "--max_total_token_num", "20000", "--max_restarts", "100")
     return Setup(
         "demo model", lambda: Server(*flags), lambda server: os.kill(server.workers()[0], signal.SIGKILL),
@@ -284,8 +286,8 @@ def main() -> int:
         print(f"/health: {result['health']}; worker killed {result['kills']} times")
         print("\n".join(f"{count:>8} {outcome}" for outcome, count in result["outcomes"].items()))
         print("\n".join(f"FAILED {failure}" for failure in result["failures"]) or "all flat", flush=True)
-    if args.save:
-        args.save.write_text(json.dumps(found, indent=1) + "\n")
+        if args.save:
+            args.save.write_text(json.dumps(found, indent=1) + "\n")
     return 1 if any(result["failures"] for result in found["setups"]) else 0
 
 
