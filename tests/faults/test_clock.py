@@ -7,8 +7,9 @@ from tree import MODULES, ROOT
 WALL = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now", "datetime.datetime.now"}
 # Where the time of day is what is wanted: it is told, and nothing waits or ends by it.
 STAMPS = {
-    "aiollm/__main__.py": "when the model was loaded, in /v1/models",
+    "aiollm/api/access.py": "the time of a line in the access log",
     "aiollm/api/generation.py": "`created` of an answer",
+    "aiollm/assembly.py": "when the model was loaded, in /v1/models",
     "aiollm/bench/serve.py": "the date of a report",
     "aiollm/text/chat.py": "strftime_now of chat templates",
     "kernels/measure.py": "the date of a table",
