@@ -26,7 +26,6 @@ FIELDS = (
 )  # fmt: skip
 GRAMMARS, STRUCTURED = "api/test_grammars.py::", "test_structured.py::"
 IN_TIME = GRAMMARS + "test_what_takes_too_long_is_refused_and_holds_nobody_up"
-TOOLS = "tools are not served yet: their fields are refused by name"
 IMAGES = "models with eyes are not served yet: a message with a picture is refused by name"
 
 CASES = {
@@ -97,13 +96,16 @@ CASES = {
         GRAMMARS + "test_verdicts_are_kept_up_to_a_number_of_bytes",
         "workers/test_constraints.py::test_a_grammar_is_built_once_and_the_oldest_ones_are_given_up",
     )),
-    "F36": Case("tools that are null, huge, unnamed, twice there; a choice of none of them: 400", (FIELDS[0],), TOOLS),
+    "F36": Case("tools that are null, huge, unnamed, twice there; a choice of none of them: 400", (
+        FIELDS[0], "api/test_tools.py::test_calls_that_cannot_be_demanded_are_refused",
+    )),
     "F37": Case("a grammar that ends early, or never: stop, or length with a valid beginning", (
         STRUCTURED + "test_an_answer_stops_when_its_grammar_ends_though_min_tokens_asks_for_more",
         STRUCTURED + "test_an_answer_that_reaches_max_tokens_is_cut",
     )),
-    "F38": Case("stops within constrained text: the order that is documented, and an end", (),
-        "stops within constrained text have no test of their own yet"),
+    "F38": Case("stops within constrained text end it as they end any other", (
+        STRUCTURED + "test_a_stop_string_ends_constrained_text_as_it_does_any_other",
+    )),
     "F39": Case("a request brings no template, and no variable under a taken name: 400", (
         FIELDS[0], "text/test_chat.py::test_request_variables_under_taken_names_are_refused_by_name",
     )),
@@ -111,7 +113,11 @@ CASES = {
         FIELDS[0], PROMPTS + "test_a_field_of_a_megabyte_is_refused_by_name",
         "text/test_chat.py::test_request_variables_must_be_scalars",
     )),
-    "F41": Case("calls of tools that are no JSON, without end, too many: text, a limit, a cut", waits=TOOLS),
+    "F41": Case("calls of tools that are no JSON, without end, too many: text, a limit, a cut", (
+        "text/test_parsers.py::test_an_output_says_what_it_says",
+        "api/test_tools.py::test_a_call_that_the_length_cuts_off_ends_with_length",
+        "api/test_tools.py::test_one_call_is_all_where_calls_are_not_parallel",
+    ), "white space without end is limited only where a grammar draws the arguments"),
     # Media
     "F42": Case("files that are no picture, or of another kind: 400", waits=IMAGES),
     "F43": Case("pictures of hundreds of megapixels: 400 before they are decoded", waits=IMAGES),

@@ -117,6 +117,17 @@ def test_an_answer_stops_when_its_grammar_ends_though_min_tokens_asks_for_more(s
     assert (choice["text"], choice["finish_reason"]) == ("aaa", "stop")
 
 
+def test_a_stop_string_ends_constrained_text_as_it_does_any_other(server: Server) -> None:
+    schema = {"type": "array", "items": {"enum": ["a}b", "c"]}, "minItems": 1}
+    asked = {"guided_json": schema, "logit_bias": HASTE}
+    inside = complete(server, **asked, stop="}")
+    assert (inside["finish_reason"], inside["stop_reason"]) == ("stop", "}") and inside["text"].endswith('"a')
+    last = complete(server, **asked, stop="]", include_stop_str_in_output=True)
+    assert last["stop_reason"] == "]" and jsonschema.validate(json.loads(last["text"]), schema) is None
+    never = complete(server, **asked, stop="d")
+    assert (never["finish_reason"], never["stop_reason"]) == ("stop", None) and json.loads(never["text"])
+
+
 def test_an_answer_that_reaches_max_tokens_is_cut(server: Server) -> None:
     choice = complete(server, regex=PAIRS % 50, max_tokens=11)
     assert choice["finish_reason"] == "length" and re.fullmatch("([a-m][n-z]){5}[a-m]", choice["text"])

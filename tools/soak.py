@@ -38,8 +38,8 @@ CROWDED = 0.1  # share of the time without a core from which on that says nothin
 GROWTH = 50  # MB
 SHOWN = 5  # looks to a line of the table
 PATIENCE = 120  # seconds for an answer on a machine that others use
-# Of a template whose client has left: Python tells where the interrupt hit a destructor, which swallows it: the
-# template then runs to its end.
+# Of a template whose client has left: Python tells where the interrupt hit a destructor, which swallows it; another one
+# follows.
 INTERRUPT = "aiollm.text.limit._Overdue"
 GONE = 30  # seconds in which everything has to be given back
 COLUMNS = (

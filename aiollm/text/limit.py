@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+AGAIN = 0.1  # seconds between interrupts
+
 T = TypeVar("T")
 
 
@@ -17,17 +19,26 @@ async def within(seconds: float, function: Callable[..., T], *args: object) -> T
     """`function(*args)` in a thread. Raises TimeoutError where it is not done after `seconds`.
 
     Python code is interrupted between two of its instructions; a single call into C ends first. A cancelled caller's
-    work is interrupted as well.
+    work is interrupted as well. Some code swallows an interrupt, such as the callback of a weak reference: more follow.
     """
-    work = _Work(function, args)
-    alarm = asyncio.get_running_loop().call_later(seconds, work.interrupt)
+    loop, work = asyncio.get_running_loop(), _Work(function, args)
+    alarm: asyncio.TimerHandle
+
+    def strike() -> None:
+        nonlocal alarm
+        if work.interrupt():
+            alarm = loop.call_later(AGAIN, strike)
+
+    alarm = loop.call_later(seconds, strike)
     try:
         return await asyncio.to_thread(work.run)
     except asyncio.CancelledError:
-        work.interrupt()
+        alarm.cancel()
+        strike()
         raise
     finally:
-        alarm.cancel()
+        if work.ended:
+            alarm.cancel()
 
 
 class _Work(Generic[T]):
@@ -38,28 +49,34 @@ class _Work(Generic[T]):
         self._lock = threading.Lock()
         self._thread: int | None = None
         self._overdue = False
+        self.ended = False
 
     def run(self) -> T:
-        own = threading.get_ident()
         try:
-            with self._lock:
-                if self._overdue:  # it has waited for a thread for too long
-                    raise _Overdue
-                self._thread = own
             try:
+                with self._lock:
+                    if self._overdue:  # it has waited for a thread for too long
+                        raise _Overdue
+                    self._thread = threading.get_ident()
                 return self._function(*self._args)
             finally:
-                with self._lock:
-                    self._thread = None  # from here on nobody interrupts
-                _raise_in(own, None)  # and what is on its way must not hit the thread's next work
+                self._leave()
         except _Overdue:
+            self._leave()  # once more: it may have come while the thread left
             raise TimeoutError from None
 
-    def interrupt(self) -> None:
+    def _leave(self) -> None:
+        with self._lock:
+            self._thread, self.ended = None, True  # from here on nobody interrupts
+        _raise_in(threading.get_ident(), None)  # and what is on its way must not hit the thread's next work
+
+    def interrupt(self) -> bool:
+        """Whether it may take another one."""
         with self._lock:
             self._overdue = True
             if self._thread is not None:
                 _raise_in(self._thread, _Overdue)
+            return not self.ended
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:

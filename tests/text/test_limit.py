@@ -55,6 +55,21 @@ def test_work_cannot_hold_on_to_its_life() -> None:
         run(within(0.01, clings))
 
 
+def test_an_interrupt_that_is_swallowed_is_followed_by_others() -> None:
+    def deaf() -> None:
+        for _ in range(2):
+            with contextlib.suppress(BaseException):
+                spin(threading.Event())
+        spin(threading.Event())
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await within(0.01, deaf)
+        assert await within(60, divmod, 7, 2) == (3, 1)
+
+    run(main())
+
+
 def test_work_that_has_no_thread_in_time_never_begins() -> None:
     async def main() -> None:
         held, begun = threading.Event(), threading.Event()
