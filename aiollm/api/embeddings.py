@@ -10,14 +10,15 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from aiollm.api import body
-from aiollm.api.answer import running
-from aiollm.api.caller import caller
+from aiollm.api.answer import answer
+from aiollm.api.caller import Caller, caller
 from aiollm.api.choice import Output
 from aiollm.api.convert import output_limit, prompt_array, sampling_params
 from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation, Prompt, check_kind
 from aiollm.api.parts import PARTS, Parts
 from aiollm.api.schema import INT32, GenerationRequest, Prompts, Salt, decode, prompts_of
+from aiollm.api.shape import Shape, Unstreamed
 from aiollm.text.folder import TextError
 
 KIND = "embd"
@@ -34,15 +35,25 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: Salt | None = None
     priority: Annotated[int, Meta(ge=-100, le=100)] | None = None
 
+    @property
+    def streams(self) -> bool:
+        return False
+
 
 _DECODER = msgspec.json.Decoder(EmbeddingRequest)
 
 
-async def embeddings(http: web.Request) -> web.Response:
+async def embeddings(http: web.Request) -> web.StreamResponse:
     """Inputs are computed as any prompts are; the token that each draws is dropped, and its hidden state answered."""
     parts = http.app[PARTS]
     data = await body.read(http, parts.body_limit, parts.settings.body_timeout)
     request = await body.decoded(http, data, decode_embedding)
+    generation, shape = await prepared(parts, request, caller(http))
+    return await answer(http, GenerationRequest(), generation, shape)
+
+
+async def prepared(parts: Parts, request: EmbeddingRequest, caller: Caller) -> tuple[Generation, Shape]:
+    """What a request asks for, ready to be submitted. Raises ApiError where it cannot be run."""
     parts.served_name(request.model)
     check_kind(parts, KIND)
     width = parts.engine.ready.hidden if parts.engine.ready is not None else 0
@@ -51,18 +62,13 @@ async def embeddings(http: web.Request) -> web.Response:
     asked = GenerationRequest(
         model=request.model, temperature=0.0, ignore_eos=True, cache_salt=request.cache_salt, priority=request.priority
     )
-    listed = await body.in_thread_if(len(data) > body.THREAD_BYTES, prompts_of, "input", request.input)
+    listed = await body.in_thread_if(len(request.input) > body.THREAD_IDS, prompts_of, "input", request.input)
     if len(listed) > parts.settings.max_choices:
         raise invalid("input", f"input: at most {parts.settings.max_choices} inputs in one request")
     ids = await _ids(parts, request, listed)
     prompts = await body.in_thread_if(sum(map(len, ids)) > body.THREAD_IDS, _prompts, parts, asked, ids)
-    generation = Generation(parts, asked, KIND, prompts, caller(http))
-    with running(http, generation):
-        await generation.complete()
-        long = len(listed) * width > body.THREAD_IDS
-        return web.Response(
-            body=await body.in_thread_if(long, _document, request, generation), content_type="application/json"
-        )
+    generation = Generation(parts, asked, KIND, prompts, caller)
+    return generation, EmbeddingShape(request, generation)
 
 
 def decode_embedding(data: bytes) -> EmbeddingRequest:
@@ -89,18 +95,24 @@ def _prompts(parts: Parts, asked: GenerationRequest, listed: list[list[int]]) ->
     return [Prompt(prompt_array(parts, ids, "input"), sampling, Output(discard=True)) for ids in listed]
 
 
-def _document(request: EmbeddingRequest, generation: Generation) -> bytes:
-    found = []
-    for choice in generation.choices:
-        assert choice.request.hidden is not None, "a token comes with its hidden state"
-        vector = unit(choice.request.hidden[: request.dimensions])
-        shown: Any = vector.tolist()
-        if request.encoding_format == "base64":
-            shown = base64.b64encode(vector.astype("<f4").tobytes()).decode()
-        found.append({"object": "embedding", "index": choice.index, "embedding": shown})
-    tokens = generation.usage.prompt_tokens
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return msgspec.json.encode({"object": "list", "data": found, "model": generation.model, "usage": usage})
+class EmbeddingShape(Unstreamed):
+    """answer.Shape of embeddings."""
+
+    def __init__(self, request: EmbeddingRequest, generation: Generation) -> None:
+        self._request, self._generation = request, generation
+
+    def whole(self) -> dict[str, Any]:
+        request, generation, found = self._request, self._generation, []
+        for choice in generation.choices:
+            assert choice.request.hidden is not None, "a token comes with its hidden state"
+            vector = unit(choice.request.hidden[: request.dimensions])
+            shown: Any = vector.tolist()
+            if request.encoding_format == "base64":
+                shown = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+            found.append({"object": "embedding", "index": choice.index, "embedding": shown})
+        tokens = generation.usage.prompt_tokens
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return {"object": "list", "data": found, "model": generation.model, "usage": usage}
 
 
 def unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:

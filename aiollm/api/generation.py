@@ -139,7 +139,8 @@ class Generation:
         """Whether the answer would take longer to be written than the event loop should wait."""
         sizes = (len(choice.ids) * (choice.request.sampling.top_logprobs + 2) for choice in self.choices)
         scores = (len(first.request.prompt) * (first.request.sampling.prompt_logprobs + 1) for first in self._firsts)
-        return sum(sizes) + sum(scores) > LONG
+        numbers = sum(len(choice.request.hidden) for choice in self.choices if choice.request.hidden is not None)
+        return sum(sizes) + sum(scores) + numbers > LONG
 
     @property
     def _firsts(self) -> list[Choice]:

@@ -9,12 +9,13 @@ from msgspec import Meta
 from aiollm.api import body
 from aiollm.api.answer import answer
 from aiollm.api.caller import caller
-from aiollm.api.choice import Choice, Delta, Output
+from aiollm.api.choice import Output
 from aiollm.api.convert import output_limit, prompt_array, sampling_params
 from aiollm.api.errors import invalid
-from aiollm.api.generation import SCORE, Generation, Prompt, Usage, check_kind
+from aiollm.api.generation import SCORE, Generation, Prompt, check_kind
 from aiollm.api.parts import PARTS, Parts
 from aiollm.api.schema import GenerationRequest, Message, TokenId, check_message, decode
+from aiollm.api.shape import Unstreamed
 from aiollm.text.folder import TextError
 
 
@@ -75,25 +76,11 @@ async def _encode(parts: Parts, chat: str | list[int | Message]) -> list[int]:
         raise invalid("chat", f"chat: {error}") from error
 
 
-class ScoreShape:
-    """answer.Shape of a score; it does not stream."""
-
-    done = b""
+class ScoreShape(Unstreamed):
+    """answer.Shape of a score."""
 
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
-
-    def opening(self) -> bytes:
-        return b""
-
-    def delta(self, choice: Choice, delta: Delta, usage: Usage | None) -> bytes:
-        return b""
-
-    def closing(self, choice: Choice, delta: Delta | None, usage: Usage | None) -> bytes:
-        return b""
-
-    def usage(self, usage: Usage) -> bytes:
-        return b""
 
     def whole(self) -> dict[str, Any]:
         (choice,) = self._generation.choices

@@ -33,6 +33,24 @@ class Shape(Protocol):
         """The document for a generation that is complete."""
 
 
+class Unstreamed:
+    """What a Shape lacks whose endpoint does not stream."""
+
+    done = b""
+
+    def opening(self) -> bytes:
+        return b""
+
+    def delta(self, choice: Choice, delta: Delta, usage: Usage | None) -> bytes:
+        return b""
+
+    def closing(self, choice: Choice, delta: Delta | None, usage: Usage | None) -> bytes:
+        return b""
+
+    def usage(self, usage: Usage) -> bytes:
+        return b""
+
+
 class Template:
     """The constant bytes of a stream's events, encoded once; only choices are encoded again and again."""
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from aiollm import assembly, config
-from aiollm.api import body, chat, completions
+from aiollm.api import body, chat, completions, embeddings
 from aiollm.api.caller import NOBODY, Caller
 from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation
@@ -21,7 +21,7 @@ from aiollm.api.schema import decode_chat, decode_completion
 from aiollm.api.shape import Shape
 from aiollm.wire.messages import Ready
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 PREPARING = 8  # at once: long texts and templates wait for threads, and a template's time runs meanwhile
 ENDLESS = 2**62
 
@@ -34,6 +34,7 @@ class Endpoint(NamedTuple):
 ENDPOINTS = {
     CHAT: Endpoint(decode_chat, chat.prepared),
     COMPLETIONS: Endpoint(decode_completion, completions.prepared),
+    EMBEDDINGS: Endpoint(embeddings.decode_embedding, embeddings.prepared),
 }
 """By the paths under which a server has them."""
 

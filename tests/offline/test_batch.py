@@ -22,7 +22,7 @@ from aiollm.offline.batch_files import Answers
 from aiollm.offline.session import Session
 
 FLAGS = ("--data_type", "fp32", "--threads", "1", "--max_total_token_num", "20000", "--max-num-seqs", "8")
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 
 
 def request(id: str, url: str = COMPLETIONS, **body: Any) -> dict[str, Any]:
@@ -69,6 +69,7 @@ def test_each_line_is_answered_as_the_server_answers_it(folder: Path, tmp_path: 
         request("logprobs", CHAT, messages=messages, seed=2, max_tokens=3, logprobs=True, top_logprobs=2),
         request("text", prompt=["Hello", "é你"], seed=3, max_tokens=8, return_token_ids=True),
         request("echo", prompt="Hello", temperature=0, max_tokens=0, echo=True, logprobs=1),
+        request("vector", EMBEDDINGS, input=["Hello", "é你"], dimensions=4),
         request("model", model="another", prompt="x"),
         request("field", prompt="x", temperature=7),
         request("long", prompt="x" * 3000),
@@ -78,7 +79,7 @@ def test_each_line_is_answered_as_the_server_answers_it(folder: Path, tmp_path: 
     ]
     out = tmp_path / "out"
     status, said = run(write(tmp_path / "in", requests), out, folder)
-    assert status == 3 and "11 answered, 6 with an error; 0 were answered before" in said
+    assert status == 3 and "12 answered, 6 with an error; 0 were answered before" in said
     found = {line["custom_id"]: line for line in read(out)}
     assert len(found) == len({line["id"] for line in found.values()}) == len(requests)
     with Server("--model_dir", str(folder), *FLAGS) as server:
