@@ -51,7 +51,7 @@ export class Answer {
   constructor(message, onagain) {
     this.message = message;
     this.text = el("div", { className: "text" });
-    this.thoughts = el("div", { className: "text" });
+    this.thoughts = el("div", { className: "thoughts" });
     this.reasoning = el("details", { className: "reasoning", hidden: true },
       el("summary", { textContent: "Reasoning" }), this.thoughts);
     this.note = el("p", { className: "note", hidden: true });
