@@ -145,9 +145,10 @@ async def _serve_model(
     import msgspec
 
     from aiollm import assembly
+    from aiollm.api.admin import make_admin
     from aiollm.api.app import make_app
     from aiollm.api.app import serve as listen
-    from aiollm.api.parts import PARTS
+    from aiollm.api.parts import METRICS, PARTS
     from aiollm.console import budget, precision, sampling
     from aiollm.wire.messages import Ready
 
@@ -182,6 +183,9 @@ async def _serve_model(
         on_ready=on_ready,
         on_stopped=stop.fail,
     )
+    if admin is not None:
+        operator = make_admin(engine, app[METRICS], fleet)
+        runners.append(await listen(operator, settings.host, settings.port, admin))
     fleet.start()
     watch = asyncio.create_task(notifier.watch(published))
     try:
