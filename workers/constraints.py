@@ -83,7 +83,8 @@ class Constraints:
                     act(at, self._rows[row])
                 except GrammarError as error:
                     failures[row] = str(error)
-                except Exception as error:
+                    self._forget(self._rows[row])
+                except BaseException as error:  # a panic in Rust is no Exception
                     log.exception("the constraints of a row failed")
                     failures[row] = f"{type(error).__name__}: {error}"
 
@@ -119,6 +120,11 @@ class Constraints:
             self._compiled.popitem(last=False)
         return found
 
+    def _forget(self, row: "_Row") -> None:
+        """Matchers of a grammar share its lexer: one that is full fails for all who come."""
+        for grammar in [each for each, compiled in self._compiled.items() if compiled is row.grammar]:
+            del self._compiled[grammar]
+
     def _healing(self, text: bytes) -> "Future[Following]":
         if self._pieces is None:
             self._pieces = self._threads.submit(_pieces, self._vocabulary, self._size)
@@ -129,7 +135,7 @@ class Constraints:
 class _Row:
     """`tokens` are the generated ones; the first `taken` of them are known to the matcher."""
 
-    __slots__ = ("prompt", "tokens", "_sampling", "_grammar", "_matcher", "_taken", "_filters", "_built")
+    __slots__ = ("prompt", "tokens", "_sampling", "grammar", "_matcher", "_taken", "_filters", "_built")
 
     def __init__(
         self,
@@ -142,7 +148,7 @@ class _Row:
         self.prompt = prompt
         self.tokens: list[int] = []
         self._sampling = sampling
-        self._grammar = grammar
+        self.grammar = grammar
         self._matcher: LLMatcher | None = None
         self._taken = 0
         self._filters = filters
@@ -154,10 +160,10 @@ class _Row:
 
     def advanced(self) -> LLMatcher | None:
         """The matcher of the row's grammar, behind all tokens; waits for it to be built. Raises GrammarError."""
-        if self._grammar is None:
+        if self.grammar is None:
             return None
         if self._matcher is None:
-            self._matcher = self._grammar.result().deep_copy()
+            self._matcher = self.grammar.result().deep_copy()
         if self._taken < len(self.tokens):
             self._matcher.consume_tokens(self.tokens[self._taken :])
             self._taken = len(self.tokens)
@@ -250,4 +256,6 @@ def _banned(sequences: Sequence[tuple[int, ...]]) -> Filter:
 
 def _clear(line: Words, ids: Sequence[int]) -> None:
     for id in ids:
+        if id >= 32 * len(line):  # tokenizers may have ids that the model has not
+            continue
         line.view(np.uint32)[id // 32] &= ~np.uint32(1 << (id % 32))

@@ -168,9 +168,7 @@ class Loop:
             if self._updates:
                 continue  # more than SMALL_UPDATES had arrived
             self.outbox.flush()  # nothing is in flight: the post of this turn must not wait for the next message
-            if building:
-                self.inbox.quiet(BUILDING)
-            elif not self._wait():
+            if not (building and self.inbox.quiet(BUILDING)) and not self._wait():
                 self.stopping = True
 
     def _hold_unbuilt(self) -> bool:
@@ -276,11 +274,12 @@ class Loop:
         pending, step = undrawn.pending, undrawn.step
         try:
             masks = self._masks(undrawn)
-        except Exception as error:
+            second = self.stream.launch(lambda: self.runner.finish(step, pending.outcome(), masks))
+        except BaseException as error:  # a panic in Rust is no Exception, and the other thread waits for this launch
             log.exception("the masks of a step could not be made")
             pending.abandon(error)
             return
-        pending.follow(self.stream.launch(lambda: self.runner.finish(step, pending.outcome(), masks)))
+        pending.follow(second)
         self._mask_staging.guard(pending)
 
     def _masks(self, undrawn: Undrawn) -> Staged:

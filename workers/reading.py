@@ -123,6 +123,8 @@ def _onto_gpu(
                 raw[begin:end].copy_(piece[: end - begin], non_blocking=True)
             if not as_stored:
                 target.copy_(whole[(slice(None), *part.columns)])
+            if not part.nbytes:
+                finish()
             copied = part
         finish()
         default.synchronize()  # for what `landed` has launched there

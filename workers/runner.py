@@ -103,12 +103,14 @@ class ModelRunner:
         if not n:
             ids, values = np.empty((0, top), np.int64), np.empty((0, top), np.float32)
             return Outcome(np.empty(0, np.int64), np.empty(0, np.float32), ids, values, prompts)
-        if masks is not None:
-            self.state.mask(**views(masks.buffer, masks.places))
-        replayed = self.graphs.draw(step.room, hidden, bias, top) if scales is None else None  # those have no graph
-        drawn = replayed or self.draw(columns, hidden, bias, top, scales)
-        if masks is not None:
-            self.state.unmask()
+        try:
+            if masks is not None:
+                self.state.mask(**views(masks.buffer, masks.places))
+            replayed = self.graphs.draw(step.room, hidden, bias, top) if scales is None else None  # those have no graph
+            drawn = replayed or self.draw(columns, hidden, bias, top, scales)
+        finally:  # the masks of a drawing that failed must not bind the next one
+            if masks is not None:
+                self.state.unmask()
         return Outcome(
             _to_host(drawn.tokens[:n]),
             _to_host(drawn.logprobs[:n]),

@@ -85,7 +85,8 @@ class Split(Pending):
         self.first.wait()
         second.wait()
         self.result, self.error = second.result, second.error
-        self.began, self.ended = self.first.began, second.ended
+        self.began, self.ended = self.first.began, second.ended or self.first.ended
+        self.first.result = None  # hidden states, of which nobody needs to know any more
         self._done.set()
 
     @property

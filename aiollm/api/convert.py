@@ -91,7 +91,7 @@ def sampling_params(
     stop_ids = tuple(request.stop_token_ids or ())
     check_ids(parts, "stop_token_ids", stop_ids)
     check_ids(parts, "logit_bias", request.logit_bias or ())
-    eos_ids = () if request.ignore_eos else tuple(sorted(parts.tokenizer.eos_ids))
+    eos_ids = () if request.ignore_eos else tuple(sorted(id for id in parts.tokenizer.eos_ids if id < parts.vocabulary))
     top_k = _first(request.top_k, defaults.top_k, 0)
     return SamplingParams(
         max_tokens=max(1, max_tokens),  # one token is computed and dropped where none is wanted

@@ -119,10 +119,12 @@ class LoopThread:
             raise
 
     def close(self) -> None:
-        """Unload the model and end the thread, from any other; once more does nothing."""
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._loop.call_soon_threadsafe(self._life.cancel)
-            self._thread.join()
+        """Unload the model and end the thread, waiting for it in any other; once more does nothing."""
+        if self._thread.is_alive():
+            with contextlib.suppress(RuntimeError):  # its loop has ended by itself
+                self._loop.call_soon_threadsafe(self._life.cancel)
+            if self._thread is not threading.current_thread():  # garbage is collected in any thread
+                self._thread.join()
 
     async def _live(self, llm: AsyncLLM) -> None:
         try:
