@@ -86,7 +86,7 @@ class Choice:
     __slots__ = (
         "index", "request", "generated", "finish", "first", "last", "gaps", "_output", "_detokenizer", "_stops",
         "_tokenizer", "_echoes", "_text", "_entries", "_shown", "_read", "_waits", "_released", "_decoded", "on_text",
-        "on_end", "_inter_token", "prompt_scores", "_logprobs", "_parser", "_unsaid",
+        "on_end", "_inter_token", "prompt_scores", "_logprobs", "_parser", "_unsaid", "_untold",
     )  # fmt: skip
 
     def __init__(
@@ -143,6 +143,7 @@ class Choice:
         self._logprobs = 0.0  # the sum of those of tokens, where they are looked at
         self._parser = output.parser() if output.parser is not None else None
         self._unsaid: list[Entry] = []  # of text that the parser holds back
+        self._untold = ""  # that text
         if output.echo:
             self._give(output.echo_text if output.echo_text is not None else self._prompt_text())
             self._decoded = self._released
@@ -200,7 +201,7 @@ class Choice:
             text = self._waiting() + self._detokenizer.finish()
             self._give(self._stops.push(text)[0] + self._stops.finish() if self._stops is not None else text)
             self._released = self._decoded + 1  # every entry goes out
-        elif self._output.end_entry:
+        elif self._output.end_entry and not self._output.echo:  # of an echo the text counts
             self._released = self._decoded + 1  # those of the stop string too: the ids are told
         self.finish = finish
         self.on_end()
@@ -226,14 +227,16 @@ class Choice:
         return Delta(text, entries) if text or entries else None
 
     def _said(self, parser: Parser, text: str, entries: list[Entry]) -> Delta | None:
-        """Entries of text that is held back come with the next that is not, or at the end."""
+        """Text that the parser holds back comes, with its entries, with the next that it does not, or at the end."""
         events = parser.push(text) if text else []
         if self.finish is not None:
             events += parser.finish()
         self._unsaid += entries
-        if not events and (self.finish is None or not self._unsaid):
+        self._untold += text
+        if not events and (self.finish is None or not (self._unsaid or self._untold)):
             return None
         entries, self._unsaid = self._unsaid, []
+        text, self._untold = self._untold, ""
         return Delta(text, entries, events)
 
     def _waiting(self) -> str:

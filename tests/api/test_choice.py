@@ -8,6 +8,7 @@ import pytest
 
 from aiollm.api.choice import Choice, Delta, Output
 from aiollm.engine.request import Finish, PromptToken, Token
+from aiollm.text.parsers.formats import speech as speech_of
 from aiollm.text.tokenizer import Tokenizer
 from aiollm.wire.sampling import SamplingParams
 
@@ -44,6 +45,20 @@ def feed(made: Choice, text: str, rng: random.Random, max_tokens: int = 10_000) 
     deltas.append(made.take())
     assert made.take() is None
     return [delta for delta in deltas if delta is not None]
+
+
+def test_with_a_parser_the_text_is_told_as_it_was_written(tokenizer: Tokenizer) -> None:
+    rng = random.Random(6)
+    speech = speech_of("<tool_call> </think>", "auto", "auto")
+    for text in (
+        "<think> hm </think> \n\n Sky : \n\n - blue ",
+        'a <tool_call>\n{"name": "f"}\n</tool_call>\n',
+        " ",
+        "",
+    ):
+        for _ in range(20):
+            output = Output(keep_entries=True, parser=lambda: speech.parser("", {"f": {}}, True, one_call=False))
+            assert "".join(delta.text for delta in feed(choice(tokenizer, output), text, rng)) == text
 
 
 def test_random_texts_stops_and_cuts_agree_with_a_plain_search(tokenizer: Tokenizer) -> None:
