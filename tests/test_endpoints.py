@@ -22,6 +22,12 @@ def test_every_route_and_every_field_is_listed() -> None:
             assert f"`{field.name}`" in lines, f"{kind.__name__}.{field.name}"
 
 
+def test_every_field_is_explained() -> None:
+    for kind in endpoints.TYPES:
+        for name, (text, *_) in endpoints._fields(kind).items():
+            assert text, f"{kind.__name__}.{name} has no line in aiollm/api/field_texts.py"
+
+
 def test_values_and_defaults_are_told_in_words() -> None:
     lines = "\n".join(endpoints.fields())
     assert "| number 0 to 2 | the model's, or 1 |" in lines

@@ -64,8 +64,8 @@ async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
         end_entry=request.logprobs is True and request.return_token_ids is True,
     )
     scores = -1 if request.prompt_logprobs is None else request.prompt_logprobs
-    output = tools.read(output, parts, request, text)
     wanted = asked_grammars(request)
+    output = tools.read(output, parts, request, text, thinks=not wanted)
     constrained = await constraints(parts, request, [*wanted, *tools.grammars(parts, request, text, guard=not wanted)])
     return Prompt(array, sampling_params(parts, request, max_tokens, top, scores, constrained), output)
 

@@ -56,14 +56,9 @@ class Generation:
         caller: Caller = NOBODY,
     ) -> None:
         """`kind` is the prefix of the response's id. Raises ApiError where too many choices are asked for."""
-        settings, n, drawn = parts.settings, request.n or 1, request.drawn
+        n, drawn = request.n or 1, request.drawn
         check_kind(parts, kind)
-        name = "best_of" if drawn > n else "n"
-        if drawn > settings.max_n:
-            raise invalid(name, f"{name}: at most {settings.max_n} (--max_n)")
-        if drawn * len(prompts) > settings.max_choices:
-            message = f"{name}: {drawn} choices of {len(prompts)} prompts are more than {settings.max_choices}"
-            raise invalid(name, message)
+        check_choices(parts, request, len(prompts))
         _check_scores(prompts, request)
         self.id = f"{kind}-{request.own_id or uuid.uuid4().hex}"
         self.model = parts.served_name(request.model)
@@ -242,6 +237,16 @@ def _nothing() -> None:
 
 def _unobserved(seconds: float) -> None:
     """The other choice of these tokens tells of them."""
+
+
+def check_choices(parts: Parts, request: GenerationRequest, prompts: int) -> None:
+    """Raises ApiError where too many choices are asked for."""
+    settings, drawn = parts.settings, request.drawn
+    name = "best_of" if drawn > (request.n or 1) else "n"
+    if drawn > settings.max_n:
+        raise invalid(name, f"{name}: at most {settings.max_n} (--max_n)")
+    if drawn * prompts > settings.max_choices:
+        raise invalid(name, f"{name}: {drawn} choices of {prompts} prompts are more than {settings.max_choices}")
 
 
 def _check_scores(prompts: Sequence[Prompt], request: GenerationRequest) -> None:

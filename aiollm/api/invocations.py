@@ -4,7 +4,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from aiollm.api import body, chat, completions, embeddings, native
+from aiollm.api import body, chat, completions, embeddings, native, score
 from aiollm.api.errors import invalid
 from aiollm.api.parts import PARTS
 from aiollm.api.schema import decode, given
@@ -14,6 +14,7 @@ HANDLERS: dict[str, Handler] = {
     "prompt": completions.completions,
     "input": embeddings.embeddings,
     "inputs": native.either,
+    "chat": score.get_score,
 }
 """By the field that only this endpoint's requests have."""
 
@@ -25,13 +26,14 @@ class Telling(msgspec.Struct, frozen=True, kw_only=True):
     prompt: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     input: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     inputs: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+    chat: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 _TELLING = msgspec.json.Decoder(Telling)
 
 
 async def invocations(http: web.Request) -> web.StreamResponse:
-    """A chat, a completion, embeddings or a native request, whichever its fields tell."""
+    """A chat, a completion, embeddings, a native request or one for a score, whichever its fields tell."""
     parts = http.app[PARTS]
     data = await body.read(http, parts.body_limit, parts.settings.body_timeout)
     telling = await body.decoded(http, data, decode_telling)

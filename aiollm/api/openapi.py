@@ -59,8 +59,9 @@ DOCS: dict[Handler, Doc] = {
     tokenize.detokenize: Doc("the text of token ids", [tokenize.DetokenizeRequest], answers.Detokenized),
     cancel: Doc("end a request by the id in its answer, or by its `X-Request-Id`", (), answers.Cancelled),
     invocations.invocations: Doc(
-        "SageMaker's door: chat, completion, embeddings or native completion, told by the fields",
-        [ChatRequest, CompletionRequest, embeddings.EmbeddingRequest, NativeRequest], dict[str, Any], streams=True,
+        "SageMaker's door: chat, completion, embeddings, native completion or score, told by the fields",
+        [ChatRequest, CompletionRequest, embeddings.EmbeddingRequest, NativeRequest, score.ScoreRequest],
+        dict[str, Any], streams=True,
     ),
     status.health: Doc("the server lives", (), answers.Health),
     status.ready: Doc("requests are served; 503 with how far loading is, until then", (), answers.Readiness),
@@ -101,7 +102,7 @@ def describe(app: web.Application, routes: Mapping[str, Mapping[str, Handler]]) 
 
 async def openapi(http: web.Request) -> web.Response:
     """The document as it is for those who have to show a key, or for everybody."""
-    routes, unlocked, made, locked = http.app[_ROUTES], http.app[OPEN], http.app[_MADE], bool(http.app[KEYS])
+    routes, unlocked, made, locked = http.app[_ROUTES], http.app[OPEN], http.app[_MADE], not http.app[KEYS].open
     if locked not in made:
         made[locked] = await asyncio.to_thread(lambda: msgspec.json.encode(document(routes, unlocked, locked)))
     return web.Response(body=made[locked], content_type="application/json")

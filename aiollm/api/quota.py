@@ -53,7 +53,8 @@ class Key:
             raise unauthorized("the API key is not one of this server's any more")
         most, rate = self._entry.max_requests, self._entry.tokens_per_minute
         if most is not None and choices > most:
-            raise invalid("n", f"n: {choices} choices at once, and this API key may have {most} (max_requests)")
+            text = f"{choices} choices or inputs at once, and this API key may have {most} (max_requests)"
+            raise invalid(None, text)
         if most is not None and self._choices + choices > most:
             text = f"{self._choices} requests of this API key run or wait, and it may have {most} (max_requests)"
             raise _too_many(text, retry_after)

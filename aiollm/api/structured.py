@@ -76,20 +76,19 @@ async def constraints(
         check_ids(parts, "allowed_token_ids", allowed)
         found.append(AllowedIds(tuple(allowed)))
     if request.bad_words:
-        found.append(BannedWords(await _banned(parts, request.bad_words)))
+        banned = await _banned(parts, request.bad_words)
+        found += [BannedWords(banned)] if banned else []
     return tuple(found)
 
 
 async def _banned(parts: Parts, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """Each word as it is cut at the begin of a text, and behind a space."""
-    ids: dict[tuple[int, ...], None] = {}
-    for word in words:
-        for text in (word, " " + word.lstrip()):
-            try:
-                ids[tuple(await parts.tokenizer.encode_async(text, False))] = None
-            except TextError as error:
-                raise invalid("bad_words", f"bad_words: {error}") from error
-    return tuple(sequence for sequence in ids if sequence)
+    texts = [text for word in words for text in (word, " " + word.lstrip())]
+    try:
+        found = await parts.tokenizer.encode_many_async(texts, False)
+    except TextError as error:
+        raise invalid("bad_words", f"bad_words: {error}") from error
+    return tuple(dict.fromkeys(tuple(ids) for ids in found if ids))
 
 
 def _response_schema(given: ResponseFormat | None) -> Any:

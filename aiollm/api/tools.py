@@ -62,13 +62,13 @@ def for_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     ]
 
 
-def read(output: Output, parts: Parts, request: ChatRequest, prompt: str) -> Output:
-    """The output with a parser for the calls and the reasoning that it may have."""
+def read(output: Output, parts: Parts, request: ChatRequest, prompt: str, thinks: bool) -> Output:
+    """The output with a parser for the calls and the reasoning that it may have; none is there where a grammar binds
+    the model from its first token on, and so it does not think."""
     tools = _schemas(request)
     spoken = parts.speech if request.tool_choice in (None, "none", "auto") else parts.speech.demanding
-    speech = Speech(
-        spoken.calls if tools else None, spoken.reasoning if request.separate_reasoning is not False else None
-    )
+    apart = thinks and request.separate_reasoning is not False
+    speech = Speech(spoken.calls if tools else None, spoken.reasoning if apart else None)
     if speech == Speech():
         return output
     end, shown = prompt[-PROMPT_CHARS:], request.include_reasoning is not False

@@ -46,7 +46,7 @@ def test_choices_at_once_are_counted_until_they_end() -> None:
     key.end(2, 5)
     assert refusal(key, 3, 0.0) is None
     never = refusal(key, 4, 0.0)
-    assert never is not None and (never.status, never.param) == (400, "n")
+    assert never is not None and (never.status, never.param) == (400, None)
 
 
 def test_tokens_come_back_with_time_and_a_debt_is_waited_off() -> None:

@@ -288,6 +288,17 @@ def test_what_is_demanded_reaches_the_worker_as_a_grammar(served: Runner) -> Non
     assert guarded[0].startswith("start: (free call)* TAIL")
 
 
+def test_an_answer_by_a_grammar_is_content_where_the_prompt_opens_the_thoughts(served: Runner) -> None:
+    body = {**HI, "tools": None, "chat_template_kwargs": {"opening": "<think>"}}
+    free, _ = served.run(both(served, body, '{"a": 1}'))
+    assert free["choices"][0]["message"]["reasoning"] == '{"a": 1}'
+    body["response_format"] = {"type": "json_object"}
+    answer, chunks = served.run(both(served, body, '{"a": 1}'))
+    message = answer["choices"][0]["message"]
+    assert message["content"] == '{"a": 1}' and "reasoning" not in message
+    assert joined(chunks)["message"]["content"] == '{"a": 1}'
+
+
 def test_a_model_without_a_known_format_of_calls_says_so(serve: Serve) -> None:
     served = serve("none", "none")
     status, answer = served.run(served.stand.post(PATH, HI))
