@@ -85,6 +85,7 @@ class Operator(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(60)
         self.sock.connect(str(self._path))
 
 
