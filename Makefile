@@ -4,15 +4,14 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: help serve test check aot conformance families stamp parity stalls fuzz tables \
+.PHONY: help serve test test-long check aot conformance families stamp parity stalls fuzz tables soak \
         bench-cpu bench-frontend bench-gpu bench-kernels bench-shapes bench-static clean operations simulate
-.PHONY: help serve test check aot families stamp parity stalls \
-        bench-cpu bench-frontend bench-gpu bench-kernels bench-shapes bench-static clean operations simulate soak
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make serve ARGS="serve MODEL --port 8000"   serve a model; without ARGS a small demo model'
 	@echo 'make test ARGS="tests/engine -k radix"      run the tests; without ARGS all of them'
+	@echo 'make test-long                              the tests that it leaves out for their time'
 	@echo 'make check                                  ruff, mypy and the layout tests'
 	@echo 'make aot                                    what each kernel costs on each GPU, and whether that is more than before'
 	@echo 'make tables                                 write the tables of the README again'
@@ -39,6 +38,9 @@ serve: $(VENV)/.serve
 
 test: $(VENV)/.test
 	$(RUN) -m pytest $(ARGS)
+
+test-long: $(VENV)/.test
+	$(RUN) -m pytest -m long $(ARGS)
 
 check: $(VENV)/.check
 	$(RUN) tools/check

@@ -11,6 +11,7 @@ from tiny_model import write_tiny_model
 from tiny_tokenizer import CHATML, IM_END, VOCAB_SIZE, write_byte_tokenizer
 
 FLAGS = ("--data_type", "fp32", "--threads", "1", "--max_total_token_num", "20000", "--running_max_req_size", "16")
+pytestmark = pytest.mark.long
 TEMPLATE = "{% for tool in tools or () %}{{ tool.function.name }} {% endfor %}" + CHATML
 SIZES = {"type": "string", "enum": ["small", "large"]}
 TOOLS: Any = [

@@ -1,8 +1,10 @@
 """The soak in short, on the front end over a stand-in worker: whatever a server holds is flat afterwards."""
 
+import pytest
 import soak
 
 
+@pytest.mark.long
 def test_a_short_soak_is_flat() -> None:
     """Too short for memory to have found its level: that has more room here."""
     found = soak.soak(soak.stand_in(sockets=20, streams=20, warm=5, load=12, step=0.02, abusers=6))

@@ -95,6 +95,7 @@ def test_a_handler_that_the_table_lacks_is_described_by_its_docstring() -> None:
     assert document({"GET": {"/x": handler}}, (), False)["paths"]["/x"]["get"]["summary"] == "What it does"
 
 
+@pytest.mark.long
 def test_the_server_answers_as_the_document_says(folder: Path, tmp_path: Path) -> None:
     async def main() -> tuple[int, str]:
         async with stand(folder) as served:

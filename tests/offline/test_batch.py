@@ -99,6 +99,7 @@ def numbers_cut(value: Any) -> Any:
     return type(value)(map(numbers_cut, value)) if isinstance(value, list | tuple) else value
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
     requests = [request(f"r{i}", prompt=f"{i}", seed=i, max_tokens=100, ignore_eos=True) for i in range(150)]
     source, out = write(tmp_path / "in", requests), tmp_path / "out"
@@ -121,6 +122,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(folder: Path, tmp_path: Path
     assert status == 0 and "0 answered, 0 with an error; 150 were answered before" in said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_whole_lines_and_no_worker(
     folder: Path, tmp_path: Path, number: signal.Signals
