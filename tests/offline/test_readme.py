@@ -24,5 +24,6 @@ def test_the_examples_run(folder: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=120, check=False)
         assert done.returncode == 0 and done.stderr == ""
         printed.append(done.stdout)
-    assert printed[0].startswith("The sky is") and "\nGrass is" in printed[0] and "\n50 " in printed[0]
+    assert printed[0].startswith("The sky is") and "\nGrass is" in printed[0]
+    assert re.search(r"\n[1-9]\d? ", printed[0]), "tokens of a stream, which may end before its 50"
     assert printed[1]
