@@ -327,9 +327,10 @@ def test_a_thousand_idle_connections_are_nobodys_burden(served: Runner) -> None:
 def test_connections_are_closed_when_they_have_been_idle(folder: Path) -> None:
     async def main() -> None:
         async with hasty(folder) as (_, port), contextlib.AsyncExitStack() as stack:
-            clients = [await stack.enter_async_context(connected(port)) for _ in range(100)]
-            for client in clients:
-                client.writer.write(HEALTH % b"")
+            clients = []
+            for _ in range(100):
+                clients.append(client := await stack.enter_async_context(connected(port)))
+                client.writer.write(HEALTH % b"")  # before the others connect: until then it is idle as well
             for answer in await asyncio.gather(*(client.rest() for client in clients)):
                 assert answer.startswith(b"HTTP/1.1 200 OK")
 
