@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Coroutine, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from typing import Any, TypeVar
 
 import uvloop
@@ -15,6 +15,8 @@ from aiollm.offline.async_llm import AsyncLLM, Messages, Prompt
 from aiollm.offline.outputs import RequestOutput, SamplingParams
 
 T = TypeVar("T")
+PATIENCE = 0.5
+"""Seconds. A lock is waited for to the end by a thread that was interrupted just before: so it waits again and again."""
 
 
 class LLM:
@@ -29,7 +31,7 @@ class LLM:
         self._loop = LoopThread(self._llm)
         self._close = weakref.finalize(self, self._loop.close)
         try:
-            self._loop.loaded.result()
+            result(self._loop.loaded)
         except BaseException:  # Ctrl-C too
             self.close()
             raise
@@ -111,7 +113,7 @@ class LoopThread:
                 raise RuntimeError("this LLM is closed")
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return future.result()
+            return result(future)
         except CancelledError:
             raise RuntimeError("this LLM was closed meanwhile") from None
         except BaseException:
@@ -143,6 +145,13 @@ class LoopThread:
             self.closed = True
         self._loop.run_until_complete(_end_all())
         self._loop.close()
+
+
+def result(future: Future[T]) -> T:
+    """Wait for it; an interrupt is heard meanwhile."""
+    while not wait([future], PATIENCE).done:
+        pass
+    return future.result()
 
 
 async def _end_all() -> None:

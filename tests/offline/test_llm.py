@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from serving import Server
 
 from aiollm import LLM, AsyncLLM, SamplingParams
 from aiollm.hub.errors import HubError
+from aiollm.offline.llm import result
 
 SETTINGS: dict[str, Any] = {"dtype": "float32", "threads": 1, "max_total_token_num": 20000, "max_num_seqs": 16}
 QUESTION = [{"role": "user", "content": "Why?"}]
@@ -387,6 +389,35 @@ llm.generate(["x"] * 500, {long})
         assert process.returncode == -signal.SIGINT and errors.rstrip().endswith("KeyboardInterrupt")
         assert errors.count("Traceback") == 1
         assert not alive(worker)
+
+
+def test_an_interrupt_that_wakes_no_wait_is_heard_all_the_same() -> None:
+    """As one that comes just before the wait: here another thread gets it."""
+    future: Future[None] = Future()
+    begins, raised = threading.Event(), threading.Event()
+    main = threading.main_thread().ident
+    assert main == threading.get_ident()
+
+    def interrupt() -> None:
+        begins.wait()
+        while sys._current_frames()[main].f_code is not threading.Condition.wait.__code__:
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+        raised.wait(20)
+        future.set_result(None)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        begins.set()
+        with pytest.raises(KeyboardInterrupt):
+            result(future)
+        assert not future.done()
+    finally:
+        raised.set()
+        thread.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def test_an_interrupt_while_the_model_loads_leaves_no_worker(folder: Path) -> None:
