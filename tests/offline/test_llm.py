@@ -331,7 +331,9 @@ def test_an_event_loop_goes_on_while_its_model_works(folder: Path) -> None:
 
 
 PROGRAM = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs in the background are told to ignore it
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from children import workers
