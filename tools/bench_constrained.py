@@ -3,10 +3,10 @@
     python tools/bench_constrained.py [--shape qwen3-8b] [--tokenizer FOLDER] [--save FILE] [-- FLAGS]
 
 Starts `aiollm serve` with dummy weights, FLAGS behind the others, and asks for completions of some rows at once, each
-wave twice: the first one compiles and warms up. The grammar is a JSON schema of records without end, with short strings,
-numbers and a choice of words, so that masks change with each token. Masks depend on the tokenizer: --tokenizer takes
-tokenizer.json and tokenizer_config.json of a model with as many ids as the shape, instead of invented words.
-Rows of a mixed wave share each step: what the constrained ones cost, the free ones pay too.
+wave twice: the first one compiles and warms up. The grammar is a JSON schema of records without end, with short
+strings, numbers and a choice of words, so that masks change with each token. Masks depend on the tokenizer:
+--tokenizer takes tokenizer.json and tokenizer_config.json of a model with as many ids as the shape, instead of invented
+words. Rows of a mixed wave share each step: what the constrained ones cost, the free ones pay too.
 """
 
 import argparse
@@ -63,7 +63,8 @@ def begin(server: Server, rows: int, options: argparse.Namespace, extra: dict[st
         sys.executable, "-P", "-m", "aiollm", "bench", "serve", "--base-url", server.url, "--num-prompts", str(rows),
         "--max-concurrency", str(rows), "--random-input-len", "64", "--random-output-len", str(options.tokens),
         "--procs", str(min(options.procs, rows)), "--metric-percentiles", "50,99", "--token-ids", options.token_ids,
-        "--extra-body", json.dumps(extra), "--no-ignore-eos" if extra else "--ignore-eos", "--result-filename", str(result),
+        "--extra-body", json.dumps(extra), "--no-ignore-eos" if extra else "--ignore-eos",
+        "--result-filename", str(result),
     ]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
@@ -117,7 +118,9 @@ def main() -> int:
         if args.tokenizer:
             take_tokenizer(args.tokenizer, model)
         print(", ".join(f"{key} {value}" for key, value in found["machine"].items()))
-        print(LINE.format("free", "constrained", "figures of", "mean TPOT ms", "p99", "p99 gap ms", "ratio"), flush=True)
+        print(
+            LINE.format("free", "constrained", "figures of", "mean TPOT ms", "p99", "p99 gap ms", "ratio"), flush=True
+        )
         plain: dict[int, float] = {}
         with Server("--model_dir", str(model), "--load_format", "dummy", *flags) as server:
             for counts in (counts for counts in WAVES if sum(counts) <= args.rows):

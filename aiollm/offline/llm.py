@@ -16,7 +16,7 @@ from aiollm.offline.outputs import RequestOutput, SamplingParams
 
 T = TypeVar("T")
 PATIENCE = 0.5
-"""Seconds. A lock is waited for to the end by a thread that was interrupted just before: so it waits again and again."""
+"""Seconds. Whoever was interrupted just before it waits for a lock waits to the end: so each wait is short."""
 
 
 class LLM:
