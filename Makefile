@@ -36,8 +36,9 @@ help:
 serve: $(VENV)/.serve
 	$(RUN) -m aiollm $(ARGS)
 
+# A file's tests share servers: they run one after the other, beside those of other files.
 test: $(VENV)/.test
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile $(ARGS)
 
 test-long: $(VENV)/.test
 	$(RUN) -m pytest -m long $(ARGS)

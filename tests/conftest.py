@@ -1,8 +1,14 @@
 """Tests marked `gpu` are skipped where there is none."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+# Where tests run side by side, each process of them and of theirs computes with its share of the cores. Before torch is
+# imported: that reads it once.
+if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes, 1)))
 
 
 @pytest.fixture(scope="module")
