@@ -86,7 +86,7 @@ class Choice:
     __slots__ = (
         "index", "request", "generated", "finish", "first", "last", "gaps", "_output", "_detokenizer", "_stops",
         "_tokenizer", "_echoes", "_text", "_entries", "_shown", "_read", "_waits", "_released", "_decoded", "on_text",
-        "on_end", "_inter_token", "prompt_scores", "_logprobs", "_parser", "_unsaid", "_untold",
+        "on_end", "_inter_token", "prompt_scores", "_logprobs", "_parser", "_eager", "_events", "_unsaid", "_untold",
     )  # fmt: skip
 
     def __init__(
@@ -131,7 +131,13 @@ class Choice:
         if output.cut:
             self._detokenizer = _Healed(self._detokenizer, len(_detokenizer(tokenizer, tail, output).push(output.cut)))
         self._stops = StopStrings(output.stops, output.include_stop) if output.stops else None
-        self._waits = not (output.stops or output.stop_groups or output.keep_entries or output.discard)
+        self._parser = output.parser() if output.parser is not None else None
+        self._eager = self._parser if self._parser is not None and self._parser.one_call else None
+        """It reads each text at once, since what it reads may end the output."""
+        self._events: list[Event] = []  # those of it that nobody has taken
+        self._waits = not (
+            output.stops or output.stop_groups or output.keep_entries or output.discard or self._eager is not None
+        )
         self._shown = 0  # generated ids whose text belongs to the output: all, or all but the last
         self._read = 0  # and of those the ones that the detokenizer has read
         self._text: list[str] = []
@@ -141,7 +147,6 @@ class Choice:
         self._tokenizer = tokenizer
         self._echoes = output.echo and sampling.prompt_logprobs >= 0  # until the prompt's entries are given out
         self._logprobs = 0.0  # the sum of those of tokens, where they are looked at
-        self._parser = output.parser() if output.parser is not None else None
         self._unsaid: list[Entry] = []  # of text that the parser holds back
         self._untold = ""  # that text
         if output.echo:
@@ -160,15 +165,15 @@ class Choice:
 
     @property
     def reason(self) -> str:
-        """Why it ended, as clients are told: with calls, unless the last of them was cut by the length."""
+        """Why it ended, as clients are told: with calls, unless the last of them was cut off."""
         assert self.finish is not None
-        if self._parser is None or not self._parser.calls or (self._parser.open and self.finish.reason == "length"):
+        if self._parser is None or not self._parser.calls or self._parser.open:
             return self.finish.reason
         return "tool_calls"
 
     def token(self, token: Token) -> int | str | None:
         """Take one generated token; the stop string, or the last id of the stop group, that it completes ends the
-        request."""
+        request, as does, with an empty string, the last thing that its parser reads."""
         now = time.monotonic()
         if self.first is None:
             self.first = now
@@ -187,6 +192,8 @@ class Choice:
                 stop = self._take_in(token)
             elif self._output.end_entry:
                 self._entries.append(Entry(token.id, token.logprob, token.top, self._decoded))
+            if self._eager is not None and self._eager.done and self.generated >= self.request.sampling.min_tokens:
+                stop = "" if stop is None else stop
         self.on_text()
         return stop
 
@@ -203,7 +210,7 @@ class Choice:
             self._released = self._decoded + 1  # every entry goes out
         elif self._output.end_entry and not self._output.echo:  # of an echo the text counts
             self._released = self._decoded + 1  # those of the stop string too: the ids are told
-        self.finish = finish
+        self.finish = finish._replace(stop=None) if finish.stop == "" else finish
         self.on_end()
 
     def take(self) -> Delta | None:
@@ -228,7 +235,9 @@ class Choice:
 
     def _said(self, parser: Parser, text: str, entries: list[Entry]) -> Delta | None:
         """Text that the parser holds back comes, with its entries, with the next that it does not, or at the end."""
-        events = parser.push(text) if text else []
+        events, self._events = self._events, []
+        if text and self._eager is None:
+            events = parser.push(text)
         if self.finish is not None:
             events += parser.finish()
         self._unsaid += entries
@@ -277,6 +286,8 @@ class Choice:
         if text:
             self._text.append(text)
             self._released += len(text)
+            if self._eager is not None:
+                self._events += self._eager.push(text)
 
     def _prompt_text(self) -> str:
         """A character that the prompt leaves unfinished belongs to the generated text, if there is any."""

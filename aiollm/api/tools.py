@@ -72,8 +72,9 @@ def read(output: Output, parts: Parts, request: ChatRequest, prompt: str, thinks
     if speech == Speech():
         return output
     end, shown = prompt[-PROMPT_CHARS:], request.include_reasoning is not False
+    one_call = speech.calls is not None and request.parallel_tool_calls is False
     return output._replace(
-        parser=lambda: speech.parser(end, tools, shown, one_call=request.parallel_tool_calls is False),
+        parser=lambda: speech.parser(end, tools, shown, one_call),
         shown=parts.tokenizer.special_ids(speech.marks),
     )
 

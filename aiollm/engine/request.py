@@ -47,7 +47,8 @@ class Sink(Protocol):
     """Where a request's output goes. Called on the event loop, in token order; must not block."""
 
     def token(self, token: Token) -> int | str | None:
-        """Take one token; a stop string that the text now contains ends the request, or the last id of a sequence."""
+        """Take one token; a stop string that the text now contains ends the request, or the last id of a sequence, or
+        an empty string where the output is complete."""
 
     def prompt_tokens(self, tokens: list[PromptToken]) -> None:
         """Take logprobs of prompt tokens, in order."""

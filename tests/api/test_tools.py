@@ -95,7 +95,7 @@ def test_every_output_is_answered_alike_streamed_and_whole(serve: Serve, output:
     choice, streamed = answer["choices"][0], joined(chunks)
     message = choice["message"]
     assert without_ids(streamed["message"]) == without_ids(message)
-    assert streamed["finish_reason"] == choice["finish_reason"] == ("tool_calls" if output.said[2] else "stop")
+    assert streamed["finish_reason"] == choice["finish_reason"] == ("tool_calls" if output.said[2] and output.complete else "stop")
     calls = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", ())]
     assert (message.get("reasoning", ""), message["content"] or "", calls) == output.said
     assert message.get("reasoning_content", "") == message.get("reasoning", "")
@@ -207,10 +207,51 @@ def test_stop_strings_cut_what_the_model_wrote(served: Runner) -> None:
 
 def test_one_call_is_all_where_calls_are_not_parallel(served: Runner) -> None:
     text = f"{hermes('get_weather', PARIS)}{hermes(*NOW)} Done."
-    answer, chunks = served.run(both(served, {**HI, "parallel_tool_calls": False}, text))
-    message = answer["choices"][0]["message"]
-    assert [call["function"]["name"] for call in message["tool_calls"]] == ["get_weather"]
-    assert message["content"] == "Done." and without_ids(joined(chunks)["message"]) == without_ids(message)
+    answer, chunks = served.run(both(served, {**HI, "parallel_tool_calls": False, "n": 2}, text, text))
+    for index, choice in enumerate(answer["choices"]):
+        message = choice["message"]
+        assert [call["function"]["name"] for call in message["tool_calls"]] == ["get_weather"]
+        assert message["content"] is None and (choice["finish_reason"], choice["stop_reason"]) == ("tool_calls", None)
+        streamed = joined(chunks, index)
+        assert without_ids(streamed["message"]) == without_ids(message) and streamed["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("calls", ["hermes", "llama3", "mistral", "deepseek", "glm", "qwen3_coder", "pythonic"])
+def test_nothing_is_generated_behind_the_one_call(serve: Serve, calls: str) -> None:
+    served = serve(calls, "none")
+    found = [output for output in OUTPUTS.values() if output.calls == calls and output.complete]
+    text = next(output.text for output in found if len(output.said[2]) == 1)
+    fields = [{}, {"logprobs": True, "return_token_ids": True, "stop": ["never"], "n": 2, "temperature": 0}]
+    for options in fields if calls == "hermes" else fields[:1]:
+        body: dict[str, Any] = {**HI, "parallel_tool_calls": False, **options}
+        answer, chunks = served.run(both(served, body, text + " and on" * 50))
+        choice, streamed = answer["choices"][0], joined(chunks)
+        (call,) = choice["message"]["tool_calls"]
+        assert isinstance(json.loads(call["function"]["arguments"]), dict)
+        assert answer["usage"]["completion_tokens"] <= len(text.encode()) * body.get("n", 1)
+        assert without_ids(streamed["message"]) == without_ids(choice["message"])
+        assert choice["finish_reason"] == streamed["finish_reason"] == "tool_calls"
+
+
+def test_a_lone_call_does_not_end_before_min_tokens(served: Runner) -> None:
+    body = {**HI, "parallel_tool_calls": False, "min_tokens": 120}
+    answer, _ = served.run(both(served, body, hermes(*NOW) + " and on" * 50))
+    assert answer["usage"]["completion_tokens"] == 120 and "and on" not in json.dumps(answer)
+
+
+def test_a_stop_string_within_a_call_leaves_no_finished_call(served: Runner) -> None:
+    text = f"{hermes(*NOW)}{hermes('get_weather', PARIS)}"
+    for stop, reason, arguments in (
+        ("Par", "stop", ["{}", '{"city": "']),
+        ("</tool_call>", "tool_calls", ["{}"]),
+    ):
+        answer, chunks = served.run(both(served, {**HI, "stop": [stop]}, text))
+        choice, streamed = answer["choices"][0], joined(chunks)
+        assert choice["finish_reason"] == streamed["finish_reason"] == reason and choice["stop_reason"] == stop
+        assert [call["function"]["arguments"] for call in choice["message"]["tool_calls"]] == arguments
+        assert without_ids(streamed["message"]) == without_ids(choice["message"])
+    answer, _ = served.run(both(served, HI, text[:-20]))
+    assert answer["choices"][0]["finish_reason"] == "stop", "the model itself ended within the call"
 
 
 def test_reasoning_may_be_left_out_or_left_in_the_text(served: Runner) -> None:

@@ -149,14 +149,14 @@ class Parser:
     """
 
     __slots__ = (
-        "_source", "_steps", "_reasoning", "_one_call", "_events", "_pieces", "_kind", "_fresh", "_space", "calls",
+        "_source", "_steps", "_reasoning", "one_call", "_events", "_pieces", "_kind", "_fresh", "_space", "calls",
         "open",
     )  # fmt: skip
 
     def __init__(self, format: Callable[[Source], Steps[None]], reasoning: bool = True, one_call: bool = False) -> None:
-        """Without `reasoning` it is left out; `one_call` leaves out all calls but the first."""
+        """Without `reasoning` it is left out; with `one_call` nothing follows the first call."""
         self._source = Source()
-        self._reasoning, self._one_call = reasoning, one_call
+        self._reasoning, self.one_call = reasoning, one_call
         self.calls = 0
         self.open = False
         """Whether the latest call's arguments are not complete."""
@@ -166,6 +166,11 @@ class Parser:
         self._kind: type[Event] | None = None
         self._fresh = False  # whether the text of this kind has not begun, so that white space is left out
         self._space = ""  # held back: it may be the last of its kind
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing that follows says anything."""
+        return self.one_call and self.calls > 0 and not self.open
 
     def push(self, text: str) -> list[Event]:
         """What the text completes; neighbouring pieces of one kind are one event."""
@@ -194,6 +199,8 @@ class Parser:
         return self._events
 
     def _take(self, event: Event) -> None:
+        if self.done:
+            return
         kind = type(event)
         if kind is not self._kind:
             self._fresh, self._space = kind is Reasoning or self._kind is not None, ""
@@ -207,9 +214,8 @@ class Parser:
                     self._give(type(event)(shown))
             return
         self.calls += kind is Call
-        if self.calls == 1 or not self._one_call:
-            self.open = kind is not End
-            self._give(event)
+        self.open = kind is not End
+        self._give(event)
 
     def _give(self, event: Event) -> None:
         if isinstance(event, Reasoning | Content | Arguments):
