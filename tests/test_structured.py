@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    with Server("--model_dir", str(folder), *FLAGS) as running:
+    with Server("--model_dir", str(folder), *FLAGS, "--reasoning_parser", "deepseek_r1") as running:
         yield running
 
 
@@ -98,6 +98,28 @@ def test_an_answer_follows_the_native_names(server: Server, parameters: dict[str
     answer = server.post("/generate", {"inputs": "x", "parameters": asked})
     (text,) = answer["generated_text"]
     assert answer["finish_reason"] == "stop" and re.fullmatch(pattern, text), text
+
+
+@pytest.mark.parametrize("thoughts", [0, 30])
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": [1, 22]}}}}, "1|22"),
+        ({"ebnf": 'root ::= "<" [0-9]+ ">"', "logit_bias": {str(ord(">")): 5}}, "<\\d+>"),
+        ({}, "(?s:.*)"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_model_thinks_within_its_budget_and_then_answers_by_its_grammar(
+    server: Server, fields: dict[str, Any], pattern: str, thoughts: int
+) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 200, "temperature": 1.0, "seed": 3}
+    body |= {"thinking_token_budget": thoughts, "return_token_ids": True, **fields}
+    (choice,) = server.post("/v1/chat/completions", body)["choices"]
+    assert bytes(choice["token_ids"][thoughts : thoughts + 8]) == b"</think>"
+    assert ("reasoning" in choice["message"]) == (thoughts > 0)
+    assert re.fullmatch(pattern, choice["message"]["content"]), choice
+    assert choice["finish_reason"] == "stop" or not fields
 
 
 def test_allowed_ids_and_banned_words_hold_for_every_token(server: Server) -> None:

@@ -18,9 +18,19 @@ from numpy.typing import NDArray
 from aiollm.grammar.llguidance import GrammarError, check, matcher_of, tokenizer_of
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Admit, Update
-from aiollm.wire.sampling import AllowedIds, BannedWords, Constraint, FirstIds, Grammar, Healing, SamplingParams
+from aiollm.wire.sampling import (
+    AllowedIds,
+    BannedWords,
+    Constraint,
+    FirstIds,
+    Grammar,
+    Healing,
+    SamplingParams,
+    ThoughtLimit,
+)
 from aiollm.wire.vocabulary import Vocabulary
 from aiollm.workers.healing import Following, Ids, Pieces, healing
+from aiollm.workers.thoughts import Limit
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +116,10 @@ class Constraints:
         constraints = admit.sampling.constraints
         grammar = next((self._matcher(each) for each in constraints if isinstance(each, Grammar)), None)
         healed = [self._healing(each.text) for each in constraints if isinstance(each, Healing)]
-        filters = [_filter(each, self.words) for each in constraints if not isinstance(each, Grammar | Healing)]
-        filters += [_healed(each, self.words) for each in healed]
+        others = [each for each in constraints if not isinstance(each, Grammar | Healing | ThoughtLimit)]
+        filters = [_filter(each, self.words) for each in others] + [_healed(each, self.words) for each in healed]
+        pieces = self._vocabulary.pieces if self._vocabulary is not None else ()
+        filters += [Limit(each, pieces) for each in constraints if isinstance(each, ThoughtLimit)]
         return _Row(admit.prompt_length, admit.sampling, grammar, filters, healed)
 
     def _matcher(self, grammar: Grammar) -> "Future[LLMatcher]":

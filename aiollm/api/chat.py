@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from aiollm.api import body, tools
+from aiollm.api import body, thoughts, tools
 from aiollm.api.access import request_id
 from aiollm.api.answer import answer
 from aiollm.api.caller import Caller, caller
@@ -65,8 +65,12 @@ async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
     )
     scores = -1 if request.prompt_logprobs is None else request.prompt_logprobs
     wanted = asked_grammars(request)
-    output = tools.read(output, parts, request, text, thinks=not wanted)
-    constrained = await constraints(parts, request, [*wanted, *tools.grammars(parts, request, text, guard=not wanted)])
+    opened = thoughts.opened(parts, request, text)
+    output = tools.read(output, parts, request, opened)
+    grammars = [*wanted, *tools.grammars(parts, request, guard=not wanted)]
+    begins = thoughts.begins(parts, opened) if grammars else None
+    constrained = await constraints(parts, request, grammars, begins)
+    constrained += thoughts.limits(parts, request, opened)
     return Prompt(array, sampling_params(parts, request, max_tokens, top, scores, constrained), output)
 
 

@@ -98,6 +98,7 @@ TEXTS = {
     "continue_final_message": "go on within the last message",
     "chat_template_kwargs": "variables of the model's template",
     "reasoning_effort": "a variable of the model's template",
+    "thinking_token_budget": "how many tokens the model may think before it answers; -1: any number",
     "documents": "texts that the model's template brings in",
     # Service
     "cache_salt": "only requests with the same one share cached prompts",

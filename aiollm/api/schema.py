@@ -249,7 +249,7 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     include_reasoning: bool | None = None
     parallel_tool_calls: bool | None = None
     separate_reasoning: bool | None = None
-    thinking_token_budget: Any = None
+    thinking_token_budget: Annotated[int, Meta(ge=-1, le=INT32)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     tools: Annotated[list[Tool], Meta(min_length=1, max_length=MAX_TOOLS)] | None = None
 

@@ -12,7 +12,7 @@ from aiollm.api.parts import Parts
 from aiollm.api.schema import GenerationRequest, ResponseFormat
 from aiollm.grammar.llguidance import GrammarError
 from aiollm.text.folder import TextError
-from aiollm.wire.sampling import AllowedIds, BannedWords, Constraint, Grammar
+from aiollm.wire.sampling import AllowedIds, BannedWords, Constraint, Grammar, Thoughts
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
@@ -54,10 +54,13 @@ def asked_grammars(request: GenerationRequest) -> list[tuple[str, Grammar]]:
 
 
 async def constraints(
-    parts: Parts, request: GenerationRequest, grammars: Sequence[tuple[str, Grammar]]
+    parts: Parts,
+    request: GenerationRequest,
+    grammars: Sequence[tuple[str, Grammar]],
+    thoughts: Thoughts | None = None,
 ) -> tuple[Constraint, ...]:
-    """What the tokens of a request have to follow: one of `grammars` at most, which is tried out here, and the fields
-    that name tokens. Raises ApiError."""
+    """What the tokens of a request have to follow: one of `grammars` at most, behind its `thoughts`, which is tried out
+    here, and the fields that name tokens. Raises ApiError."""
     found: list[Constraint] = []
     if len(grammars) > 1:
         (first, _), (second, _), *_ = grammars
@@ -67,11 +70,13 @@ async def constraints(
             raise invalid("ignore_eos", f"ignore_eos: not together with {field}, whose end is an end of sequence")
         if request.allowed_token_ids is not None:
             raise invalid("allowed_token_ids", f"allowed_token_ids: a second constraint beside {field}")
+        whole = msgspec.structs.replace(grammar, thoughts=thoughts)
         try:
             await parts.grammars.check(grammar)
+            await parts.grammars.check(whole)
         except GrammarError as error:
             raise invalid(field, f"{field}: {error}") from error
-        found.append(grammar)
+        found.append(whole)
     if (allowed := request.allowed_token_ids) is not None:
         check_ids(parts, "allowed_token_ids", allowed)
         found.append(AllowedIds(tuple(allowed)))

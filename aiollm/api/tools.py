@@ -11,7 +11,6 @@ from aiollm.text.parsers.formats import Speech
 from aiollm.wire.sampling import Grammar
 
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
-PROMPT_CHARS = 64  # of its end, which tells whether the model is thinking already
 
 
 def offered(request: ChatRequest) -> Sequence[Tool]:
@@ -26,7 +25,7 @@ def check_choice(parts: Parts, request: ChatRequest) -> None:
         raise invalid("tools", message, "unsupported_field")
 
 
-def grammars(parts: Parts, request: ChatRequest, prompt: str, guard: bool) -> list[tuple[str, Grammar]]:
+def grammars(parts: Parts, request: ChatRequest, guard: bool) -> list[tuple[str, Grammar]]:
     """The grammar of the calls that are demanded, or with `guard` of text in which those of strict functions are
     proper ones, if there is one to follow; by field.
 
@@ -39,12 +38,12 @@ def grammars(parts: Parts, request: ChatRequest, prompt: str, guard: bool) -> li
         strict = {tool.function.name for tool in offered(request) if tool.function.strict}
         schemas = {name: schema if name in strict else {} for name, schema in tools.items()}
         lark = parts.speech.guarded(schemas) if guard and strict else None
-        seen = lark is not None and not parts.tokenizer.special_ids(parts.speech.marks)
+        seen = lark is not None and not parts.tokenizer.special_ids(Speech(parts.speech.calls).marks)
         return [("tools", Grammar("lark", lark))] if lark is not None and seen else []
     if isinstance(choice, NamedTool):
         tools = {choice.function.name: tools[choice.function.name]}
     one = isinstance(choice, NamedTool) or request.parallel_tool_calls is False
-    return [("tool_choice", Grammar("lark", parts.speech.forced(prompt[-PROMPT_CHARS:], tools, one)))]
+    return [("tool_choice", Grammar("lark", parts.speech.forced(tools, one)))]
 
 
 def for_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
@@ -62,19 +61,18 @@ def for_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     ]
 
 
-def read(output: Output, parts: Parts, request: ChatRequest, prompt: str, thinks: bool) -> Output:
-    """The output with a parser for the calls and the reasoning that it may have; none is there where a grammar binds
-    the model from its first token on, and so it does not think."""
+def read(output: Output, parts: Parts, request: ChatRequest, opened: bool | None) -> Output:
+    """The output with a parser for the calls that it may have, and for the reasoning unless `opened` is None."""
     tools = _schemas(request)
     spoken = parts.speech if request.tool_choice in (None, "none", "auto") else parts.speech.demanding
-    apart = thinks and request.separate_reasoning is not False
+    apart = opened is not None and request.separate_reasoning is not False
     speech = Speech(spoken.calls if tools else None, spoken.reasoning if apart else None)
     if speech == Speech():
         return output
-    end, shown = prompt[-PROMPT_CHARS:], request.include_reasoning is not False
+    shown = request.include_reasoning is not False
     one_call = speech.calls is not None and request.parallel_tool_calls is False
     return output._replace(
-        parser=lambda: speech.parser(end, tools, shown, one_call),
+        parser=lambda: speech.parser(opened is True, tools, shown, one_call),
         shown=parts.tokenizer.special_ids(speech.marks),
     )
 

@@ -1,5 +1,6 @@
 """Grammars by llguidance: what the server checks and what a worker draws by is made here, from the same text."""
 
+import json
 import re
 from typing import Any
 
@@ -8,7 +9,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper, regex_to_lark
 from llguidance._lib import LLParserLimits
 from llguidance.gbnf_to_lark import any_to_lark
 
-from aiollm.wire.sampling import Grammar
+from aiollm.wire.sampling import Grammar, Tag, Thoughts
 from aiollm.wire.vocabulary import Vocabulary
 
 # A model that has nothing to say fills its answer with white space: longer runs are not JSON here.
@@ -57,14 +58,37 @@ def check(matcher: LLMatcher) -> None:
 
 def lark(grammar: Grammar) -> str:
     """The grammar in Lark's syntax. Raises GrammarError where it cannot be read."""
+    answer = _answer(grammar)
+    return HEAD + (answer if grammar.thoughts is None else _behind(grammar.thoughts, answer))
+
+
+def _answer(grammar: Grammar) -> str:
     match grammar.kind:
         case "json":
-            return f"{HEAD}start: %json {_schema(grammar.source)}\n"
+            return f"start: %json {_schema(grammar.source)}\n"
         case "regex":
-            return f"{HEAD}start: /(?:{regex_to_lark(grammar.source, 'dw')})/\n"
+            return f"start: /(?:{regex_to_lark(grammar.source, 'dw')})/\n"
         case "ebnf":
-            return HEAD + OPTIONS.sub("", _from_ebnf(grammar.source))
-    return HEAD + grammar.source
+            return OPTIONS.sub("", _from_ebnf(grammar.source))
+    return grammar.source
+
+
+def _behind(thoughts: Thoughts, answer: str) -> str:
+    """Thoughts, and then a grammar as it is. A lazy tag wins over an answer that could begin with the same text."""
+    open, close = _literal(thoughts.open), _literal(thoughts.close)
+    rules = (
+        f"start: {'thought space' if thoughts.opened else '(open thought space)?'} answer",
+        f"open: {open}" if thoughts.open.special else f"open[lazy]: {open}",
+        f"thought: TEXT {close}" if thoughts.close.special else f"thought[suffix={close}]: TEXT",
+        "TEXT: /(?s:.*)/",
+        r"space: /[ \n]{0,8}/",
+        f"answer: %lark {{\n{answer}\n}}",
+    )
+    return "\n".join(rules)
+
+
+def _literal(tag: Tag) -> str:
+    return f"<[{tag.ids[0]}]>" if tag.special else json.dumps(tag.text)
 
 
 def _from_ebnf(source: str) -> str:

@@ -13,13 +13,32 @@ class Decay(msgspec.Struct, frozen=True, array_like=True):
     ids: tuple[int, ...]
 
 
+class Tag(msgspec.Struct, frozen=True, array_like=True):
+    """What begins or ends thoughts, as text and as the ids that write it."""
+
+    text: str
+    ids: tuple[int, ...]
+    special: bool
+    """Whether it is one special token, which text does not contain."""
+
+
+class Thoughts(msgspec.Struct, frozen=True, array_like=True):
+    """What an output begins with where the prompt has `opened` it, and otherwise may begin with."""
+
+    open: Tag
+    close: Tag
+    opened: bool
+
+
 class Grammar(msgspec.Struct, frozen=True, tag="grammar"):
-    """The output is a text of this language, from its first generated token to its end."""
+    """The output is a text of this language, from its first generated token, or from the end of its thoughts, to its
+    end."""
 
     kind: Literal["json", "regex", "lark", "ebnf"]
     source: str
     """A JSON schema as JSON, a regular expression that the whole text matches, or a grammar: in Lark's syntax, or for
     `ebnf` in that or in llama.cpp's."""
+    thoughts: Thoughts | None = None
 
 
 class AllowedIds(msgspec.Struct, frozen=True, tag="allowed"):
@@ -40,13 +59,20 @@ class FirstIds(msgspec.Struct, frozen=True, tag="first"):
     ids: tuple[int, ...]
 
 
+class ThoughtLimit(msgspec.Struct, frozen=True, tag="thoughts"):
+    """Behind so many tokens of thoughts they are closed, as soon as all other constraints allow it."""
+
+    tokens: int
+    thoughts: Thoughts
+
+
 class Healing(msgspec.Struct, frozen=True, tag="healing"):
     """What is generated begins with this text, which was cut off the end of the prompt."""
 
     text: bytes
 
 
-Constraint = Grammar | AllowedIds | BannedWords | FirstIds | Healing
+Constraint = Grammar | AllowedIds | BannedWords | FirstIds | Healing | ThoughtLimit
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):

@@ -112,7 +112,7 @@ ONLY_CHAT: list[tuple[str, list[Any]]] = [
     ("parallel_tool_calls", ["no", 1]),
     ("functions", [[{"name": "f"}]]),
     ("function_call", ["auto", {"name": "f"}]),
-    ("thinking_token_budget", [0, 100]),
+    ("thinking_token_budget", [-2, "1", 1.5, 2**31, 0, 100]),
     ("include_reasoning", ["no"]),
     ("separate_reasoning", [1]),
     ("reasoning_effort", [5, ["low"]]),

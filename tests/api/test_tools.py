@@ -8,16 +8,11 @@ from typing import Any
 
 import openai
 import pytest
+from chat_answers import PATH, TEMPLATE, both, joined
 from outputs import FUNCTIONS, NOW, OUTPUTS, PARIS, WILD, Output, hermes
 from stand import Runner
-from tiny_tokenizer import CHATML, write_byte_tokenizer
+from tiny_tokenizer import write_byte_tokenizer
 
-PATH = "/v1/chat/completions"
-TEMPLATE = (
-    "{# <tool_call> </think> #}{% for tool in tools or () %}{{ tool.function.name }} {% endfor %}"
-    + CHATML
-    + "{% if opening %}{{ opening }}{% endif %}"
-)
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": FUNCTIONS[name]}} for name in FUNCTIONS]
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "seed": 0, "tools": TOOLS}
 Serve = Callable[..., Runner]
@@ -44,44 +39,6 @@ def served(serve: Serve) -> Runner:
     return serve()
 
 
-async def both(served: Runner, body: dict[str, Any], *texts: str) -> tuple[dict[str, Any], list[Any]]:
-    """The answer, and the chunks of the same answer streamed."""
-    served.stand.workers.say(*texts)
-    status, answer = await served.stand.post(PATH, body)
-    assert status == 200, answer
-    parts = (await served.stand.events(PATH, body)).decode().split("\n\n")
-    assert parts[-2:] == ["data: [DONE]", ""]
-    return answer, [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
-
-
-def joined(chunks: list[Any], index: int = 0) -> dict[str, Any]:
-    """The choice that a client puts together, after checking the order in which its pieces came."""
-    message: dict[str, Any] = {}
-    calls: list[dict[str, Any]] = []
-    reason, logprobs = None, []
-    for choice in (choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index):
-        assert reason is None, "nothing follows the finish reason"
-        delta, reason = choice["delta"], choice["finish_reason"]
-        assert ("role" in delta) == (not message)
-        message.setdefault("role", delta.get("role"))
-        logprobs += choice["logprobs"]["content"] if choice["logprobs"] else []
-        for name in ("content", "reasoning", "reasoning_content"):
-            if name in delta:
-                assert delta[name] or "role" in delta
-                message[name] = message.get(name, "") + delta[name]
-        for call in delta.get("tool_calls", ()):
-            if "id" in call:
-                assert call["index"] == len(calls) and call["type"] == "function" and not call["function"]["arguments"]
-                calls.append({key: call[key] for key in ("id", "type", "function")})
-            else:
-                assert call["index"] == len(calls) - 1 and set(call["function"]) == {"arguments"}
-                calls[-1]["function"]["arguments"] += call["function"]["arguments"]
-    if calls:
-        message["tool_calls"] = calls
-        message["content"] = message["content"] or None
-    return {"message": message, "finish_reason": reason, "logprobs": logprobs}
-
-
 def without_ids(message: dict[str, Any]) -> dict[str, Any]:
     return message | {"tool_calls": [call | {"id": "?"} for call in message.get("tool_calls", ())]}
 
@@ -95,7 +52,11 @@ def test_every_output_is_answered_alike_streamed_and_whole(serve: Serve, output:
     choice, streamed = answer["choices"][0], joined(chunks)
     message = choice["message"]
     assert without_ids(streamed["message"]) == without_ids(message)
-    assert streamed["finish_reason"] == choice["finish_reason"] == ("tool_calls" if output.said[2] and output.complete else "stop")
+    assert (
+        streamed["finish_reason"]
+        == choice["finish_reason"]
+        == ("tool_calls" if output.said[2] and output.complete else "stop")
+    )
     calls = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", ())]
     assert (message.get("reasoning", ""), message["content"] or "", calls) == output.said
     assert message.get("reasoning_content", "") == message.get("reasoning", "")
@@ -327,17 +288,6 @@ def test_what_is_demanded_reaches_the_worker_as_a_grammar(served: Runner) -> Non
     assert free == [] and "get_weather" in required[0] and formatted == ['{"type":"object"}']
     assert "now" in named[0] and "get_weather" not in named[0]
     assert guarded[0].startswith("start: (free call)* TAIL")
-
-
-def test_an_answer_by_a_grammar_is_content_where_the_prompt_opens_the_thoughts(served: Runner) -> None:
-    body = {**HI, "tools": None, "chat_template_kwargs": {"opening": "<think>"}}
-    free, _ = served.run(both(served, body, '{"a": 1}'))
-    assert free["choices"][0]["message"]["reasoning"] == '{"a": 1}'
-    body["response_format"] = {"type": "json_object"}
-    answer, chunks = served.run(both(served, body, '{"a": 1}'))
-    message = answer["choices"][0]["message"]
-    assert message["content"] == '{"a": 1}' and "reasoning" not in message
-    assert joined(chunks)["message"]["content"] == '{"a": 1}'
 
 
 def test_a_model_without_a_known_format_of_calls_says_so(serve: Serve) -> None:

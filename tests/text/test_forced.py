@@ -8,7 +8,8 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from outputs import FUNCTIONS, NOW, PARIS, hermes
 
-from aiollm.text.parsers.formats import FORMATS, STYLES, Speech
+from aiollm.grammar.llguidance import HEAD
+from aiollm.text.parsers.formats import FORMATS, Speech
 from aiollm.text.parsers.source import Arguments, Call, Content, End
 
 EOS = 256
@@ -33,15 +34,14 @@ TOKENIZER = LLTokenizer(Bytes(), eos_token=[EOS])
 
 
 def matcher(lark: str) -> LLMatcher:
-    found = LLMatcher(TOKENIZER, '%llguidance {"no_forcing": true}\n' + lark, log_level=0)
+    found = LLMatcher(TOKENIZER, HEAD + lark, log_level=0)
     assert not found.is_error(), found.get_error()
     return found
 
 
-def drawn(lark: str, seed: int, begin: bytes = b"") -> str:
-    """A random text of the grammar that starts with `begin`."""
-    draw, found, data = random.Random(seed), matcher(lark), bytearray(begin)
-    assert all(found.consume_token(byte) for byte in begin)
+def drawn(lark: str, seed: int) -> str:
+    """A random text of the grammar."""
+    draw, found, data = random.Random(seed), matcher(lark), bytearray()
     while len(data) < MOST:
         bits = np.unpackbits(np.frombuffer(found.compute_bitmask(), np.uint8), bitorder="little")
         allowed = np.flatnonzero(bits).tolist()
@@ -61,15 +61,13 @@ def accepts(lark: str, text: str) -> bool:
     return all(found.consume_token(byte) for byte in text.encode()) and found.is_accepting()
 
 
-@pytest.mark.parametrize("style", [None, "think", "deepseek_r1"])
 @pytest.mark.parametrize("calls", sorted(FORMATS))
-def test_what_is_drawn_by_it_is_calls_and_nothing_else(calls: str, style: str | None) -> None:
-    speech = Speech(FORMATS[calls], STYLES[style] if style else None)
-    prompt = "<think>\n" if style else "> "
-    lark = speech.forced(prompt, FUNCTIONS, one=False)
+def test_what_is_drawn_by_it_is_calls_and_nothing_else(calls: str) -> None:
+    speech = Speech(FORMATS[calls])
+    lark = speech.forced(FUNCTIONS, one=False)
     for seed in range(8):
-        text = drawn(lark, seed, b"so</think>" if style else b"")
-        reader = speech.demanding.parser(prompt, FUNCTIONS)
+        text = drawn(lark, seed)
+        reader = speech.demanding.parser(False, FUNCTIONS)
         events = reader.push(text) + reader.finish()
         assert reader.calls >= 1 and not reader.open, text
         assert not any(isinstance(event, Content) for event in events), text
@@ -81,24 +79,22 @@ def test_what_is_drawn_by_it_is_calls_and_nothing_else(calls: str, style: str | 
 
 @pytest.mark.parametrize("calls", ["hermes", "glm"])
 def test_calls_as_the_model_writes_them_are_texts_of_it(calls: str) -> None:
-    speech = Speech(FORMATS[calls], STYLES["think"])
+    speech = Speech(FORMATS[calls])
     several = f"{hermes('get_weather', PARIS)}\n{hermes(*NOW)}"
-    lark = speech.forced("> ", FUNCTIONS, one=False)
-    assert all(accepts(lark, text) for text in (hermes(*NOW), several, f"<think>\nHm</think>\n\n{several}"))
+    lark = speech.forced(FUNCTIONS, one=False)
+    assert all(accepts(lark, text) for text in (hermes(*NOW), several))
     others = ("", "Hello", hermes("other", "{}"), f"Hello {hermes(*NOW)}", "<think>")
     assert not any(accepts(lark, text) for text in others)
-    one = speech.forced("> ", FUNCTIONS, one=True)
+    one = speech.forced(FUNCTIONS, one=True)
     assert accepts(one, hermes(*NOW)) and not accepts(one, several)
-    named = speech.forced("> ", {"get_weather": FUNCTIONS["get_weather"]}, one=True)
+    named = speech.forced({"get_weather": FUNCTIONS["get_weather"]}, one=True)
     assert accepts(named, hermes("get_weather", PARIS)) and not accepts(named, hermes(*NOW))
     assert not accepts(named, hermes("get_weather", '{"city": 5}'))
-    closed = speech.forced("<think>\n\n</think>\n\n", FUNCTIONS, one=False)
-    assert accepts(closed, hermes(*NOW)) and not accepts(closed, f"<think></think>{hermes(*NOW)}")
 
 
 def test_odd_names_and_schemas_stay_within_their_quotes() -> None:
     schema = {"properties": {'"\n': {"const": 'a"} /x/ \\'}}, "required": ['"\n'], "additionalProperties": False}
-    lark = Speech(FORMATS["hermes"]).forced("", {"a.b-c_1": schema}, one=True)
+    lark = Speech(FORMATS["hermes"]).forced({"a.b-c_1": schema}, one=True)
     assert accepts(lark, hermes("a.b-c_1", json.dumps({'"\n': 'a"} /x/ \\'})))
 
 
@@ -116,7 +112,7 @@ def test_text_may_be_anything_until_a_mark_demands_a_proper_call(calls: str) -> 
         assert accepts(lark, text), text
     for text in (frame.mark, bad, f"{good}{bad}", f"{good} {frame.mark}"):
         assert not accepts(lark, text), text
-    events = speech.parser("", FUNCTIONS).push(f"Well.\n{good}")
+    events = speech.parser(False, FUNCTIONS).push(f"Well.\n{good}")
     assert events[:2] == [Content("Well."), Call("get_weather")]
 
 

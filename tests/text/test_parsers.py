@@ -13,7 +13,9 @@ NAMED = [pytest.param(output, id=name) for name, output in OUTPUTS.items()]
 
 
 def parser(output: Output) -> Parser:
-    return Speech(FORMATS.get(output.calls), STYLES.get(output.style)).parser(output.prompt, FUNCTIONS)
+    style = STYLES.get(output.style)
+    opened = style.opened_by(output.prompt) if style is not None else None
+    return Speech(FORMATS.get(output.calls), style).parser(opened is True, FUNCTIONS)
 
 
 def events(output: Output, pieces: list[str]) -> list[Event]:
@@ -166,3 +168,29 @@ def test_formats_follow_from_the_template(template: str, calls: str | None, styl
 def test_a_named_format_stands_in_for_the_template_s() -> None:
     assert speech("{{ tools }}<tool_call></think>", "mistral", "none") == Speech(FORMATS["mistral"], None)
     assert speech("", "none", "deepseek_r1") == Speech(None, STYLES["deepseek_r1"])
+
+
+@pytest.mark.parametrize(
+    ("style", "prompt", "continued", "opened"),
+    [
+        ("think", "> ", "", False),
+        ("think", "> <think>\n", "", True),
+        ("think", "> <think>\n\n</think>\n\n", "", None),
+        ("deepseek_r1", "> ", "", True),
+        ("deepseek_r1", "> </think>", "", None),
+        ("think", "> Because", "Because", None),
+        ("deepseek_r1", "> Because", "Because", None),
+        ("deepseek_r1", "> <think>Because", "<think>Because", True),
+        ("think", "> <think>a</think>Because", "<think>a</think>Because", None),
+        ("deepseek_r1", "> a</think>Because", "a</think>Because", None),
+        ("deepseek_r1", "> ", " ", True),
+    ],
+)
+def test_a_prompt_tells_whether_the_model_thinks(style: str, prompt: str, continued: str, opened: bool | None) -> None:
+    assert STYLES[style].opened_by(prompt, continued) is opened
+
+
+def test_thoughts_that_are_switched_off_are_there_only_where_the_prompt_opens_them() -> None:
+    for style in ("think", "deepseek_r1"):
+        found = [STYLES[style].opened_by(prompt, wanted=False) for prompt in ("> ", "> <think>\n", "> </think>")]
+        assert found == [None, True, None]

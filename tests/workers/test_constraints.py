@@ -10,7 +10,18 @@ from updates import run_of
 
 from aiollm.wire.columns import pack
 from aiollm.wire.messages import Admit, Update
-from aiollm.wire.sampling import AllowedIds, BannedWords, Constraint, FirstIds, Grammar, Healing, SamplingParams
+from aiollm.wire.sampling import (
+    AllowedIds,
+    BannedWords,
+    Constraint,
+    FirstIds,
+    Grammar,
+    Healing,
+    SamplingParams,
+    Tag,
+    ThoughtLimit,
+    Thoughts,
+)
 from aiollm.wire.vocabulary import Vocabulary
 from aiollm.workers.constraints import COMPILED, Constraints
 
@@ -18,6 +29,7 @@ EOS = 256
 SIZE = 300
 BYTES = Vocabulary([*(bytes([byte]) for byte in range(256)), b"<|end|>"], special=[EOS], eos=[EOS])
 AB = Grammar("regex", "ab?c")
+TAGS = Tag("<t>", tuple(b"<t>"), False), Tag("</t>", tuple(b"</t>"), False)
 
 
 class Now(Executor):
@@ -204,3 +216,77 @@ def test_a_grammar_is_built_once_and_the_oldest_ones_are_given_up() -> None:
         admit(constraints, 5, Grammar("regex", f"b{row}"))
     admit(constraints, 0, Grammar("regex", "a0"))
     assert threads.asked == 1 + 4 + COMPILED + 1
+
+
+def written(constraints: Constraints, row: int, text: str) -> None:
+    """The row draws the text, every token of which it may."""
+    for byte in text.encode():
+        assert byte in allowed(constraints, row)[0], (text, chr(byte))
+        constraints.take(row, byte)
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_grammar_binds_behind_the_thoughts(opened: bool) -> None:
+    constraints = constraints_of()
+    admit(constraints, 0, Grammar("regex", "ab?c", Thoughts(*TAGS, opened)))
+    written(constraints, 0, ("" if opened else "<t>") + "so {</t")
+    assert EOS not in allowed(constraints, 0)[0], "thoughts are closed first"
+    written(constraints, 0, ">\n\nac")
+    assert allowed(constraints, 0) == [[EOS]]
+    admit(constraints, 1, Grammar("regex", "ab?c", Thoughts(*TAGS, False)))
+    assert allowed(constraints, 1) == [[ord("<"), 97]]
+    written(constraints, 1, "abc")
+    assert allowed(constraints, 1) == [[EOS]]
+
+
+def test_tags_that_are_special_tokens_are_no_text() -> None:
+    names = [b"<|end|>", b"[T]", b"[/T]"]
+    constraints = constraints_of(Vocabulary([*BYTES.pieces[:256], *names], [256, 257, 258], [EOS]))
+    open, close = Tag("[T]", (257,), True), Tag("[/T]", (258,), True)
+    thoughts = Thoughts(open, close, False)
+    admit(constraints, 0, Grammar("regex", "ab?c", thoughts), ThoughtLimit(2, thoughts))
+    assert allowed(constraints, 0) == [[97, 257]]
+    constraints.take(0, 257)
+    assert {258, 97} < set(allowed(constraints, 0)[0]) and not {EOS, 257} & set(allowed(constraints, 0)[0])
+    written(constraints, 0, "[/")
+    assert allowed(constraints, 0) == [[258]]
+    constraints.take(0, 258)
+    written(constraints, 0, "ac")
+
+
+@pytest.mark.parametrize("opened", [True, False])
+@pytest.mark.parametrize("grammar", [True, False])
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_thoughts_are_closed_behind_so_many_tokens(opened: bool, grammar: bool, tokens: int) -> None:
+    constraints, thoughts = constraints_of(), Thoughts(*TAGS, opened)
+    own: list[Constraint] = [
+        ThoughtLimit(tokens, thoughts),
+        *([Grammar("regex", "(?s:.)*", thoughts)] if grammar else []),
+    ]
+    admit(constraints, 0, *own)
+    written(constraints, 0, ("" if opened else "<t>") + "a<b/c"[:tokens])
+    for byte in b"</t>":
+        assert allowed(constraints, 0) == [[byte]]
+        constraints.take(0, byte)
+    assert len(allowed(constraints, 0)[0]) > 100
+    written(constraints, 0, "<t> and on")
+
+
+def test_thoughts_within_their_limit_and_answers_without_any_are_free() -> None:
+    constraints, limit = constraints_of(), ThoughtLimit(7, Thoughts(*TAGS, False))
+    admit(constraints, 0, limit)
+    admit(constraints, 1, limit, output=list(b"\n<t>a</t>"))
+    for text in ("<the answer", "is that <t> of many"):
+        written(constraints, 0, text)
+    written(constraints, 1, "<t> of many")
+    admit(constraints, 2, limit, output=list(b"<t>1234567</"))
+    assert allowed(constraints, 2) == [[ord("t")]], "as before a pause"
+
+
+def test_a_character_that_is_begun_is_written_before_thoughts_are_closed() -> None:
+    constraints, thoughts = constraints_of(), Thoughts(*TAGS, True)
+    admit(constraints, 0, ThoughtLimit(1, thoughts), Grammar("regex", "a", thoughts))
+    constraints.take(0, 0xC3)
+    assert set(allowed(constraints, 0)[0]) == set(range(0x80, 0xC0))
+    constraints.take(0, 0xA9)
+    written(constraints, 0, "</t>a")

@@ -4,7 +4,6 @@ import json
 import re
 from typing import NamedTuple
 
-from aiollm.text.parsers.reasoning import Style
 from aiollm.text.parsers.tools import Tools
 
 WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # a model that has nothing to say would go on with white space
@@ -23,17 +22,9 @@ class Frame(NamedTuple):
     """What calls begin with and other text does not contain, if there is such a thing."""
 
 
-def forced(frame: Frame, tools: Tools, one: bool, style: Style | None, thinking: bool) -> str:
-    """The language of one call, or of any number, of these functions and of nothing else.
-
-    A model of some `style` may think before, and does where its prompt leaves it `thinking`.
-    """
-    start, rules = _calls(frame, one), []
-    if style is not None:
-        before = "thought space" if thinking else f"({_text(style.open)} thought space)?"
-        start = f"{before} {start}"
-        rules = [f"thought[suffix={_text(style.close)}]: /(?s:.*)/", r"space: /[ \n]{0,8}/"]
-    return "\n".join((f"start: {start}", *rules, *_each(frame, tools), ""))
+def forced(frame: Frame, tools: Tools, one: bool) -> str:
+    """The language of one call, or of any number, of these functions and of nothing else."""
+    return "\n".join((f"start: {_calls(frame, one)}", *_each(frame, tools), ""))
 
 
 def guarded(frame: Frame, tools: Tools) -> str:

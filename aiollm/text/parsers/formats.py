@@ -72,23 +72,19 @@ class Speech(NamedTuple):
         """Where calls are demanded by the grammar of `forced`."""
         return self if self.calls is not None and self.calls.frame is not None else self._replace(calls=HERMES_FORMAT)
 
-    def forced(self, prompt: str, tools: Tools, one: bool) -> str:
-        """The grammar, in Lark's syntax, of an output that calls one of these functions, or any number of them."""
-        calls, style = self.demanding.calls, self.reasoning
+    def forced(self, tools: Tools, one: bool) -> str:
+        """The grammar, in Lark's syntax, of an answer that calls one of these functions, or any number of them."""
+        calls = self.demanding.calls
         assert calls is not None and calls.frame is not None
-        thinking = style is not None and style.opened_by(prompt)
-        if style is not None and prompt.rstrip().endswith(style.close):
-            style = None
-        return forced(calls.frame, tools, one, style, thinking)
+        return forced(calls.frame, tools, one)
 
     def guarded(self, tools: Tools) -> str | None:
         """The grammar of any text in which calls are calls of these functions; None where the format has no mark."""
         frame = self.calls.frame if self.calls is not None else None
         return guarded(frame, tools) if frame is not None and frame.mark else None
 
-    def parser(self, prompt: str, tools: Tools, reasoning_shown: bool = True, one_call: bool = False) -> Parser:
-        """For one output of a prompt, of which the end will do; the other arguments are Parser's."""
-        opened = self.reasoning is not None and self.reasoning.opened_by(prompt)
+    def parser(self, opened: bool, tools: Tools, reasoning_shown: bool = True, one_call: bool = False) -> Parser:
+        """For one output, whose prompt may have opened its reasoning; the last two arguments are Parser's."""
 
         def whole(source: Source) -> Steps[None]:
             if self.reasoning is not None:

@@ -11,10 +11,17 @@ class Style(NamedTuple):
     always: bool = False
     """Whether the output begins with it, tag or not, unless the prompt has closed it."""
 
-    def opened_by(self, prompt: str) -> bool:
-        """Whether the prompt leaves the model thinking."""
+    def opened_by(self, prompt: str, continued: str = "", wanted: bool = True) -> bool | None:
+        """Whether the prompt leaves the model thinking; None where it is past that, or thoughts are not `wanted`.
+
+        Of a message that is `continued` its own text decides.
+        """
+        if continued.strip():
+            return True if continued.rfind(self.open) > continued.rfind(self.close) else None
         end = prompt.rstrip()
-        return end.endswith(self.open) or (self.always and not end.endswith(self.close))
+        if end.endswith(self.open):
+            return True
+        return self.always if wanted and not end.endswith(self.close) else None
 
 
 def reasoning(source: Source, style: Style, opened: bool) -> Steps[None]:

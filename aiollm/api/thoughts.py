@@ -1,0 +1,60 @@
+"""What a model thinks before it answers: whether it may in this request, and how much."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from aiollm.api.errors import invalid
+from aiollm.api.parts import Parts
+from aiollm.api.schema import ChatRequest
+from aiollm.text.tokenizer import Tokenizer
+from aiollm.wire.sampling import Tag, ThoughtLimit, Thoughts
+
+END_CHARS = 64  # of a prompt, which tell whether it leaves the model thinking
+SWITCHES = ("enable_thinking", "thinking")  # variables of templates
+
+
+def opened(parts: Parts, request: ChatRequest, prompt: str) -> bool | None:
+    """Whether the prompt leaves the model thinking; None where the output has no thoughts that are known as such."""
+    style = parts.speech.reasoning
+    if style is None:
+        return None
+    kwargs: Mapping[str, Any] = request.chat_template_kwargs or {}
+    wanted = all(kwargs.get(name) is not False for name in SWITCHES)
+    return style.opened_by(prompt[-END_CHARS:], _continued(request), wanted)
+
+
+def begins(parts: Parts, opened: bool | None) -> Thoughts | None:
+    """What a grammar has to let the output begin with."""
+    style = parts.speech.reasoning
+    if style is None or opened is None:
+        return None
+    return Thoughts(_tag(parts.tokenizer, style.open), _tag(parts.tokenizer, style.close), opened)
+
+
+def limits(parts: Parts, request: ChatRequest, opened: bool | None) -> tuple[ThoughtLimit, ...]:
+    """The limit that the request sets to its thoughts. Raises ApiError where nobody could see that they are there."""
+    name, budget = "thinking_token_budget", request.thinking_token_budget
+    if budget is None or budget < 0:
+        return ()
+    if parts.speech.reasoning is None:
+        message = f"{name}: how this model writes what it thinks is not known here; see --reasoning_parser"
+        raise invalid(name, message, "unsupported_field")
+    if parts.tokenizer.pieces is None:
+        raise invalid(name, f"{name}: the tokens of this model have no text of their own", "unsupported_field")
+    thoughts = begins(parts, opened)
+    return (ThoughtLimit(budget, thoughts),) if thoughts is not None else ()
+
+
+def _continued(request: ChatRequest) -> str:
+    """The text of the message that the model goes on with."""
+    if request.continue_final_message is not True:
+        return ""
+    content = request.messages[-1].content or ""
+    return content if isinstance(content, str) else "".join(part.text or "" for part in content)
+
+
+def _tag(tokenizer: Tokenizer, text: str) -> Tag:
+    ids = tokenizer.encode(text, False)
+    while len(ids) > 1 and not tokenizer.token_bytes(ids[0]).strip():  # a space that begins each text
+        ids = ids[1:]
+    return Tag(text, tuple(ids), len(ids) == 1 and tokenizer.is_special(ids[0]))
