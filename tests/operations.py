@@ -26,12 +26,14 @@ from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture
 from aiollm.engine.queue import Order
 from aiollm.engine.request import Finish, Request, State
 from aiollm.engine.scheduler import Scheduler, Service
+from aiollm.engine.share import Shares
 from aiollm.engine.window import Window
 from aiollm.wire.columns import pack
 from aiollm.wire.messages import Failed, Result
 from aiollm.wire.sampling import SamplingParams
 
 LONGEST = 60
+NAMESPACES = "", "", "", "\0salt", "a", "a\0salt", "b"
 PATIENCE = 200.0  # of some requests, in operations
 
 
@@ -88,6 +90,7 @@ class Yard:
             r.choice([0.0, 400.0]),
         )  # fmt: skip
         self.core = Scheduler(limits, r.choice([Conservative, Aggressive, PastFuture, LightLLM])(), service)
+        self.reshare()
         self.core.credit.step_seconds = r.choice([0.001, 0.1])
         self.faults, self.deaths = r.choice([0.0, 0.02]), r.choice([0.0, 0.002])
         self.systems = [[r.randrange(1, 4) for _ in range(r.randint(1, 25))] for _ in range(3)]
@@ -98,7 +101,7 @@ class Yard:
         self.loans: list[Loan] = []
         self.flights: list[Result | Failed] = []
         self.acts = [self.plan] * 8 + [self.iterate] * 8 + [self.receive] * 8 + [self.submit] * 3 + [self.abort]
-        self.acts += [self.pause, self.lend, self.settle, self.expire, self.die]
+        self.acts += [self.pause, self.lend, self.settle, self.expire, self.die, self.reshare]
 
     def operate(self) -> None:
         """One operation, and a look at everything."""
@@ -134,7 +137,7 @@ class Yard:
             told = Told()
             told.output = r.randint(1, cap)
             request = Request(
-                "r", array, SamplingParams(max_tokens=cap, stop_ids=(EOS,)), told, self.now, r.choice(["", "", "salt"]),
+                "r", array, SamplingParams(max_tokens=cap, stop_ids=(EOS,)), told, self.now, r.choice(NAMESPACES),
                 kind=r.randrange(2), priority=r.randrange(-3, 4), key=r.choice("abc"),
                 patience=r.choice([None, None, PATIENCE]),
             )  # fmt: skip
@@ -159,6 +162,9 @@ class Yard:
     def settle(self) -> None:
         if self.loans:
             self.core.ledger.settle(self.loans.pop(0))
+
+    def reshare(self) -> None:
+        self.core.share(Shares(self.random.choice([0.1, 0.5, 1.0]), {"a": self.random.choice([0.2, 1.0])}))
 
     def expire(self) -> None:
         self.core.expire(self.now)

@@ -15,6 +15,7 @@ from aiollm.engine.ledger import Limits
 from aiollm.engine.policy import Conservative, Policy
 from aiollm.engine.request import Finish, PromptToken, Request, State, Token
 from aiollm.engine.scheduler import DEFAULT, Scheduler, Service
+from aiollm.engine.share import WHOLE, Shares
 from aiollm.engine.window import NO_WINDOW, Window
 from aiollm.wire.columns import Runs, ints, pack, pack_floats
 from aiollm.wire.messages import Failed, Header, PromptLogprobs, Result, Update
@@ -172,10 +173,10 @@ class Stand:
     def __init__(
         self, rows: int = 4, slots: int = 100, max_length: int = 64, chunk_budget: int = 16, chunk_size: int = 16,
         prefix_cache: bool = True, policy: Policy | None = None, service: Service = DEFAULT,
-        window: Window = NO_WINDOW,
+        window: Window = NO_WINDOW, shares: Shares = WHOLE,
     ) -> None:  # fmt: skip
         limits = Limits(rows, slots, max_length, chunk_budget, chunk_size, prefix_cache, window)
-        self.core = Scheduler(limits, policy or Conservative(), service)
+        self.core = Scheduler(limits, policy or Conservative(), service, shares)
         self.worker = PlainWorker(self.core)
 
     def submit(self, *requests: Request) -> None:

@@ -15,6 +15,7 @@ from aiollm.engine.ledger import Limits
 from aiollm.engine.policy import Policy
 from aiollm.engine.request import Finish, Request
 from aiollm.engine.scheduler import DEFAULT, Scheduler, Service
+from aiollm.engine.share import WHOLE, Shares
 from aiollm.engine.window import Window
 from aiollm.wire.messages import Failed, FromWorker, Header, Loading, Ready, Result, Update
 
@@ -70,6 +71,8 @@ class Settings(NamedTuple):
     key_share: float = 1.0
     """Share of both that the requests of one API key may take up."""
     service: Service = DEFAULT
+    cache: Shares = WHOLE
+    """What the parts of the prefix cache may keep, by name of API key."""
 
 
 class Engine:
@@ -177,6 +180,12 @@ class Engine:
         self.state = "ready" if self.workers is not None else "loading"
         return True
 
+    def share(self, key_share: float, cache: Shares) -> None:
+        """What API keys may have of the queue and of the prefix cache from now on."""
+        self.settings = self.settings._replace(key_share=key_share, cache=cache)
+        if self.core is not None:
+            self.core.share(cache)
+
     async def flush(self) -> int:
         """Empty the prefix cache but for what running requests stand on; the tokens that went. It goes in slices, and
         what requests add meanwhile stays."""
@@ -211,7 +220,7 @@ class Engine:
                 settings.rows, ready.slots * (1 + ready.windowed), ready.max_length, settings.chunk_budget,
                 settings.chunk_size, settings.prefix_cache, Window(ready.window, ready.windowed),
             )  # fmt: skip
-            self.core = Scheduler(limits, settings.policy, settings.service)
+            self.core = Scheduler(limits, settings.policy, settings.service, settings.cache)
         if self.state == "loading":
             self.state, self.phase, self.progress = "ready", "ready", 1.0
         self._wake()

@@ -1,5 +1,7 @@
 """What must hold of the core between any two calls. Random tests ask after every step, `/health` tests when idle."""
 
+from math import inf
+
 import numpy as np
 
 from aiollm.engine.node import NO_SLOTS, path, subtree
@@ -57,8 +59,10 @@ def check_index(index: RadixIndex) -> Ints:
     windowed = index.windowed
     slots, pinned, nodes = [NO_SLOTS], 0, 0
     alone = np.zeros_like(index.alone)
+    kept = dict.fromkeys(index.queues.parts.values(), 0)
     for root in index.roots.values():
         for node in subtree(root):
+            assert node.part is root.part, "a node counts for another part"
             assert len(node.keys) == len(node.slots)
             for first, child in node.children.items():
                 assert first == int(child.keys[0]) and child.parent is node, "a child is misfiled"
@@ -71,10 +75,12 @@ def check_index(index: RadixIndex) -> Ints:
                 assert 0 <= node.guards <= node.pins, "guards without pins"
                 nodes += 1
                 pinned += held if node.pins else 0
+                kept[node.part] += len(node.keys) - (held if node.pins else 0)
                 if node.pins == 1:
                     alone[node.pinned_by] += held
                 slots.append(node.slots)
                 if node.windows is not None:
+                    kept[node.part] += node.windows.size
                     assert node.windows.shape == (windowed, len(node.keys))
                     assert node.listed >= 0 or node.guards, "windows cannot be lost"
                     slots.append(node.windows.ravel())
@@ -83,4 +89,10 @@ def check_index(index: RadixIndex) -> Ints:
     held_in_all = np.concatenate(slots)
     assert (len(held_in_all), pinned, nodes) == (index.total, index.pinned, index.nodes), "counts are wrong"
     assert (alone == index.alone).all(), "who pins what alone is wrong"
+    assert kept == {part: part.kept for part in kept} and sum(kept.values()) == index.evictable, "parts are wrong"
+    for part in kept:
+        assert all(node.part is part for *_, node in part.heap), "an entry stands in the queue of another part"
+        if index.queues.several:
+            assert index.queues.oldest.noted.get(part, inf) <= part.oldest, "a part comes too late by age"
+            assert index.queues.fullest.noted.get(part, inf) <= part.room, "a part comes too late by what it keeps"
     return held_in_all

@@ -14,6 +14,7 @@ from aiollm.engine.plan import Draft
 from aiollm.engine.radix import RadixIndex
 from aiollm.engine.request import Request
 from aiollm.engine.rows import Column, Row, Table
+from aiollm.engine.share import WHOLE, Shares
 from aiollm.engine.slots import SlotPool
 from aiollm.engine.window import NO_WINDOW, Window
 from aiollm.wire.columns import Ints
@@ -54,11 +55,11 @@ class Loan(NamedTuple):
 class Ledger:
     """Empty pool, index and rows, and numbers from 1: what a fresh worker has. Death of the worker ends it."""
 
-    def __init__(self, epoch: int, limits: Limits) -> None:
+    def __init__(self, epoch: int, limits: Limits, shares: Shares = WHOLE) -> None:
         self.epoch = epoch
         self.limits = limits
         self.pool = SlotPool(limits.slots)
-        self.index = RadixIndex(limits.rows + 1, limits.window)
+        self.index = RadixIndex(limits.rows + 1, limits.window, shares)
         self.table = Table(limits.rows, limits.max_length, limits.window.each)
         self.rows: list[Row | None] = [None] * limits.rows
         self.running: dict[int, Row] = {}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aiollm.engine.share import Part
 from aiollm.wire.columns import Ints
 
 Keys = NDArray[np.int64]
@@ -17,21 +18,21 @@ class Node:
     """A run of tokens below its parent. `end` is the length of the sequence from the root through this node;
     `number` is the update that computes it, 0 for what was published already. `pinned_by` is the exclusive or of the
     numbers of all that pin it: of a node with one pin, the number of its only holder. `windows` are the slots of layers
-    with a window, [groups of them, tokens], None once they are lost; they stay while there are `guards`."""
+    with a window, [groups of them, tokens], None once they are lost; they stay while there are `guards`. `part` is the
+    one of the cache that it belongs to."""
 
     __slots__ = (
-        "keys", "slots", "windows", "children", "parent", "pins", "guards", "pinned_by", "used", "aged", "hits", "end",
-        "queued", "listed", "number", "__weakref__",
+        "part", "keys", "slots", "windows", "children", "parent", "pins", "guards", "pinned_by", "used", "aged", "hits",
+        "end", "queued", "listed", "number", "__weakref__",
     )  # fmt: skip
 
-    def __init__(
-        self, parent: "Node | None", keys: Keys, slots: Ints, end: int, number: int = 0, windows: Ints | None = None
-    ) -> None:
+    def __init__(self, part: Part, parent: "Node | None", keys: Keys, slots: Ints, end: int, number: int = 0) -> None:
+        self.part = part
         self.number = number
         self.parent = parent
         self.keys = keys
         self.slots = slots
-        self.windows = windows
+        self.windows: Ints | None = None
         self.end = end
         self.children: dict[int, Node] = {}
         self.pins = self.guards = self.pinned_by = 0

@@ -19,6 +19,7 @@ import numpy as np
 
 from aiollm.engine.eviction import Queues
 from aiollm.engine.node import NO_KEYS, NO_SLOTS, Keys, Node, common_prefix, path, subtree
+from aiollm.engine.share import WHOLE, Shares
 from aiollm.engine.window import NO_WINDOW, Window
 from aiollm.wire.columns import Ints
 
@@ -47,7 +48,7 @@ class RadixIndex:
     Holders are numbers from 0 to `holders` - 1.
     """
 
-    def __init__(self, holders: int = 1, window: Window = NO_WINDOW) -> None:
+    def __init__(self, holders: int = 1, window: Window = NO_WINDOW, shares: Shares = WHOLE) -> None:
         self.roots: WeakValueDictionary[str, Node] = WeakValueDictionary()
         """Clients name the namespaces, so a root must go with its last node: rows, loans and queued leaves keep it."""
         self.total = 0
@@ -56,7 +57,7 @@ class RadixIndex:
         self.evicted = 0
         self.seconds = 0.0
         self.alone = np.zeros(holders, np.int64)
-        self._queues = Queues()
+        self.queues = Queues(shares)
         self._behind = window.behind
         self.windowed = window.groups
 
@@ -65,10 +66,10 @@ class RadixIndex:
         return self.total - self.pinned
 
     def root(self, namespace: str) -> Node:
-        """The root under which one namespace (adapter, salt) keeps its prefixes to itself."""
+        """The root under which one namespace (key, salt) keeps its prefixes to itself."""
         node = self.roots.get(namespace)
         if node is None:
-            node = self.roots[namespace] = Node(None, NO_KEYS, NO_SLOTS, 0)
+            node = self.roots[namespace] = Node(self.queues.part(namespace), None, NO_KEYS, NO_SLOTS, 0)
         return node
 
     @_timed
@@ -132,12 +133,12 @@ class RadixIndex:
         first = int(keys[0])
         if first in node.children:
             return None
-        child = Node(node, keys.copy(), slots.copy(), node.end + len(keys), number)
-        child.used = child.aged = self._queues.tick()
+        child = Node(node.part, node, keys.copy(), slots.copy(), node.end + len(keys), number)
+        child.used = child.aged = self.queues.tick()
         node.children[first] = child
         self.nodes += 1
-        self.total += len(keys)
-        self._queues.add_leaf(child)
+        self._hold(child, len(keys))
+        self.queues.add_leaf(child)
         if windows is not None and self.windowed:
             self._complete(child, windows)
         return child
@@ -162,9 +163,9 @@ class RadixIndex:
 
     def _complete(self, node: Node, windows: Ints) -> None:
         node.windows = windows.copy()
-        node.aged = self._queues.tick()
-        self.total += windows.size
-        self._queues.add_windows(node)
+        node.aged = self.queues.tick()
+        self._hold(node, windows.size)
+        self.queues.add_windows(node)
 
     @_timed
     def pin(self, node: Node, holder: int = 0, above: Node | None = None, low: int = 0) -> int:
@@ -195,8 +196,9 @@ class RadixIndex:
             assert step.pins >= 0, "unpinned more often than pinned"
             step.guards -= step.start >= kept
             self._weigh(step, 1)
-            self._queues.add_leaf(step)
-            self._queues.add_windows(step)
+            self.queues.add_leaf(step)
+            self.queues.add_windows(step)
+        self.queues.grew(node.part)
 
     @_timed
     def release(self, node: Node, kept: int, low: int, tail: int) -> int:
@@ -214,7 +216,8 @@ class RadixIndex:
             self._weigh(step, 1)
             if not step.hits and step.end <= tail:
                 step.aged = 0
-            self._queues.add_windows(step)
+            self.queues.add_windows(step)
+        self.queues.grew(node.part)
         return first
 
     def _weigh(self, node: Node, sign: int) -> None:
@@ -222,14 +225,22 @@ class RadixIndex:
         if node.pins:
             held = sign * len(node.keys) * (1 + self.windowed if node.guards else 1)
             self.pinned += held
+            node.part.kept -= held
             if node.pins == 1:
                 self.alone[node.pinned_by] += held
+
+    def _hold(self, node: Node, slots: int) -> None:
+        """Count so many more slots of a node with those that are held, or fewer."""
+        self.total += slots
+        node.part.kept += slots
+        if slots > 0:
+            self.queues.grew(node.part)
 
     @_timed
     def evict(self, wanted: int) -> Ints:
         """Free at least `wanted` slots, or all that may be: of unpinned leaves and of windows that nobody guards, least
-        recently used first; leaves have a second chance for hits."""
-        freed, leaving = [NO_SLOTS], self._queues.leaving()
+        recently used first, of parts beyond their share before all others; leaves have a second chance for hits."""
+        freed, leaving = [NO_SLOTS], self.queues.leaving(lambda: self.total - self.pinned)
         while wanted > 0 and (found := next(leaving, None)) is not None:
             node, itself = found
             freed.append(self._shorten(node, wanted) if itself else self._lose(node))
@@ -245,13 +256,13 @@ class RadixIndex:
         if node.windows is not None:
             freed = np.concatenate([freed, node.windows[:, keep:].ravel()])
         self.evicted += gone
-        self.total -= gone * each
+        self._hold(node, -gone * each)
         if keep:
             node.end -= gone
             node.keys, node.slots = node.keys[:keep], node.slots[:keep]
             if node.windows is not None:
                 node.windows = node.windows[:, :keep]
-            self._queues.add_leaf(node)
+            self.queues.add_leaf(node)
         else:
             self._unlink(node)
         return freed
@@ -260,7 +271,7 @@ class RadixIndex:
         """A node's windows, which it lives on without."""
         assert node.windows is not None
         lost, node.windows = node.windows.ravel(), None
-        self.total -= len(lost)
+        self._hold(node, -len(lost))
         return lost
 
     def cut(self, node: Node, keys: Keys, begin: int, number: int) -> Node | None:
@@ -285,7 +296,7 @@ class RadixIndex:
             freed.append(node.slots)
             if node.windows is not None:
                 freed.append(node.windows.ravel())
-            self.total -= len(node.keys) * (1 if node.windows is None else 1 + self.windowed)
+            self._hold(node, -len(node.keys) * (1 if node.windows is None else 1 + self.windowed))
             node.children, node.parent = {}, None
         return np.concatenate(freed)
 
@@ -307,7 +318,7 @@ class RadixIndex:
         """The first tokens of a node, a node of its own from now on, as they are used again."""
         if length < len(node.keys):
             node = self._split(node, length)
-        node.used = self._queues.tick()
+        node.used = self.queues.tick()
         node.hits += 1
         return node
 
@@ -315,7 +326,7 @@ class RadixIndex:
         """Cut a node in two; the new upper half is returned, the lower half stays the object that rows pinned."""
         parent = node.parent
         assert parent is not None
-        upper = Node(parent, node.keys[:length], node.slots[:length], node.start + length, node.number)
+        upper = Node(node.part, parent, node.keys[:length], node.slots[:length], node.start + length, node.number)
         upper.pins, upper.guards, upper.pinned_by = node.pins, node.guards, node.pinned_by
         upper.used, upper.aged, upper.hits = node.used, node.aged, node.hits
         if node.windows is not None:
@@ -324,7 +335,7 @@ class RadixIndex:
         parent.children[int(upper.keys[0])] = upper
         node.keys, node.slots, node.parent = node.keys[length:], node.slots[length:], upper
         upper.children[int(node.keys[0])] = node
-        self._queues.add_windows(upper)
+        self.queues.add_windows(upper)
         return upper
 
     def _unlink(self, node: Node) -> None:
@@ -333,4 +344,4 @@ class RadixIndex:
         del parent.children[int(node.keys[0])]
         node.parent = None
         self.nodes -= 1
-        self._queues.add_leaf(parent)
+        self.queues.add_leaf(parent)

@@ -22,6 +22,7 @@ from aiollm.engine.policy import PastFuture, Policy
 from aiollm.engine.queue import OUTPUT_WEIGHT, Order, Queue, seniority
 from aiollm.engine.request import Finish, Request, State
 from aiollm.engine.rows import Column, Row
+from aiollm.engine.share import WHOLE, Shares
 from aiollm.wire.columns import Ints, ints
 from aiollm.wire.messages import Failed, Header, Result, Update
 
@@ -57,10 +58,13 @@ class Sent(NamedTuple):
 class Scheduler:
     """`check` in integrity.py says what must hold between any two calls."""
 
-    def __init__(self, limits: Limits, policy: Policy | None = None, service: Service = DEFAULT) -> None:
+    def __init__(
+        self, limits: Limits, policy: Policy | None = None, service: Service = DEFAULT, shares: Shares = WHOLE
+    ) -> None:
         self.limits = limits
         self.policy = policy or PastFuture()
         self.service = service
+        self.shares = shares
         self.waiting = Queue(service.order, service.ttft_target, service.queue_timeout)
         self.credit = CreditPolicy()
         self.chunks = ChunkBudget(limits.chunk_budget, service.gap_target)
@@ -74,7 +78,7 @@ class Scheduler:
     def begin_epoch(self) -> None:
         """A fresh worker."""
         self.epoch += 1
-        self.ledger = Ledger(self.epoch, self.limits)
+        self.ledger = Ledger(self.epoch, self.limits, self.shares)
         self.door = Door(self.ledger, self.waiting, self.policy, self.chunks)
         self._sent: deque[Sent] = deque()
 
@@ -107,6 +111,11 @@ class Scheduler:
         for request in self.waiting.expired(now):
             error = f"the request waited for {now - request.arrived:.0f} s and did not begin"
             self.abort(request, Finish("timeout", error=error))
+
+    def share(self, shares: Shares) -> None:
+        """What the parts of the prefix cache may keep from now on."""
+        self.shares = shares
+        self.ledger.index.queues.reshare(shares)
 
     def abort(self, request: Request, finish: Finish = Finish("abort")) -> None:
         """End a request at any stage; its row is retired by the next update."""

@@ -11,6 +11,7 @@ from aiollm.engine.engine import QUEUED_POOLS, Engine, EngineBusy, Settings
 from aiollm.engine.policy import Aggressive, Conservative, PastFuture
 from aiollm.engine.request import Finish, State
 from aiollm.engine.scheduler import DEFAULT, Service
+from aiollm.engine.share import Shares
 from aiollm.engine.window import Window
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Failed, Loading, Ready
@@ -208,6 +209,18 @@ async def test_one_key_gets_its_share_of_the_queue_and_the_others_theirs():
         engine.submit(of("c"))
     assert busy.value.reason == "queue_full"
     await group.serve()
+
+
+@in_a_loop
+async def test_other_shares_hold_from_now_on_and_for_the_model_that_loads():
+    engine, fresh = start(key_share=0.5)[0], make()
+    for each in (engine, fresh):
+        each.share(0.25, Shares(0.5, {"a": 0.1}))
+    fresh.on_ready(READY, None)
+    for each in (engine, fresh):
+        assert each.settings.key_share == 0.25
+        parts = [each.core.ledger.index.queues.part(name) for name in ("a", "b")]
+        assert [part.share for part in parts] == [0.1, 0.5]
 
 
 @in_a_loop

@@ -1,5 +1,6 @@
 import gc
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from aiollm.engine.integrity import check_index
 from aiollm.engine.node import common_prefix, path, subtree
 from aiollm.engine.radix import RadixIndex
+from aiollm.engine.share import Shares
 
 Prefix = tuple[int, ...]
 
@@ -33,12 +35,20 @@ def found(index, tokens, namespace=""):
     return sum(length for _, length in index.peek(index.root(namespace), keys(*tokens)))
 
 
+NAMESPACES = "a", "b", "b\0salt", "c"
+
+
+def name(namespace):
+    return namespace.partition("\0")[0]
+
+
 class Oracle:
     """The index as a table: (namespace, prefix) -> slot of its last token; pins as a list of what they keep."""
 
     def __init__(self, rng):
         self.rng = rng
-        self.index = RadixIndex()
+        self.shares = Shares(0.5, {"b": 0.1})
+        self.index = RadixIndex(shares=self.shares)
         self.table: dict[tuple[str, Prefix], int] = {}
         self.pins: list[tuple[str, Prefix, object]] = []
         self.numbers: dict[tuple[str, Prefix], int] = {}
@@ -59,7 +69,7 @@ class Oracle:
         return node
 
     def keep(self):
-        namespace, tokens = self.rng.choice("ab"), self.tokens()
+        namespace, tokens = self.rng.choice(NAMESPACES), self.tokens()
         node = self.match(namespace, tokens)
         begin = node.end
         if begin < len(tokens):
@@ -72,7 +82,7 @@ class Oracle:
                 self.numbers[namespace, tuple(tokens[: at + 1])] = self.number
 
     def pin(self):
-        namespace, tokens = self.rng.choice("ab"), self.tokens()
+        namespace, tokens = self.rng.choice(NAMESPACES), self.tokens()
         node = self.match(namespace, tokens)
         self.index.pin(node)
         self.pins.append((namespace, tuple(tokens[: node.end]), node))
@@ -83,7 +93,7 @@ class Oracle:
             self.index.unpin(node)
 
     def peek(self):
-        namespace, tokens = self.rng.choice("ab"), self.tokens()
+        namespace, tokens = self.rng.choice(NAMESPACES), self.tokens()
         before = [(node, node.used, len(node.keys)) for root in self.index.roots.values() for node in subtree(root)]
         parts = self.index.peek(self.index.root(namespace), keys(*tokens))
         assert sum(length for _, length in parts) == self.longest(namespace, tokens)
@@ -101,11 +111,27 @@ class Oracle:
     def evict(self):
         wanted = self.rng.randint(1, 6)
         pinned = self.pinned()
-        freed = set(self.index.evict(wanted).tolist())
+        beyond = self.fullest_beyond()
+        order = self.index.evict(wanted).tolist()
+        freed = set(order)
         assert len(freed) == min(wanted, len(self.table) - len(pinned))
         gone = {key for key, slot in self.table.items() if slot in freed}
         assert len(gone) == len(freed) and not gone & pinned
+        assert not beyond or {name(key[0]) for key in gone if self.table[key] == order[0]} <= beyond
         self.forget(gone)
+
+    def kept(self):
+        return Counter(name(key[0]) for key in self.table.keys() - self.pinned())
+
+    def fullest_beyond(self):
+        """The parts from which the next slot has to come; any may be where there are none."""
+        kept = self.kept()
+        full = {part: count / self.shares.of(part) for part, count in kept.items()}
+        return {part for part, most in full.items() if most == max(full.values()) and most > sum(kept.values())}
+
+    def reshare(self):
+        self.shares = Shares(self.rng.choice([0.1, 0.4, 1.0]), {"b": self.rng.choice([0.2, 0.9])})
+        self.index.queues.reshare(self.shares)
 
     def cut(self):
         if not self.table:
@@ -141,6 +167,7 @@ class Oracle:
         pinned = self.pinned()
         assert (self.index.total, self.index.pinned) == (len(self.table), len(pinned))
         assert self.index.evictable == len(self.table) - len(pinned)
+        assert self.kept() == {part.name: part.kept for part in self.index.queues.parts.values() if part.kept}
         for namespace, prefix, node in self.pins:
             assert [k for step in reversed([*path(node)]) for k in step.keys.tolist()] == list(prefix)
             assert self.longest(namespace, prefix) == len(prefix)
@@ -151,6 +178,7 @@ def test_random_use_agrees_with_a_table_of_prefixes(seed):
     rng = random.Random(seed)
     oracle = Oracle(rng)
     actions = [oracle.keep, oracle.keep, oracle.keep, oracle.pin, oracle.unpin, oracle.peek, oracle.evict, oracle.cut]
+    actions.append(oracle.reshare)
     for _ in range(300):
         rng.choice(actions)()
         oracle.check()
@@ -277,11 +305,12 @@ def test_common_prefix():
     assert common_prefix(keys(1, 2, 3), keys(1, 5, 3)) == 1
 
 
-@pytest.mark.parametrize("spoil", ["count", "end", "pins", "queue", "first"])
+@pytest.mark.parametrize("spoil", ["count", "end", "pins", "queue", "first", "part", "kept", "rank"])
 def test_check_sees_a_tree_that_disagrees_with_itself(spoil):
     index = RadixIndex()
     leaf = put(index, [1, 2, 3], 0)
     put(index, [1, 2, 4], 10)
+    put(index, [1], 20, "other")
     check_index(index)
     if spoil == "count":
         index.total += 1
@@ -291,6 +320,12 @@ def test_check_sees_a_tree_that_disagrees_with_itself(spoil):
         leaf.pins = 1
     elif spoil == "queue":
         leaf.queued = False
+    elif spoil == "part":
+        leaf.part = index.root("other").part
+    elif spoil == "kept":
+        leaf.part.kept -= 1
+    elif spoil == "rank":
+        index.queues.fullest.noted[leaf.part] = 0.0
     else:
         leaf.keys[0] = 8
     with pytest.raises(AssertionError):
