@@ -97,7 +97,7 @@ async def serve(settings: config.Config, reread: Callable[[], config.Config], co
     from aiollm.wire.messages import Loading
 
     keys = Keys(settings.api_key, _key_file(settings))
-    engine = assembly.make_engine(settings, _key_share(settings, keys))
+    engine = assembly.make_engine(settings, *_shares(settings, keys))
 
     def progress(phase: str, fraction: float | None) -> None:
         console.progress(phase, fraction)
@@ -278,7 +278,7 @@ async def _reload(
     except (OSError, ValueError) as error:
         log.error("SIGHUP changes nothing: %s", error)
         return
-    engine.settings = engine.settings._replace(key_share=_key_share(fresh, keys))
+    engine.share(*_shares(fresh, keys))
     logging.getLogger().setLevel(fresh.log_level.upper())
     console.say(f"SIGHUP: {len(keys)} API keys, log level {fresh.log_level}")
     if others := [n for n in config.FIELDS.keys() - config.LIVE if getattr(fresh, n) != getattr(settings, n)]:
@@ -300,9 +300,12 @@ def _key_file(settings: config.Config) -> Mapping[str, Any] | None:
     return entries(path, values, lines)
 
 
-def _key_share(settings: config.Config, keys: Any) -> float:
-    """What one key may have of the queue."""
-    return settings.max_queue_share if len(keys) > 1 else 1.0
+def _shares(settings: config.Config, keys: Any) -> tuple[float, Any]:
+    """What one key may have of the queue, and what keys may keep of the prefix cache."""
+    from aiollm.engine.share import Shares
+
+    queue = settings.max_queue_share if len(keys) > 1 else 1.0
+    return queue, Shares(settings.cache_share, keys.cache_shares)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from aiollm.engine.engine import Engine
 from aiollm.engine.engine import Settings as EngineSettings
 from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture, Policy
 from aiollm.engine.scheduler import Service
+from aiollm.engine.share import WHOLE, Shares
 from aiollm.fleet.fleet import Fleet
 from aiollm.hub.resolve import ModelFiles, resolve
 from aiollm.text.chat import ChatTemplate
@@ -39,8 +40,8 @@ class Model(NamedTuple):
     settings: ApiSettings
 
 
-def make_engine(settings: Config, key_share: float = 1.0) -> Engine:
-    """`key_share` is what the requests of one API key may have of the queue."""
+def make_engine(settings: Config, key_share: float = 1.0, cache: Shares = WHOLE) -> Engine:
+    """`key_share` and `cache` are what API keys may have of the queue and of the prefix cache."""
     return Engine(
         EngineSettings(
             rows=settings.running_max_req_size,
@@ -58,6 +59,7 @@ def make_engine(settings: Config, key_share: float = 1.0) -> Engine:
                 settings.gap_target,
                 settings.queue_timeout,
             ),
+            cache=cache,
         )
     )
 

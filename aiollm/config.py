@@ -239,6 +239,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(gt=0, le=1),
         Setting(SCHEDULING, "SHARE", "of max_queue that the requests of one API key may take, where there are several"),
     ] = 0.5
+    cache_share: Annotated[
+        float,
+        Meta(gt=0, le=1),
+        Setting(
+            SCHEDULING,
+            "SHARE",
+            "of the prefix cache that one API key may keep while others want room, unless api_key_file says another",
+        ),
+    ] = 0.8
     queue_timeout: Annotated[
         float,
         Meta(ge=0),
@@ -321,7 +330,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = "info"
 
 
-LIVE = frozenset({"api_key", "api_key_file", "max_queue_share", "log_level"})
+LIVE = frozenset({"api_key", "api_key_file", "max_queue_share", "cache_share", "log_level"})
 """Settings that SIGHUP changes; the others take a new start."""
 
 

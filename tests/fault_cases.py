@@ -310,10 +310,13 @@ CASES = {
         "api/test_keys.py::test_a_key_of_two_megabytes_is_not_even_read",
         SERVE + "test_a_server_with_keys_serves_who_shows_one_and_its_log_shows_none",
     )),
-    "S9": Case("what one client cached is nobody else's to find out", (
+    "S9": Case("what one client cached is nobody else's to find out, nor to drive out", (
         "engine/test_ledger.py::test_namespaces_do_not_share",
         "api/test_quota.py::test_no_key_sees_what_another_one_has_in_the_cache",
-    ), "no key's part of the cache has a limit of its own yet"),
+        "api/test_quota.py::test_a_key_that_floods_the_cache_leaves_the_others_theirs",
+        "engine/test_share.py::test_a_flood_takes_of_the_others_no_more_than_one_entry_beyond_its_share",
+        "engine/test_radix.py::test_random_use_agrees_with_a_table_of_prefixes",
+    )),
     "S10": Case("foreign pages and foreign names of this machine open no socket", (
         WS + "test_other_sites_are_refused_before_the_upgrade",
         "api/test_origin.py::test_other_pages_and_names_are_refused",

@@ -109,8 +109,9 @@ def test_keys_are_read_again_while_streams_go_on(folder: Path, tmp_path: Path) -
         with ThreadPoolExecutor(1) as pool:
             long = pool.submit(completion, server, alice, max_tokens=1500)
             until(lambda: running(server, alice) == 1)
-            file.write_text(line_b.replace("}", ", max_requests: 2}"))
-            settings.write_text(settings.read_text().replace("[plain]", "[other]") + "log_level: debug\nmax_queue: 7\n")
+            file.write_text(line_b.replace("}", ", max_requests: 2, cache_share: 0.3}"))
+            changed = settings.read_text().replace("[plain]", "[other]")
+            settings.write_text(changed + "log_level: debug\nmax_queue: 7\ncache_share: 0.4\n")
             hang_up(server, "SIGHUP: 2 API keys, log level debug")
             assert [completion(server, key) for key in (alice, "plain", bob, "other")] == [401, 401, 200, 200]
             assert completion(server, bob, n=3) == 400  # its limits too

@@ -7,6 +7,7 @@ from aiohttp import web
 from aiollm.api.errors import invalid
 from aiollm.api.keys import KEY
 from aiollm.api.quota import Key
+from aiollm.engine.share import SEPARATOR
 
 TIMEOUT = "X-Request-Timeout"
 LONGEST = 86_400
@@ -27,7 +28,7 @@ class Caller(NamedTuple):
         """The part of the prefix cache for requests with this `cache_salt`. No salt leads to another key's: names have
         no zero byte."""
         own = self.key.namespace if self.key is not None else ""
-        return f"{own}\0{salt or ''}" if own or salt else ""
+        return f"{own}{SEPARATOR}{salt or ''}" if own or salt else ""
 
     def priority(self, asked: int | None) -> int:
         """The priority of requests that ask for this one."""

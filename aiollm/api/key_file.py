@@ -6,6 +6,7 @@
       max_requests: 64
       tokens_per_minute: 200000
       min_priority: 10
+      cache_share: 0.3
 
 A fast hash is enough: keys are 256 random bits that nobody guesses, however cheap a guess is. Slow hashes (bcrypt,
 scrypt) protect words that people choose, and would cost each request some tenths of a second.
@@ -30,6 +31,7 @@ _RULES = {
     "tokens_per_minute": "an integer of at least 1",
     "min_priority": "an integer from -100 to 100",
     "shares_cache": "true or false",
+    "cache_share": "a number above 0 and at most 1",
 }
 _USAGE = """\
 usage: aiollm key NAME
@@ -51,6 +53,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     shares_cache: bool = False
     """Whether its part of the prefix cache is that of all keys that say so. Else it is alone there: how soon a first
     token comes would tell whether somebody has sent the same prompt."""
+    cache_share: Annotated[float, Meta(gt=0, le=1)] | None = None
+    """Of the prefix cache that its part may keep while others want room; None is that of all keys."""
 
 
 def entries(path: str, values: Mapping[str, Any], lines: Mapping[tuple[str, ...], int]) -> dict[str, Entry]:
@@ -75,6 +79,8 @@ def entries(path: str, values: Mapping[str, Any], lines: Mapping[tuple[str, ...]
         except msgspec.ValidationError as error:  # its message may show the value: a key that was put there by mistake
             field = next(field for field in _RULES if f"`$.{field}`" in str(error))
             raise ValueError(f"{at(field)}: {field} must be {_RULES[field]}") from None
+        if entry.shares_cache and entry.cache_share is not None:
+            raise ValueError(f"{at('cache_share')}: cache_share is for keys that do not share the cache")
         if entry.sha256 in owners:
             raise ValueError(f"{at('sha256')}: sha256 is that of {owners[entry.sha256]} too")
         found[name], owners[entry.sha256] = entry, name

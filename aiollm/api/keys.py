@@ -49,6 +49,11 @@ class Keys:
             key.rule(*rule)
         self.open = not plain and file is None
 
+    @property
+    def cache_shares(self) -> dict[str, float]:
+        """What keys, by name, may keep of the prefix cache where that differs from the others."""
+        return {key.name: key.cache_share for key in self._keys if key.cache_share is not None}
+
     def find(self, key: bytes) -> Key | None:
         """The one that is shown. The time it takes says nothing about them: digests, all of them, to their ends."""
         digest = sha256(key).digest()

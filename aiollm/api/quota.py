@@ -43,6 +43,11 @@ class Key:
         """Its part of the prefix cache."""
         return "" if self._entry.shares_cache else self.name
 
+    @property
+    def cache_share(self) -> float | None:
+        """Of the prefix cache that its part may keep; None is that of all keys."""
+        return self._entry.cache_share
+
     def revoke(self) -> None:
         """It is taken back, also where a socket was opened with it."""
         self._revoked = True

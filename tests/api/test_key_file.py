@@ -12,7 +12,7 @@ from aiollm.api.key_file import MOST_KEYS, Entry, entries, main
 from aiollm.api.keys import Keys
 from aiollm.yaml_file import located
 
-A, B = "a" * 64, "b" * 64
+A, B, C = "a" * 64, "b" * 64, "c" * 64
 
 
 def read(folder: Path, text: str) -> dict[str, Entry]:
@@ -30,10 +30,12 @@ yes:
   tokens_per_minute: 1000
   min_priority: -5
   shares_cache: true
+large: {{sha256: {C}, cache_share: 0.6}}
 """
     assert read(tmp_path, text) == {
         "alice": Entry(sha256=A),
         "yes": Entry(sha256=B, max_requests=8, tokens_per_minute=1000, min_priority=-5, shares_cache=True),
+        "large": Entry(sha256=C, cache_share=0.6),
     }
     assert read(tmp_path, "") == {}
 
@@ -55,6 +57,12 @@ yes:
         (f"a:\n  sha256: {A}\n  tokens_per_minute: 1.5", "line 3: a: tokens_per_minute must be an integer"),
         (f"a:\n  sha256: {A}\n  min_priority: 101", "line 3: a: min_priority must be an integer from -100 to 100"),
         (f"a:\n  sha256: {A}\n  shares_cache: 1", "line 3: a: shares_cache must be true or false"),
+        (f"a:\n  sha256: {A}\n  cache_share: 0", "line 3: a: cache_share must be a number above 0 and at most 1"),
+        (f"a:\n  sha256: {A}\n  cache_share: 60%", "line 3: a: cache_share must be a number"),
+        (
+            f"a:\n  sha256: {A}\n  shares_cache: true\n  cache_share: 0.5",
+            "line 4: a: cache_share is for keys that do not share the cache",
+        ),
         (f"a:\n  sha256: {A}\n  max_request: 1", "line 3: a: unknown field max_request; there are sha256, max_req"),
         (f"a: {{sha256: {A}}}\nb:\n  sha256: {A}", "line 3: b: sha256 is that of a too"),
         (f"a: {{sha256: {A}}}\na: {{sha256: {B}}}", "line 2: a stands there twice"),

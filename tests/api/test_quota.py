@@ -9,12 +9,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from stand import Stand, stand
+from stand import SLOTS, Stand, stand
 
 from aiollm.api.errors import ApiError
 from aiollm.api.key_file import Entry
 from aiollm.api.keys import KEYS, Keys
 from aiollm.api.quota import Key
+from aiollm.engine.share import Shares
 
 TEXT = "/v1/completions"
 BODY: dict[str, Any] = {"prompt": "hello", "max_tokens": 4}
@@ -220,6 +221,31 @@ def test_no_key_sees_what_another_one_has_in_the_cache(folder: Path) -> None:
             for salt in ("a", "a\0", "a\0s", "\0a\0"):
                 assert await cached("c", cache_salt=salt) == 0  # a name is no way in
             assert await cached("c") == 0 and await cached("d") == 16
+
+    asyncio.run(main())
+
+
+def test_a_key_that_floods_the_cache_leaves_the_others_theirs(folder: Path) -> None:
+    async def main() -> None:
+        file = {"quiet": entry("quiet"), "flood": entry("flood", cache_share=0.5)}
+        async with stand(folder, key_file=file) as served:
+            served.engine.share(1.0, Shares(0.9, served.app[KEYS].cache_shares))
+            core = served.engine.core
+            assert core is not None
+
+            async def cached(key: str, prompt: str, **fields: Any) -> int:
+                code, answer = await served.post(TEXT, {**BODY, "prompt": prompt, **fields}, **bearer(key))
+                assert code == 200
+                found: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+                return found
+
+            await cached("quiet", "q" * 400)
+            for at in range(3 * SLOTS // 400):
+                await cached("flood", f"{at:09}" + "f" * 391, cache_salt=str(at))
+            assert core.ledger.index.evicted > SLOTS
+            assert await cached("quiet", "q" * 400) == 399
+            core.lose_worker()  # whoever comes next keeps to the same shares
+            assert [core.ledger.index.queues.part(name).share for name in ("quiet", "flood")] == [0.9, 0.5]
 
     asyncio.run(main())
 
