@@ -103,12 +103,15 @@ class AsyncLLM:
             collector = self._collector(generation, asked, params)
             generation.submit()
             try:
-                while any(choice.finish is None for choice in generation.choices):
+                finished = False
+                while not finished:  # as was told: the end may come while a caller looks at the output before
                     await generation.changed.wait()
                     generation.changed.clear()
                     if (error := generation.failure()) is not None:
                         raise error
-                    yield collector.output()
+                    output = collector.output()
+                    finished = output.finished
+                    yield output
             finally:
                 generation.end()
 

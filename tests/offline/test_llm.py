@@ -152,6 +152,14 @@ def test_a_stream_grows_to_what_generate_gives(llm: LLM) -> None:
     assert answer.outputs[0].text == llm.chat(QUESTION, SamplingParams(max_tokens=4, seed=1))[0].outputs[0].text
 
 
+def test_the_last_output_of_a_stream_is_whole_however_long_one_looks_at_another(llm: LLM) -> None:
+    stream = llm.stream("Hello", SamplingParams(max_tokens=200, seed=5, ignore_eos=True))
+    next(stream)
+    until(lambda: idle(llm))
+    (rest,) = stream
+    assert rest.finished and len(rest.outputs[0].token_ids) == 200
+
+
 def test_who_leaves_a_stream_ends_its_request(llm: LLM) -> None:
     stream = llm.stream("Hello", SamplingParams(max_tokens=1900, ignore_eos=True))
     next(stream)
