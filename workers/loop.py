@@ -344,10 +344,11 @@ class Loop:
         self.in_flight -= 1
         pending = flight.pending
         idle = max(0.0, pending.began - self._last_end) if self._last_end and pending.began else 0.0
+        idle += pending.ended - pending.began - pending.worked
         self._last_end = pending.ended or self._last_end
         header = Header(
             self.epoch, flight.iteration, flight.turn, flight.applied,
-            int((pending.ended - pending.began) * 1e6), int(idle * 1e6), pack(flight.stalled),
+            int(pending.worked * 1e6), int(idle * 1e6), pack(flight.stalled),
         )  # fmt: skip
         if pending.error is not None:
             if not self.decisions.alone or isinstance(pending.error, StateLost):

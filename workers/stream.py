@@ -27,6 +27,11 @@ class Pending:
         self.began = 0.0
         self.ended = 0.0
 
+    @property
+    def worked(self) -> float:
+        """Seconds from begin to end in which the stream had something of it to do."""
+        return self.ended - self.began
+
     def wait(self) -> None:
         self._done.wait()
 
@@ -61,6 +66,11 @@ class Split(Pending):
         self.first = first
         self._second: Pending | None = None
         self._followed = threading.Event()
+
+    @property
+    def worked(self) -> float:
+        second = self._second
+        return self.first.worked + (second.worked if second is not None else 0.0)
 
     def follow(self, second: Pending) -> None:
         """The second launch; its work begins with `outcome`."""

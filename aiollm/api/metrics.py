@@ -50,7 +50,7 @@ class Metrics:
         self.success = counter("request_success", "Choices that ended, by reason", ("finished_reason",))
         self.queries = counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache")
         self.hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache")
-        self.idle = counter("device_idle_seconds", "Time the device waited between iterations")
+        self.idle = counter("device_idle_seconds", "Time the device waited between iterations, or for masks within")
         self.key_tokens = counter("key_tokens", "Tokens of prompts and outputs, by API key", ("key", "kind"))
         self.responses = counter("http_responses", "HTTP responses by status", ("status",))
         self.first_token = histogram("time_to_first_token_seconds", "From arrival to the first token", TTFT_BUCKETS)

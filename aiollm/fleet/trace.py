@@ -3,7 +3,7 @@
 Three tracks: what the device did (iterations, gaps, times without work), the updates that were sent to it, and when the
 results arrived. Device times are those of the result headers (rule C), laid end to end: an iteration ends when its
 result arrived at the latest, and is drawn shorter than it was where it would overlap the one before. Arrows lead from
-an update to the iteration that applied it.
+an update to the iteration that applied it. What an iteration waited for its masks counts among the gap before it.
 """
 
 import logging

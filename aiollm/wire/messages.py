@@ -127,8 +127,9 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
     applied: int
     """Last update applied before this iteration; its arena space is free."""
     device_us: int
+    """Time the device worked on this iteration."""
     idle_us: int
-    """Time the device had nothing to do before this iteration."""
+    """Time the device had nothing to do before this iteration, or in the midst of it while masks were made (rule J)."""
     stalled: bytes
     """Rows that could not run for want of credit."""
 

@@ -12,7 +12,7 @@ from aiollm.wire.sampling import AllowedIds, SamplingParams
 from aiollm.workers.constraints import Constraints
 from aiollm.workers.loop import QUIET, SMALL_UPDATES, Outcome
 from aiollm.workers.step import Step
-from aiollm.workers.stream import StateLost
+from aiollm.workers.stream import Split, StateLost
 
 
 def tokens(messages: list[FromWorker]) -> list[int]:
@@ -105,6 +105,25 @@ def test_a_masked_row_runs_to_its_limit_beside_a_free_one() -> None:
     rows = [begin(1, 3, [7, 7, 7], credit=3, sampling=MASKED), begin(2, 0, [7], first_slot=20, credit=3)]
     start(loop_of(ListInbox(rows), outbox, runner, constraints=Constraints(None, 64)))()
     assert sorted(tokens(outbox.sent)) == [1, 2, 3, 3, 4, 4, 5, 6]
+
+
+def test_what_the_device_waits_for_masks_is_idle_time() -> None:
+    outbox = ListOutbox()
+    inbox = ListInbox([begin(1, 0, [7], outputs=1, sampling=MASKED)])
+    loop = loop_of(inbox, outbox, PositionRunner(), constraints=Constraints(None, 64))
+    flight = loop.turn(None)
+    assert flight is not None and loop.turn(None) is None, "the second turn draws"
+    pending = flight.pending
+    assert isinstance(pending, Split) and pending._second is not None
+    pending.wait()
+    times = [(pending, (1.0, 14.0)), (pending.first, (1.0, 3.0)), (pending._second, (10.0, 14.0))]
+    for part, (part.began, part.ended) in times:
+        pass
+    loop.turn(flight)
+    (result,) = outbox.sent
+    assert isinstance(result, Result)
+    assert (result.header.device_us, result.header.idle_us) == (6_000_000, 7_000_000)
+    loop.stream.close()
 
 
 def test_masks_that_cannot_be_made_cost_the_rows_of_their_step() -> None:

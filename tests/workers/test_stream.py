@@ -2,7 +2,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from aiollm.workers.stream import HostStream, Pending
+from aiollm.workers.stream import HostStream, Pending, Split
 
 
 def test_work_runs_in_the_order_of_its_launches_and_off_the_callers_thread() -> None:
@@ -57,3 +57,22 @@ def test_a_launch_times_its_work() -> None:
     assert not pending.done
     pending.run(lambda: None)
     assert pending.done and 0 < pending.began <= pending.ended
+
+
+def test_what_a_launch_in_two_waited_between_them_is_no_work_of_it() -> None:
+    first, second = Pending(), Pending()
+    pending = Split(first)
+    for part, (part.began, part.ended) in [(first, (1.0, 3.0)), (second, (10.0, 14.0))]:
+        part._done.set()
+    pending.follow(second)
+    pending.wait()
+    assert (pending.began, pending.ended, pending.worked) == (1.0, 14.0, 6.0)
+
+
+def test_a_launch_whose_rest_never_came_worked_on_its_beginning() -> None:
+    first = Pending()
+    first.run(lambda: None)
+    pending = Split(first)
+    pending.abandon(ValueError())
+    pending.wait()
+    assert pending.worked == pending.ended - pending.began == first.worked
