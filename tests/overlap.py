@@ -1,7 +1,10 @@
 """The real loop with its two threads, over a runner without a model, for tests of what lies around a turn."""
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future
+from typing import Any
 
 import numpy as np
 
@@ -81,6 +84,27 @@ class ListOutbox:
             raise self.fail
         while self.waiting:
             self.sent.append(self.waiting.pop(0))
+
+
+class LateThreads(Executor):
+    """Does what is asked of it when told, one thing after the other, but for what was cancelled."""
+
+    def __init__(self) -> None:
+        self.queue: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self.begun = 0
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.queue.append((future, lambda: function(*args, **kwargs)))
+        return future
+
+    def complete(self) -> None:
+        """The next thing, where there is one."""
+        if self.queue:
+            future, work = self.queue.popleft()
+            if future.set_running_or_notify_cancel():
+                self.begun += 1
+                future.set_result(work())
 
 
 def loop_of(

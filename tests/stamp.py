@@ -16,13 +16,14 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 import numpy as np
 import torch
+from overlap import LateThreads
 
 from aiollm.engine.integrity import check
 from aiollm.engine.ledger import Limits, Loan
@@ -44,7 +45,7 @@ from aiollm.wire.messages import Failed, FromWorker, Result, ToWorker
 from aiollm.wire.sampling import AllowedIds, BannedWords, Grammar, SamplingParams
 from aiollm.wire.vocabulary import Vocabulary
 from aiollm.workers import state as worker_state
-from aiollm.workers.constraints import Constraints
+from aiollm.workers.constraints import Constraints, Words
 from aiollm.workers.decisions import Decisions
 from aiollm.workers.groups import Groups, lifetimes
 from aiollm.workers.loop import BUILDING, Flight, Loop, Outcome
@@ -261,20 +262,21 @@ class Wire:
         self.posted = []
 
 
-class LateThreads(Executor):
-    """Does what is asked of it when told."""
+class FullConstraints(Constraints):
+    """Lexers are full now and then, though never twice before the same token."""
 
-    def __init__(self) -> None:
-        self.queue: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+    def __init__(self, threads: Executor, random: random.Random) -> None:
+        super().__init__(LETTERS, VOCABULARY, threads)
+        self.random = random
+        self.chance = random.choice([0.0, 0.02, 0.2])
 
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        self.queue.append((future, lambda: function(*args, **kwargs)))
-        return future
-
-    def complete(self) -> None:
-        future, work = self.queue.popleft()
-        future.set_result(work())
+    def _narrow(self, rows: dict[int, int], lines: Words, failures: dict[int, str]) -> dict[int, str]:
+        full = super()._narrow(rows, lines, failures)
+        for at, index in rows.items():
+            row = self._rows[index]
+            if row.grammar is not None and row.renewed != len(row.tokens) and self.random.random() < self.chance:
+                full[at] = "injected"
+        return full
 
 
 class FaultyRunner:
@@ -352,7 +354,7 @@ class Worker:
         self.threads = LateThreads()
         self.loop = Loop(
             epoch, limits.rows, self.wire, self.wire, self.stream, self.runner, runner.staging, Decisions(),
-            Constraints(LETTERS, VOCABULARY, self.threads), runner.mask_staging,
+            FullConstraints(self.threads, random), runner.mask_staging,
         )  # fmt: skip
         self.flights: list[Flight | None] = [None, None]
         self.turn = 0
@@ -420,7 +422,7 @@ class Client:
         if self.finish is not None:
             raise StampError("ended twice")
         self.finish = finish
-        if "constraints" in finish.error or "Parser" in finish.error or "finite" in finish.error:
+        if any(word in finish.error for word in ("constraints", "Parser", "finite", "complex")):
             raise StampError(f"ended by {finish.error} after {self.got} of {self.expected}")
         if finish.reason in ("stop", "length") and self.got != self.expected:
             raise StampError(f"ended by {finish.reason} with {self.got} of {self.expected}")
@@ -516,8 +518,7 @@ class Stage:
                 raise pending.error
 
     def build(self) -> None:
-        if self.worker.threads.queue:
-            self.worker.threads.complete()
+        self.worker.threads.complete()
 
     def turn(self) -> None:
         if self.worker.ready():

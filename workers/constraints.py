@@ -2,20 +2,21 @@
 
 A row's `constraints` become matchers when it is admitted: one that follows the grammar, built beside the loop, and
 filters. They know the generated tokens as the host does: those of the admission, which after a pause are some, and
-those that were posted since.
+those that were posted since. Rows of one grammar share its lexer; where that is full, each of them goes on behind its
+known tokens with a matcher that is built anew.
 """
 
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
-from aiollm.grammar.llguidance import GrammarError, check, matcher_of, tokenizer_of
+from aiollm.grammar.llguidance import GrammarError, LexerError, check, matcher_of, tokenizer_of
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Admit, Update
 from aiollm.wire.sampling import (
@@ -40,16 +41,28 @@ Filter = Callable[[Sequence[int], Words], None]
 """Clears the bits of a line of ids that may not follow the generated ones."""
 
 
+class Filled(NamedTuple):
+    """What came of masks. The lines of the rows named here are 0."""
+
+    failures: dict[int, str]
+    """What went wrong, by row."""
+    later: list[int]
+    """Rows that can draw once their matchers are built again."""
+
+
 class Constraints:
     """The constrained rows of a worker that draws; with several ranks that is rank 0."""
 
-    def __init__(self, vocabulary: Vocabulary | None, size: int, threads: Executor | None = None) -> None:
-        """`size` is the model's number of ids; without a vocabulary no grammar can be followed. What takes long is done
-        by `threads`."""
+    def __init__(
+        self, vocabulary: Vocabulary | None, size: int, threads: Executor | None = None, healers: Executor | None = None
+    ) -> None:
+        """`size` is the model's number of ids; without a vocabulary no grammar can be followed. Grammars, which may
+        take seconds each, are built by `threads`, one after the other; texts are healed by `healers`."""
         self.words = -(-size // 32)
         self._size = size
         self._rows: dict[int, _Row] = {}
         self._threads = threads or ThreadPoolExecutor(1, "grammars")
+        self._healers = healers or ThreadPoolExecutor(1, "healing")
         self._executor: LLExecutor | None = None
         self._compiled: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
         self._vocabulary = vocabulary
@@ -63,7 +76,8 @@ class Constraints:
     def apply(self, update: Update) -> None:
         """Take an update's part of it: who is constrained, and which tokens are known."""
         for row in ints(update.retire).tolist() if self._rows else ():
-            self._rows.pop(row, None)
+            if (retired := self._rows.pop(row, None)) is not None:
+                self._drop(retired)
         for admit in update.admit:
             if admit.sampling.constraints:
                 self._rows[admit.row] = self._admitted(admit)
@@ -79,21 +93,40 @@ class Constraints:
         """A constrained row has drawn a token that did not end it."""
         self._rows[row].tokens.append(token)
 
-    def fill(self, rows: Sequence[int], lines: Words) -> dict[int, str]:
-        """Write who may draw what into lines [n, words], one for each row; what went wrong by row, whose line is 0."""
-        lines.fill(-1)
-        failures: dict[int, str] = {}
+    def fill(self, rows: Sequence[int], lines: Words) -> Filled:
+        """Write who may draw what into lines [n, words], one for each row."""
+        filled, left = Filled({}, []), dict(enumerate(rows))
+        while left:
+            lines[list(left)] = -1
+            full = self._narrow(left, lines, filled.failures)
+            left = {}
+            for at, error in full.items():
+                if not self._renew(self._rows[rows[at]]):
+                    filled.failures[rows[at]] = f"the grammar of this request is too complex: {error}"
+                elif self._rows[rows[at]].waits:
+                    filled.later.append(rows[at])
+                else:
+                    left[at] = rows[at]
+        for at, row in enumerate(rows):
+            if row in filled.failures or row in filled.later:
+                lines[at] = 0
+        return filled
+
+    def _narrow(self, rows: dict[int, int], lines: Words, failures: dict[int, str]) -> dict[int, str]:
+        """Take out of lines, which are given with their rows, what may not be drawn; those whose lexer has failed."""
+        full: dict[int, str] = {}
         guided: list[tuple[LLMatcher, int]] = []
 
         def attempt(act: Callable[[int, _Row], None]) -> None:
-            for at, row in enumerate(rows):
-                if row in failures:
+            for at, row in rows.items():
+                if row in failures or at in full:
                     continue
                 try:
                     act(at, self._rows[row])
+                except LexerError as error:
+                    full[at] = str(error)
                 except GrammarError as error:
                     failures[row] = str(error)
-                    self._forget(self._rows[row])
                 except BaseException as error:  # a panic in Rust is no Exception
                     log.exception("the constraints of a row failed")
                     failures[row] = f"{type(error).__name__}: {error}"
@@ -107,53 +140,76 @@ class Constraints:
             self._executor = self._executor or LLExecutor()
             self._executor.unsafe_compute_mask_ptr(guided, lines.ctypes.data, 4 * self.words, len(lines))
         attempt(lambda at, row: row.narrow(lines[at]))
-        for at, row in enumerate(rows):
-            if row in failures:
-                lines[at] = 0
-        return failures
+        return full
 
     def _admitted(self, admit: Admit) -> "_Row":
         constraints = admit.sampling.constraints
-        grammar = next((self._matcher(each) for each in constraints if isinstance(each, Grammar)), None)
+        grammar = next((each for each in constraints if isinstance(each, Grammar)), None)
+        compiled = None if grammar is None else self._matcher(grammar)
         healed = [self._healing(each.text) for each in constraints if isinstance(each, Healing)]
         others = [each for each in constraints if not isinstance(each, Grammar | Healing | ThoughtLimit)]
         filters = [_filter(each, self.words) for each in others] + [_healed(each, self.words) for each in healed]
         pieces = self._vocabulary.pieces if self._vocabulary is not None else ()
         filters += [Limit(each, pieces) for each in constraints if isinstance(each, ThoughtLimit)]
-        return _Row(admit.prompt_length, admit.sampling, grammar, filters, healed)
+        return _Row(admit.prompt_length, admit.sampling, grammar, compiled, filters, healed)
 
     def _matcher(self, grammar: Grammar) -> "Future[LLMatcher]":
         """One that is copied for each row."""
         found = self._compiled.pop(grammar, None)
         if found is None:
-            found = self._threads.submit(lambda: matcher_of(grammar, self._tokenizer.result()))
+            found = self._compile(grammar)
         self._compiled[grammar] = found
         if len(self._compiled) > COMPILED:
             self._compiled.popitem(last=False)
         return found
 
-    def _forget(self, row: "_Row") -> None:
-        """Matchers of a grammar share its lexer: one that is full fails for all who come."""
-        for grammar in [each for each, compiled in self._compiled.items() if compiled is row.grammar]:
+    def _compile(self, grammar: Grammar) -> "Future[LLMatcher]":
+        return self._threads.submit(lambda: matcher_of(grammar, self._tokenizer.result()))
+
+    def _renew(self, row: "_Row") -> bool:
+        """Have the matcher of a row built again, and not from what has failed. Where the new one fails before it drew a
+        token, others may have filled it: the next is the row's alone. False where that one has failed too."""
+        assert row.grammar is not None and row.compiled is not None
+        self._forget(row.compiled)
+        alone = row.renewed == len(row.tokens)
+        if alone and row.alone:
+            return False
+        row.renew(self._compile(row.grammar) if alone else self._matcher(row.grammar), alone)
+        return True
+
+    def _drop(self, row: "_Row") -> None:
+        """What was to be built for a row that is gone, and for no other, is not begun."""
+        for part in row.building:
+            if not any(part in other.building for other in self._rows.values()) and part.cancel():
+                self._forget(part)
+
+    def _forget(self, compiled: "Future[Any]") -> None:
+        for grammar in [each for each, found in self._compiled.items() if found is compiled]:
             del self._compiled[grammar]
 
     def _healing(self, text: bytes) -> "Future[Following]":
         if self._pieces is None:
-            self._pieces = self._threads.submit(_pieces, self._vocabulary, self._size)
+            self._pieces = self._healers.submit(_pieces, self._vocabulary, self._size)
         pieces = self._pieces
-        return self._threads.submit(lambda: healing(text, pieces.result()))
+        return self._healers.submit(lambda: healing(text, pieces.result()))
 
 
 class _Row:
-    """`tokens` are the generated ones; the first `taken` of them are known to the matcher."""
+    """`tokens` are the generated ones; the first `taken` of them are known to the matcher, a copy of what is compiled.
+    `renewed` is how many they were when it was last built again, `alone` whether for nobody else. The row waits for
+    what is `building`."""
 
-    __slots__ = ("prompt", "tokens", "_sampling", "grammar", "_matcher", "_taken", "_filters", "_built")
+    __slots__ = (
+        "prompt", "tokens", "_sampling", "grammar", "compiled", "renewed", "alone", "building", "_matcher", "_taken",
+        "_filters",
+    )  # fmt: skip
 
     def __init__(
         self,
         prompt: int,
         sampling: SamplingParams,
-        grammar: "Future[LLMatcher] | None",
+        grammar: Grammar | None,
+        compiled: "Future[LLMatcher] | None",
         filters: list[Filter],
         healed: "list[Future[Following]]",
     ) -> None:
@@ -161,21 +217,30 @@ class _Row:
         self.tokens: list[int] = []
         self._sampling = sampling
         self.grammar = grammar
+        self.compiled = compiled
+        self.renewed, self.alone = -1, False
         self._matcher: LLMatcher | None = None
         self._taken = 0
         self._filters = filters
-        self._built: list[Future[Any]] = [*healed, *([] if grammar is None else [grammar])]
+        self.building: list[Future[Any]] = [*healed, *([] if compiled is None else [compiled])]
 
     @property
     def waits(self) -> bool:
-        return not all(part.done() for part in self._built)
+        self.building = [part for part in self.building if not part.done()]
+        return bool(self.building)
+
+    def renew(self, compiled: "Future[LLMatcher]", alone: bool) -> None:
+        """Follow the grammar from the first token on again, with what is compiled here."""
+        self.compiled, self.building = compiled, [*self.building, compiled]
+        self.renewed, self.alone = len(self.tokens), alone
+        self._matcher, self._taken = None, 0
 
     def advanced(self) -> LLMatcher | None:
-        """The matcher of the row's grammar, behind all tokens; waits for it to be built. Raises GrammarError."""
-        if self.grammar is None:
+        """The matcher of the row's grammar, behind all tokens. Raises GrammarError."""
+        if self.compiled is None:
             return None
         if self._matcher is None:
-            self._matcher = self.grammar.result().deep_copy()
+            self._matcher = self.compiled.result().deep_copy()
         if self._taken < len(self.tokens):
             self._matcher.consume_tokens(self.tokens[self._taken :])
             self._taken = len(self.tokens)

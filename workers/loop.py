@@ -8,7 +8,7 @@ launch of k + 2, and the device always has the next iteration queued.
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -103,6 +103,9 @@ class Flight(NamedTuple):
     pending: Pending
     reasons: dict[int, str]
     """Rows that could draw nothing, known once they were to."""
+    waiting: Integers
+    held: list[int]
+    """Rows that draw later what they were to draw here, known once they were to."""
 
 
 class Undrawn(NamedTuple):
@@ -134,6 +137,8 @@ class Loop:
         self.constraints = constraints
         self._mask_staging = mask_staging or Staging()
         self._undrawn: Undrawn | None = None
+        self._held: list[int] = []
+        """That of the flight which was launched last."""
         self._fault: BaseException | None = None
         self.iteration = 0
         self.turns = 0
@@ -159,27 +164,31 @@ class Loop:
         while True:
             self._drain()
             chunks = self._apply(self.applied + SMALL_UPDATES)
-            building = self._hold_unbuilt()
+            waiting = self.constraints.unbuilt() if self.constraints is not None else []
+            self._wait_for_grammars(waiting)
             decode, stalled = self.rows.runnable()
             launching = not self.stopping and (chunks is not None or len(decode) > 0)
             if launching or self.in_flight or self.stopping:
-                self.decisions.write(self.iteration, self.applied, launching, self.stopping, decode)
+                self.decisions.write(
+                    self.iteration, self.applied, launching, self.stopping, decode, waiting, self._held
+                )
                 return self._launch(chunks, decode, stalled) if launching else None
             if self._updates:
                 continue  # more than SMALL_UPDATES had arrived
             self.outbox.flush()  # nothing is in flight: the post of this turn must not wait for the next message
-            if not (building and self.inbox.quiet(BUILDING)) and not self._wait():
+            if not (waiting and self.inbox.quiet(BUILDING)) and not self._wait():
                 self.stopping = True
 
-    def _hold_unbuilt(self) -> bool:
-        """Rows wait for their grammars to be built; whether any does. Ranks would have to agree on it: several wait
-        together, when they draw."""
-        if self.constraints is None or not self.decisions.alone:
-            return False
-        unbuilt = self.constraints.unbuilt()
+    def _wait_for_grammars(self, rows: Sequence[int]) -> None:
+        """These rows, and no others, draw nothing yet."""
         self.rows.waiting.fill(False)
-        self.rows.waiting[unbuilt] = True
-        return bool(unbuilt)
+        self.rows.waiting[rows] = True
+
+    def _hold(self, rows: Sequence[int]) -> None:
+        """The flight that was launched last does not draw for these rows: they will compute their last token again."""
+        new = [row for row in rows if row not in self._held]
+        self.rows.position[new] -= 1
+        self._held += new
 
     def _wait(self) -> bool:
         """Wait for messages, and prepare a little where none have come for a while; False if none ever will."""
@@ -192,11 +201,13 @@ class Loop:
 
     def _follow(self) -> Flight | None:
         decision = self.decisions.read()
+        self._hold(decision.held.tolist())
         while self.applied + len(self._updates) < decision.applied:
             self._drain()
             if self.applied + len(self._updates) < decision.applied and not self.inbox.wait():
                 raise EOFError("the server went away")
         chunks = self._apply(decision.applied)
+        self._wait_for_grammars(decision.waiting.tolist())
         decode, stalled = self.rows.runnable()
         self.decisions.check(decision, self.iteration, self.applied, decode)
         self.stopping = decision.stopping
@@ -233,6 +244,7 @@ class Loop:
         self.rows.launched(rows, starts + counts)
         sampled = np.flatnonzero(self.rows.decoding[rows] & ~self.rows.waiting[rows])
         reasons: dict[int, str] = {}
+        self._held = []
         step, pending = self._build_and_launch(rows, starts, counts, sampled, len(decode), reasons)
         self.iteration += 1
         self.in_flight += 1
@@ -240,6 +252,7 @@ class Loop:
         return Flight(
             self.iteration, self.turns, self.applied, step, rows, self.rows.generation[rows], starts, counts, sampled,
             self.rows.position[who] + 1 >= self.rows.limit[who], stalled, pending, reasons,
+            np.flatnonzero(self.rows.waiting), self._held,
         )  # fmt: skip
 
     def _build_and_launch(
@@ -292,7 +305,9 @@ class Loop:
         lines.fill(-1)
         lines[drawing] = np.arange(len(drawing))
         masks = columns["masks"].numpy().reshape(len(drawing), self.constraints.words)
-        undrawn.reasons.update(self.constraints.fill(undrawn.rows[drawing].tolist(), masks))
+        filled = self.constraints.fill(undrawn.rows[drawing].tolist(), masks)
+        undrawn.reasons.update(filled.failures)
+        self._hold(filled.later)
         return staged
 
     def abandon(self, error: BaseException) -> None:
@@ -349,6 +364,7 @@ class Loop:
         header = Header(
             self.epoch, flight.iteration, flight.turn, flight.applied,
             int(pending.worked * 1e6), int(idle * 1e6), pack(flight.stalled),
+            pack(flight.waiting), pack(flight.held),
         )  # fmt: skip
         if pending.error is not None:
             if not self.decisions.alone or isinstance(pending.error, StateLost):
@@ -359,6 +375,8 @@ class Loop:
         assert step is not None and isinstance(outcome, Outcome)
         rows, generations = flight.rows[flight.sampled], flight.generations[flight.sampled]
         alive = self.rows.alive(rows, generations)
+        if flight.held:
+            alive &= ~np.isin(rows, flight.held)
         hints = np.where(flight.at_limit, messages.HINT_LENGTH, messages.HINT_NONE).astype(np.uint8)
         hints[self.rows.stopped(rows, outcome.tokens)] = messages.HINT_STOP
         self.rows.idle[rows[alive & (hints != messages.HINT_NONE)]] = True

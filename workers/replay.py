@@ -1,9 +1,9 @@
 """Run a recorded message stream without its server, and compare what comes out.
 
 A record is a sequence of (direction u8, length u32, body): 0 to the workers, 1 from rank 0. The replay applies each
-update in the iteration that applied it then, by the turns of the result headers, and goes on by itself behind the last
-of them: into the iteration that the worker did not survive. So a fault can be taken from one machine to another, and
-from a GPU to a CPU.
+update in the iteration that applied it then, by the turns of the result headers, lets rows wait for their grammars as
+they did then, and goes on by itself behind the last of them: into the iteration that the worker did not survive. So a
+fault can be taken from one machine to another, and from a GPU to a CPU.
 """
 
 import gc
@@ -11,9 +11,10 @@ import os
 import struct
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -42,6 +43,7 @@ from aiollm.workers.step import Integers
 
 HEAD = struct.Struct("<BI")
 TO_WORKER, FROM_WORKER = 0, 1
+NOBODY = np.empty(0, np.int32)
 
 
 def read(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -58,7 +60,7 @@ def read(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 class Recorded(Decisions):
-    """Decisions taken from the result headers of a record: what each turn applied, and whether it launched.
+    """Decisions taken from the result headers of a record: what each turn applied, who waited, and whether it launched.
 
     Behind the last header the replay leads itself.
     """
@@ -68,6 +70,7 @@ class Recorded(Decisions):
         self._headers = deque(headers)
         self._turn = 0
         self._applied = 0
+        self._held = NOBODY
         self._ended = False
 
     @property
@@ -78,12 +81,25 @@ class Recorded(Decisions):
         self._turn += 1
         self._ended = not self._headers  # the last launch is posted at the turn after this one, and then come new ones
         if self._ended or self._headers[0].turn > self._turn:
-            return Decision(0, self._applied, False, False, 0)
-        self._applied = self._headers.popleft().applied
-        return Decision(0, self._applied, True, False, 0)
+            return Decision(0, self._applied, False, False, 0, NOBODY, self._held)
+        header, held = self._headers.popleft(), self._held
+        self._applied, self._held = header.applied, ints(header.held)
+        return Decision(0, self._applied, True, False, 0, ints(header.waiting), held)
 
     def check(self, decision: Decision, iteration: int, applied: int, rows: Integers) -> None:
         """A record has no checksums; the tokens are compared instead."""
+
+
+class Now(Executor):
+    """Does what is asked of it at once: whoever waited for it then waits by the record."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:  # noqa: BLE001  the future's own
+            future.set_exception(error)
+        return future
 
 
 class Comparison:
@@ -196,7 +212,7 @@ def _replay(epoch: Epoch, settings: WorkerSettings) -> int:
     decisions = Recorded([message.header for message in epoch.results])
     began = time.monotonic()
     number, rows = epoch.setup.epoch, settings.rows
-    constraints = Constraints(epoch.setup.vocabulary, ready.vocabulary)
+    constraints = Constraints(epoch.setup.vocabulary, ready.vocabulary, Now(), Now())
     overlap.run(
         loop.Loop(
             number, rows, comparison, comparison, stream, runner, runner.staging, decisions, constraints,

@@ -25,6 +25,10 @@ class GrammarError(ValueError):
     """A grammar cannot be used, or what was drawn does not follow it; says why."""
 
 
+class LexerError(GrammarError):
+    """The lexer has failed that a matcher shares with all its copies: it is full, and none of them goes on."""
+
+
 def tokenizer_of(vocabulary: Vocabulary, size: int) -> LLTokenizer:
     """The tokens of a model with `size` ids; those that have no text are in no language. Takes some 10 us an id.
 
@@ -53,7 +57,8 @@ def matcher_of(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
 def check(matcher: LLMatcher) -> None:
     """Raises GrammarError where the matcher has failed: it tells nobody itself."""
     if matcher.is_error():
-        raise GrammarError(matcher.get_error().split("\n<state>")[0].strip()[:1000] or str(matcher.stop_reason()))
+        error = re.split(r"\n<(?:state|non-verbose)", matcher.get_error())[0].strip()[:1000]
+        raise (LexerError if error.startswith("lexer error") else GrammarError)(error or str(matcher.stop_reason()))
 
 
 def lark(grammar: Grammar) -> str:

@@ -132,6 +132,10 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
     """Time the device had nothing to do before this iteration, or in the midst of it while masks were made (rule J)."""
     stalled: bytes
     """Rows that could not run for want of credit."""
+    waiting: bytes = b""
+    """Rows that could not draw because their grammars were being built."""
+    held: bytes = b""
+    """Rows that were to draw and did not: their grammars must be built again first."""
 
 
 HINT_NONE, HINT_STOP, HINT_LENGTH = 0, 1, 2

@@ -1,13 +1,17 @@
 """Masks of constrained rows, from admission to the next token."""
 
+import random
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import pytest
+from llguidance._lib import LLParserLimits
+from overlap import LateThreads
 from updates import run_of
 
+from aiollm.grammar import llguidance
 from aiollm.wire.columns import pack
 from aiollm.wire.messages import Admit, Update
 from aiollm.wire.sampling import (
@@ -24,31 +28,31 @@ from aiollm.wire.sampling import (
 )
 from aiollm.wire.vocabulary import Vocabulary
 from aiollm.workers.constraints import COMPILED, Constraints
+from aiollm.workers.replay import Now
 
 EOS = 256
 SIZE = 300
 BYTES = Vocabulary([*(bytes([byte]) for byte in range(256)), b"<|end|>"], special=[EOS], eos=[EOS])
 AB = Grammar("regex", "ab?c")
 TAGS = Tag("<t>", tuple(b"<t>"), False), Tag("</t>", tuple(b"</t>"), False)
+WIDE = Grammar("regex", "[ab]*a[ab]{6}c")  # whose lexer meets a new state at most of its tokens
 
 
-class Now(Executor):
-    """Does what is asked of it at once."""
-
+class Counting(Now):
     asked = 0
 
     def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         self.asked += 1
-        future: Future[Any] = Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001  the future's own
-            future.set_exception(error)
-        return future
+        return super().submit(function, *args, **kwargs)
+
+
+def complete(threads: LateThreads) -> None:
+    while threads.queue:
+        threads.complete()
 
 
 def constraints_of(vocabulary: Vocabulary | None = BYTES) -> Constraints:
-    return Constraints(vocabulary, SIZE, Now())
+    return Constraints(vocabulary, SIZE, Now(), Now())
 
 
 def admit(
@@ -65,16 +69,16 @@ def admit(
 def allowed(constraints: Constraints, *rows: int) -> list[list[int]]:
     """The ids that rows may draw; nothing may fail."""
     lines = np.zeros((len(rows), constraints.words), np.int32)
-    assert constraints.fill(rows, lines) == {}
+    assert constraints.fill(rows, lines) == ({}, [])
     bits = np.unpackbits(lines.view(np.uint8), axis=1, bitorder="little")[:, :SIZE]
     return [np.flatnonzero(line).tolist() for line in bits]
 
 
 def failure(constraints: Constraints, row: int) -> str:
     lines = np.zeros((1, constraints.words), np.int32)
-    failures = constraints.fill([row], lines)
+    filled = constraints.fill([row], lines)
     assert not lines.any(), "nothing may be drawn"
-    return failures[row]
+    return filled.failures[row]
 
 
 def test_a_grammar_is_followed_from_the_first_generated_token_to_the_end_of_sequence() -> None:
@@ -154,7 +158,7 @@ def test_a_matcher_that_fails_costs_its_own_row(own: Constraint, reason: str) ->
     admit(constraints, 0, own)
     admit(constraints, 1, AB)
     lines = np.zeros((2, constraints.words), np.int32)
-    failures = constraints.fill([0, 1], lines)
+    failures = constraints.fill([0, 1], lines).failures
     assert list(failures) == [0] and reason in failures[0]
     assert not lines[0].any() and allowed(constraints, 1) == [[97]]
 
@@ -205,8 +209,84 @@ def test_a_retired_row_is_forgotten_and_its_successor_starts_anew() -> None:
     assert allowed(constraints, 0) == [[97]]
 
 
+def test_a_grammar_that_only_retired_rows_wait_for_is_not_begun() -> None:
+    threads = LateThreads()
+    constraints = Constraints(BYTES, SIZE, threads, Now())
+    for row, source in enumerate(["a", "b", "b", "c"]):
+        admit(constraints, row, Grammar("regex", source))
+    constraints.apply(Update(number=2, retire=pack([0, 1])))
+    complete(threads)
+    assert threads.begun == 1 + 2, "the tokenizer's, and those of b and c"
+    admit(constraints, 0, Grammar("regex", "a"))
+    assert constraints.unbuilt() == [0], "who comes later has it built"
+    complete(threads)
+    assert constraints.unbuilt() == [] and allowed(constraints, 0, 2, 3) == [[97], [98], [99]]
+
+
+def test_a_text_is_healed_while_grammars_are_being_built() -> None:
+    constraints = Constraints(BYTES, SIZE, LateThreads(), Now())
+    admit(constraints, 0, AB)
+    admit(constraints, 1, Healing(b"ab"))
+    assert constraints.unbuilt() == [0] and allowed(constraints, 1) == [[97]]
+
+
+def lexers_of(states: int, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(llguidance, "LIMITS", LLParserLimits(max_lexer_states=states, verbose_errors=False))
+
+
+def test_rows_go_on_behind_their_tokens_when_the_lexer_that_they_share_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For more tokens than two lexers have states for."""
+    large, threads, chance = constraints_of(), Counting(), random.Random(1)
+    small = Constraints(BYTES, SIZE, threads, Now())
+    for row in range(3):
+        admit(large, row, WIDE)
+        assert allowed(large, row) == [[97, 98]]
+    lexers_of(40, monkeypatch)
+    for row in range(3):
+        admit(small, row, WIDE)
+    for _ in range(20):
+        assert allowed(small, 0, 1, 2) == allowed(large, 0, 1, 2)
+        for row in range(3):
+            token = chance.choice([97, 98])
+            small.take(row, token)
+            large.take(row, token)
+    assert threads.asked > 1 + 2
+    admit(small, 3, WIDE)
+    assert allowed(small, 3) == [[97, 98]], "who comes now is not concerned"
+
+
+def test_a_row_draws_later_while_its_matcher_is_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, chance = LateThreads(), random.Random(1)
+    constraints = Constraints(BYTES, SIZE, threads, Now())
+    lexers_of(30, monkeypatch)
+    admit(constraints, 0, WIDE)
+    admit(constraints, 1, AllowedIds((5,)))
+    complete(threads)
+    lines = np.ones((2, constraints.words), np.int32)
+    while not (filled := constraints.fill([0, 1], lines)).later:
+        assert filled.failures == {}
+        constraints.take(0, chance.choice([97, 98]))
+    assert filled == ({}, [0]) and not lines[0].any() and lines[1].any()
+    assert constraints.unbuilt() == [0]
+    complete(threads)
+    assert constraints.unbuilt() == [] and allowed(constraints, 0, 1) == [[97, 98, 99], [5]]
+
+
+def test_a_row_that_no_lexer_has_room_for_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = Counting()
+    constraints = Constraints(BYTES, SIZE, threads, Now())
+    lexers_of(20, monkeypatch)
+    admit(constraints, 0, WIDE, output=[97, 98, 97, 97, 98, 98, 97])
+    told = failure(constraints, 0)
+    assert told == "the grammar of this request is too complex: lexer error: too many states: 20 >= 20"
+    assert threads.asked == 1 + 3, "one that others may have filled, and one of its own"
+    assert failure(constraints, 0) == told and threads.asked == 1 + 3
+
+
 def test_a_grammar_is_built_once_and_the_oldest_ones_are_given_up() -> None:
-    threads = Now()
+    threads = Counting()
     constraints = Constraints(BYTES, SIZE, threads)
     for _ in range(3):
         for row in range(4):

@@ -1,7 +1,7 @@
 """Rule O: two loops, each with its own pipes, and a log between them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -13,6 +13,8 @@ from updates import begin, run_of
 from aiollm.wire.columns import ints
 from aiollm.wire.framing import FrameReader, FrameWriter
 from aiollm.wire.messages import Result, ToWorker, Update, encoder
+from aiollm.wire.sampling import AllowedIds, SamplingParams
+from aiollm.workers.constraints import Constraints, Filled, Words
 from aiollm.workers.decisions import Decisions
 from aiollm.workers.loop import Loop, Outcome
 from aiollm.workers.pipes import PipeInbox
@@ -93,6 +95,52 @@ def test_a_follower_launches_what_the_leader_launches(ends: Ends) -> None:
     assert applied[0] == applied[1]
     assert len(applied[0]) == len(leader.runner.steps) >= 40
     assert sum(len(ints(m.tokens)) for m in leader.outbox.sent if isinstance(m, Result)) >= 40
+
+
+def test_ranks_agree_on_who_waits_for_a_grammar_and_who_draws_later(ends: Ends) -> None:
+    """A row draws from its third look on, and cannot draw its third token until six looks later."""
+
+    class Scripted(Constraints):
+        looks = 0
+
+        def unbuilt(self) -> list[int]:
+            self.looks += 0 in self._rows
+            return [0] if self.looks < 3 or (held and self.looks < held[0] + 6) else []
+
+        def fill(self, rows: Sequence[int], lines: Words) -> Filled:
+            if len(self._rows[0].tokens) == 2 and not held:
+                held.append(self.looks)
+                lines.fill(0)
+                return Filled({}, [0])
+            return super().fill(rows, lines)
+
+    held = list[int]()
+    leader, follower, _ = pair(ends)
+    leader.loop.constraints = Scripted(None, 64)
+    masked = SamplingParams(temperature=0.0, constraints=(AllowedIds((1, 2)),))
+    both = [
+        begin(1, 0, [7, 7], credit=9, outputs=6, sampling=masked),
+        begin(2, 1, [7], first_slot=20, credit=40, outputs=40),
+    ]
+    finish = [start(leader.loop), start(follower.loop)]
+    for member in (leader, follower):
+        member.send(*both)
+    ends.close(leader.server.fd, follower.server.fd)
+    for wait in finish:
+        wait()
+    assert leader.runner.steps == follower.runner.steps
+    mine = [at for step in leader.runner.steps for row, at in step if row == 0]
+    assert mine == [0, 1, 2, 3, 3, 4, 5, 6], "it computes the last of the prompt again, and then its third token"
+    results = [message for message in leader.outbox.sent if isinstance(message, Result)]
+    drawn = [
+        token
+        for result in results
+        for row, token in zip(ints(result.rows).tolist(), ints(result.tokens).tolist(), strict=True)
+        if row == 0
+    ]
+    assert drawn == [2, 3, 4, 5, 6, 7]
+    assert [ints(result.header.held).tolist() for result in results if result.header.held] == [[0]]
+    assert {0} == {row for result in results for row in ints(result.header.waiting).tolist()}
 
 
 def test_a_follower_that_would_run_other_rows_stops(ends: Ends) -> None:

@@ -9,7 +9,7 @@ from updates import begin
 from aiollm.wire.columns import floats, ints
 from aiollm.wire.messages import Failed, FromWorker, Result, Stop, Update
 from aiollm.wire.sampling import AllowedIds, SamplingParams
-from aiollm.workers.constraints import Constraints
+from aiollm.workers.constraints import Constraints, Filled
 from aiollm.workers.loop import QUIET, SMALL_UPDATES, Outcome
 from aiollm.workers.step import Step
 from aiollm.workers.stream import Split, StateLost
@@ -116,9 +116,9 @@ def test_what_the_device_waits_for_masks_is_idle_time() -> None:
     pending = flight.pending
     assert isinstance(pending, Split) and pending._second is not None
     pending.wait()
-    times = [(pending, (1.0, 14.0)), (pending.first, (1.0, 3.0)), (pending._second, (10.0, 14.0))]
-    for part, (part.began, part.ended) in times:
-        pass
+    pending.first.began, pending.first.ended = 1.0, 3.0
+    pending._second.began, pending._second.ended = 10.0, 14.0
+    pending.began, pending.ended = 1.0, 14.0
     loop.turn(flight)
     (result,) = outbox.sent
     assert isinstance(result, Result)
@@ -130,7 +130,7 @@ def test_masks_that_cannot_be_made_cost_the_rows_of_their_step() -> None:
     constraints, outbox = Constraints(None, 64), ListOutbox()
     fill, broken = constraints.fill, [MemoryError("no room for masks")]
 
-    def fail_once(*given: Any) -> dict[int, str]:
+    def fail_once(*given: Any) -> Filled:
         if broken:
             raise broken.pop()
         return fill(*given)

@@ -9,12 +9,34 @@ from pathlib import Path
 import msgspec
 import pytest
 from crew import crew_of, until
+from llguidance._lib import LLParserLimits
+from overlap import LateThreads, ListInbox, ListOutbox, start
 from tiny_model import write_tiny_model
+from updates import begin
 
-from aiollm.fleet.record import FROM_WORKER, Recorder
+from aiollm.fleet.record import FROM_WORKER, TO_WORKER, Recorder
+from aiollm.grammar import llguidance
 from aiollm.wire.columns import ints, pack
-from aiollm.wire.messages import Result, encoder, from_worker_decoder
+from aiollm.wire.messages import (
+    FromWorker,
+    Ready,
+    Result,
+    Setup,
+    Update,
+    WorkerSettings,
+    encoder,
+    from_worker_decoder,
+)
+from aiollm.wire.sampling import Grammar, SamplingParams
+from aiollm.wire.vocabulary import Vocabulary
 from aiollm.workers import replay
+from aiollm.workers.constraints import Constraints
+from aiollm.workers.decisions import Decisions
+from aiollm.workers.load import load, stream_of
+from aiollm.workers.loop import Loop
+from aiollm.workers.runner import Begun, ModelRunner
+from aiollm.workers.staging import views
+from aiollm.workers.step import Step
 
 PROMPTS = [[(n * i + n) % 97 for i in range(5 + n)] for n in range(1, 5)]
 Messages = list[tuple[int, bytes]]
@@ -122,6 +144,79 @@ def test_another_folder_may_hold_the_model(record: Path, tmp_path: Path, capsys:
     other = write_tiny_model(tmp_path, seed=1)
     assert replay.main(str(record), "cpu", str(other)) == 1
     assert not any(", 0 differ" in line for line in epoch_lines(capsys))
+
+
+class Recorded(ListInbox, ListOutbox):
+    """Both sides of a worker's wire, with a record of it. A grammar is built at each third result, or look for one."""
+
+    def __init__(self, path: Path, threads: LateThreads, *messages: Setup | Ready | Update) -> None:
+        ListInbox.__init__(self, [message for message in messages if isinstance(message, Update)], [])
+        ListOutbox.__init__(self)
+        self.recorder, self.threads, self.looks = Recorder(str(path)), threads, 0
+        for message in messages:
+            self.recorder.keep(FROM_WORKER if isinstance(message, Ready) else TO_WORKER, encoder.encode(message))
+
+    def put(self, message: FromWorker) -> None:
+        self.recorder.keep(FROM_WORKER, encoder.encode(message))
+        self.look()
+
+    def quiet(self, seconds: float) -> bool:
+        self.look()
+        return True
+
+    def look(self) -> None:
+        self.looks += 1
+        if self.looks % 3 == 0:
+            self.threads.complete()
+
+
+def test_rows_that_wait_for_their_grammars_join_the_iterations_that_they_joined_then(
+    record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a free row, and alone; and their lexers were full now and then."""
+    pieces = [*(bytes([32 + id]) for id in range(96)), b"<end>"]
+    vocabulary = Vocabulary(pieces, special=[96], eos=[96])
+    settings = WorkerSettings(folder=str(record.parent / "model"), data_type="fp32", rows=4, slots=400, threads=1)
+    runner, ready = load(settings, lambda loading: None)
+    grammar = Grammar("regex", "([ab]*a[ab]{6}c){9}")
+    updates = [begin(1, 0, [3, 4, 5], credit=30, outputs=31)]
+    for row in (1, 2, 3):
+        sampling = SamplingParams(constraints=(grammar,), seed=row, stop_ids=(96,))
+        slot = 100 * row
+        updates.append(begin(row + 1, row, [row] * 5, first_slot=slot, credit=60, outputs=60, sampling=sampling))
+    steps: list[tuple[list[int], list[int]]] = []
+    original = ModelRunner.begin
+
+    def kept(self: ModelRunner, step: Step) -> Begun:
+        if step.updates or steps:  # and no warming up
+            columns = views(step.staged.buffer, step.staged.places)
+            steps.append((columns["token_rows"].tolist(), columns["positions"].tolist()))
+        return original(self, step)
+
+    monkeypatch.setattr(ModelRunner, "begin", kept)
+    threads = LateThreads()
+    wire = Recorded(tmp_path / "record", threads, Setup(1, settings, vocabulary), ready, *updates)
+    constraints = Constraints(vocabulary, ready.vocabulary, threads)
+    stream = stream_of(settings)
+    loop = Loop(
+        1, 4, wire, wire, stream, runner, runner.staging, Decisions(), constraints, runner.mask_staging
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(llguidance, "LIMITS", LLParserLimits(max_lexer_states=100, verbose_errors=False))
+        start(loop)()
+    wire.recorder.close()
+    headers = [
+        message.header
+        for direction, body in replay.read(tmp_path / "record")
+        if direction == FROM_WORKER and isinstance(message := from_worker_decoder.decode(body), Result)
+    ]
+    assert {len(ints(header.waiting)) for header in headers} >= {0, 3}
+    assert any(header.held for header in headers)
+    then = steps.copy()
+    steps.clear()
+    assert replay.main(str(tmp_path / "record"), None, None) == 0
+    (line,) = epoch_lines(capsys)
+    assert ", 0 differ, logprobs within 0" in line and steps == then
 
 
 def test_an_epoch_that_never_became_ready_is_left_out(

@@ -1,6 +1,6 @@
 """The contract of the loop on the stamp device: random worlds pass, and no world survives a missing rule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -357,6 +357,24 @@ def matchers_of_what_is_new(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(constraints.Constraints, "apply", apply)
 
 
+def rows_that_are_held_and_go_on(patch: pytest.MonkeyPatch) -> None:
+    """J: a row that draws later computes its last token again."""
+
+    def hold(self: loop.Loop, rows: Sequence[int]) -> None:
+        self._held += rows
+
+    patch.setattr(loop.Loop, "_hold", hold)
+
+
+def rows_that_are_held_and_heard(patch: pytest.MonkeyPatch) -> None:
+    """J: a row that draws later has drawn nothing."""
+
+    def hold(self: loop.Loop, rows: Sequence[int]) -> None:
+        self.rows.position[rows] -= 1
+
+    patch.setattr(loop.Loop, "_hold", hold)
+
+
 def nothing_is_guarded(patch: pytest.MonkeyPatch) -> None:
     """What windows show of the index is not lost."""
     original = radix.RadixIndex.pin
@@ -438,7 +456,8 @@ RULES: dict[str, list[Break]] = {
     "I": [unpinned_prefixes, pins_while_waiting],
     "J": [
         captures_on_what_lies_there, padding_in_a_real_row, padding_in_a_real_slot, one_column_too_early,
-        masks_before_the_post, masks_that_stay, matchers_of_what_is_new,
+        masks_before_the_post, masks_that_stay, matchers_of_what_is_new, rows_that_are_held_and_go_on,
+        rows_that_are_held_and_heard,
     ],
 }  # fmt: skip
 

@@ -62,8 +62,10 @@ def test_a_launch_times_its_work() -> None:
 def test_what_a_launch_in_two_waited_between_them_is_no_work_of_it() -> None:
     first, second = Pending(), Pending()
     pending = Split(first)
-    for part, (part.began, part.ended) in [(first, (1.0, 3.0)), (second, (10.0, 14.0))]:
-        part._done.set()
+    first.began, first.ended = 1.0, 3.0
+    second.began, second.ended = 10.0, 14.0
+    first._done.set()
+    second._done.set()
     pending.follow(second)
     pending.wait()
     assert (pending.began, pending.ended, pending.worked) == (1.0, 14.0, 6.0)
