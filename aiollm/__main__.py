@@ -170,9 +170,9 @@ async def _serve_model(
         console.say(f"ready after {time.monotonic() - console.started:.1f} s: {url}/v1")
         notifier.ready(f"serving {model.info.names[0]} on {url}")
 
-    def published() -> int | None:
+    def signs() -> int | None:
         busy = engine.workers is not None and engine.core is not None and not engine.core.idle
-        return engine.published if busy else None
+        return engine.signs if busy else None
 
     fleet = assembly.make_fleet(
         engine,
@@ -187,7 +187,7 @@ async def _serve_model(
         operator = make_admin(engine, app[METRICS], fleet)
         runners.append(await listen(operator, settings.host, settings.port, admin))
     fleet.start()
-    watch = asyncio.create_task(notifier.watch(published))
+    watch = asyncio.create_task(notifier.watch(signs))
     try:
         await stop.first.wait()
         if not stop.error:

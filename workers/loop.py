@@ -7,6 +7,7 @@ launch of k + 2, and the device always has the next iteration queued.
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -15,7 +16,7 @@ import numpy as np
 
 from aiollm.wire import messages
 from aiollm.wire.columns import ints, pack, pack_floats
-from aiollm.wire.messages import Failed, FromWorker, Header, PromptLogprobs, Result, Stop, ToWorker, Update
+from aiollm.wire.messages import Alive, Failed, FromWorker, Header, PromptLogprobs, Result, Stop, ToWorker, Update
 from aiollm.workers import uploads
 from aiollm.workers.constraints import Constraints
 from aiollm.workers.decisions import Decisions
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 QUIET = 0.5  # seconds without messages before something is prepared: who comes then waits for it to end, some 30 ms
 BUILDING = 0.002  # seconds between looks at whether a grammar is built that all there is to do waits for
+ALIVE = 0.2  # seconds between two signs of life meanwhile
 SMALL_UPDATES = 64  # without chunks, applied in one iteration at most; bounds the time under the baton
 NO_HIDDEN = np.empty((0, 0), np.float32)
 
@@ -149,6 +151,7 @@ class Loop:
         self._uploads: list[Update] = []
         self._last_end = 0.0
         self._prepared = False
+        self._shown = 0.0
 
     def turn(self, flight: Flight | None) -> Flight | None:
         """Post the thread's last iteration, then launch its next; None if there is nothing to launch now."""
@@ -175,6 +178,8 @@ class Loop:
                 return self._launch(chunks, decode, stalled) if launching else None
             if self._updates:
                 continue  # more than SMALL_UPDATES had arrived
+            if waiting:
+                self._show_life()
             self.outbox.flush()  # nothing is in flight: the post of this turn must not wait for the next message
             if not (waiting and self.inbox.quiet(BUILDING)) and not self._wait():
                 self.stopping = True
@@ -189,6 +194,12 @@ class Loop:
         new = [row for row in rows if row not in self._held]
         self.rows.position[new] -= 1
         self._held += new
+
+    def _show_life(self) -> None:
+        now = time.monotonic()
+        if now - self._shown >= ALIVE:
+            self.outbox.put(Alive())
+            self._shown = now
 
     def _wait(self) -> bool:
         """Wait for messages, and prepare a little where none have come for a while; False if none ever will."""

@@ -87,8 +87,9 @@ class Engine:
         self.phase = "starting"
         self.progress = 0.0
         self.error = ""
-        self.published = 0
-        """Iterations that workers told of; a watchdog looks whether it grows."""
+        self.signs = 0
+        """Of life: iterations that workers told of, and what they say while they wait; a watchdog looks whether it
+        grows."""
         self.on_header: Callable[[Header, int], None] = lambda header, tokens: None
         self.on_cost: Callable[[float, float], None] = lambda scheduler, index: None
         """Told of the seconds of thinking for each published iteration, and of those of them spent in the index."""
@@ -243,12 +244,16 @@ class Engine:
                 self.core.abort(request, Finish("error", error=error))
         self._settle()
 
+    def on_alive(self) -> None:
+        """Workers wait for grammars, and are well."""
+        self.signs += 1
+
     def on_message(self, message: FromWorker) -> None:
         """A result or a failed iteration; once per published iteration."""
         core = self.core
         if core is None or not isinstance(message, Result | Failed):
             return
-        self.published += 1
+        self.signs += 1
         self._wake()  # before anything that the sinks of tokens ask for: the device comes first
         self._tell_cost(core)
         tokens, began = 0, time.perf_counter()

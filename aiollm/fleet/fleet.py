@@ -19,6 +19,7 @@ from aiollm.fleet.link import Link
 from aiollm.fleet.record import FROM_WORKER, TO_WORKER, Recorder
 from aiollm.fleet.trace import Tracer
 from aiollm.wire.messages import (
+    Alive,
     Failed,
     Fatal,
     FromWorker,
@@ -47,6 +48,9 @@ class Listener(Protocol):
     def on_ready(self, ready: Ready, workers: "Fleet") -> object: ...
 
     def on_message(self, message: Result | Failed) -> object: ...
+
+    def on_alive(self) -> object:
+        """A worker that has published nothing for a while is well."""
 
     def on_death(self) -> object:
         """The group is gone; the next one serves another epoch."""
@@ -200,6 +204,8 @@ class Fleet:
                 )  # a later group has the sizes that requests were admitted by
                 self._engine.on_ready(first, self)
                 self._on_ready(first)
+        elif isinstance(message, Alive):
+            self._engine.on_alive()
         elif isinstance(message, Fatal):
             log.error("worker %d: %s", rank, message.error)
             self._failure = self._failure or message.error

@@ -188,6 +188,10 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", kw_only=True):
     error: str
 
 
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    """A worker that waits for grammars and can compute nothing until they are built says so now and then."""
+
+
 class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
     """The worker gives up: what happened and what the user can change."""
 
@@ -195,7 +199,7 @@ class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
 
 
 ToWorker = Setup | Update | Stop
-FromWorker = Loading | Ready | Result | Failed | Fatal
+FromWorker = Loading | Ready | Result | Failed | Alive | Fatal
 
 encoder = msgspec.msgpack.Encoder()
 to_worker_decoder = msgspec.msgpack.Decoder(ToWorker)

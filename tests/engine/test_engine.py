@@ -258,7 +258,7 @@ async def test_the_cost_of_thinking_is_told_for_each_iteration():
     engine.on_cost = lambda scheduler, index: told.append((scheduler, index))
     engine.submit(ask([1, 2, 3], 5))
     await group.serve()
-    assert len(told) == engine.published
+    assert len(told) == engine.signs
     assert all(0 < index < scheduler for scheduler, index in told[:1])
     assert all(0 <= index <= scheduler for scheduler, index in told)
 

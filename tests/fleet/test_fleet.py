@@ -13,7 +13,7 @@ from crew import Crew, alive, continuation, crew_of, listening, until
 from tiny_model import write_tiny_model
 
 from aiollm.fleet.fleet import STOP_SECONDS
-from aiollm.wire.messages import FromWorker, Result
+from aiollm.wire.messages import Alive, FromWorker, Result, encoder
 
 PROMPTS = [[(n * i + n) % 97 for i in range(5 + n)] for n in range(1, 7)]
 
@@ -47,6 +47,12 @@ def crew(folder: Path, runner: asyncio.Runner) -> Iterator[Crew]:
 def test_tokens_are_those_of_transformers(folder: Path, crew: Crew, runner: asyncio.Runner) -> None:
     answers = runner.run(crew.ask(PROMPTS[:3], 12))
     assert answers == [continuation(folder, prompt, 12) for prompt in PROMPTS[:3]]
+
+
+def test_a_worker_that_says_that_it_is_well_is_heard(crew: Crew) -> None:
+    before = crew.engine.signs
+    crew.fleet._on_message(0, encoder.encode(Alive()), Alive())
+    assert crew.engine.signs == before + 1
 
 
 def test_a_big_prompt_goes_through_the_arena(folder: Path, crew: Crew, runner: asyncio.Runner) -> None:

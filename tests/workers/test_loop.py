@@ -3,12 +3,13 @@
 from typing import Any
 
 import pytest
-from overlap import ListInbox, ListOutbox, PositionRunner, loop_of, start
+from overlap import LateThreads, ListInbox, ListOutbox, PositionRunner, loop_of, start
 from updates import begin
 
 from aiollm.wire.columns import floats, ints
-from aiollm.wire.messages import Failed, FromWorker, Result, Stop, Update
-from aiollm.wire.sampling import AllowedIds, SamplingParams
+from aiollm.wire.messages import Alive, Failed, FromWorker, Result, Stop, Update
+from aiollm.wire.sampling import AllowedIds, Grammar, SamplingParams
+from aiollm.wire.vocabulary import Vocabulary
 from aiollm.workers.constraints import Constraints, Filled
 from aiollm.workers.loop import QUIET, SMALL_UPDATES, Outcome
 from aiollm.workers.step import Step
@@ -124,6 +125,22 @@ def test_what_the_device_waits_for_masks_is_idle_time() -> None:
     assert isinstance(result, Result)
     assert (result.header.device_us, result.header.idle_us) == (6_000_000, 7_000_000)
     loop.stream.close()
+
+
+def test_a_worker_whose_rows_all_wait_for_their_grammars_shows_that_it_is_well() -> None:
+    class Patient(ListInbox):
+        def quiet(self, seconds: float) -> bool:
+            if any(isinstance(message, Alive) for message in outbox.sent):
+                threads.complete()
+            return super().quiet(seconds)
+
+    threads, outbox = LateThreads(), ListOutbox()
+    vocabulary = Vocabulary([bytes([id]) for id in range(64)], special=[0], eos=[0])
+    sampling = SamplingParams(temperature=0.0, constraints=(Grammar("regex", "(?s:.)*"),))
+    inbox = Patient([begin(1, 0, [7] * 3, credit=3, sampling=sampling)])
+    start(loop_of(inbox, outbox, PositionRunner(), constraints=Constraints(vocabulary, 64, threads)))()
+    assert [type(message) for message in outbox.sent[:3]] == [Result, Alive, Result]
+    assert tokens(outbox.sent) == [3, 4, 5, 6]
 
 
 def test_masks_that_cannot_be_made_cost_the_rows_of_their_step() -> None:
