@@ -11,7 +11,8 @@ import numpy as np
 from aiollm.wire.messages import FromWorker, ToWorker
 from aiollm.workers.constraints import Constraints
 from aiollm.workers.decisions import Decisions
-from aiollm.workers.loop import Inbox, Loop, Outbox, Outcome, Runner
+from aiollm.workers.flight import Outcome
+from aiollm.workers.loop import Inbox, Loop, Outbox, Runner
 from aiollm.workers.overlap import run
 from aiollm.workers.staging import Staged, Staging, views
 from aiollm.workers.step import Room, Step

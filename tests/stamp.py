@@ -47,8 +47,9 @@ from aiollm.wire.vocabulary import Vocabulary
 from aiollm.workers import state as worker_state
 from aiollm.workers.constraints import Constraints, Words
 from aiollm.workers.decisions import Decisions
+from aiollm.workers.flight import Flight, Outcome
 from aiollm.workers.groups import Groups, lifetimes
-from aiollm.workers.loop import BUILDING, Flight, Loop, Outcome
+from aiollm.workers.loop import BUILDING, Loop
 from aiollm.workers.model.decoder import Decoder
 from aiollm.workers.model.parameters import parameters
 from aiollm.workers.model.rotary import Rope

@@ -7,7 +7,7 @@ import torch
 
 from aiollm.wire.messages import Update
 from aiollm.workers import uploads
-from aiollm.workers.loop import Outcome
+from aiollm.workers.flight import Outcome
 from aiollm.workers.runner import ModelRunner
 from aiollm.workers.staging import Staging
 from aiollm.workers.step import NO_BIAS, Bias, Embed, PromptSlice, Room, Step, columns

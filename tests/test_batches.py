@@ -29,8 +29,8 @@ from updates import begin
 from aiollm.kernels.tolerance import TOLERANCE
 from aiollm.trace import read
 from aiollm.wire.messages import WorkerSettings
+from aiollm.workers.flight import Outcome
 from aiollm.workers.load import load, stream_of
-from aiollm.workers.loop import Outcome
 from aiollm.workers.runner import ModelRunner
 from aiollm.workers.sizes import Draw, Forward, sizes
 

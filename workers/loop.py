@@ -10,19 +10,20 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from aiollm.wire import messages
-from aiollm.wire.columns import ints, pack, pack_floats
-from aiollm.wire.messages import Alive, Failed, FromWorker, Header, PromptLogprobs, Result, Stop, ToWorker, Update
+from aiollm.wire.columns import ints, pack
+from aiollm.wire.messages import Alive, FromWorker, Header, Stop, ToWorker, Update
 from aiollm.workers import uploads
 from aiollm.workers.constraints import Constraints
 from aiollm.workers.decisions import Decisions
+from aiollm.workers.flight import Flight, Outcome, Undrawn, failure, result
 from aiollm.workers.rows import Rows
 from aiollm.workers.staging import Staged, Staging, views
-from aiollm.workers.step import Embed, Integers, PromptSlice, Room, Step, columns, masking
+from aiollm.workers.step import Integers, Room, Step, columns, masking
 from aiollm.workers.stream import Pending, Split, StateLost, Stream, failed
 
 log = logging.getLogger(__name__)
@@ -31,18 +32,6 @@ QUIET = 0.5  # seconds without messages before something is prepared: who comes 
 BUILDING = 0.002  # seconds between looks at whether a grammar is built that all there is to do waits for
 ALIVE = 0.2  # seconds between two signs of life meanwhile
 SMALL_UPDATES = 64  # without chunks, applied in one iteration at most; bounds the time under the baton
-NO_HIDDEN = np.empty((0, 0), np.float32)
-
-
-class Outcome(NamedTuple):
-    """What a step left on the host; columns as in kernels.batch.Sampled, prompts as in Step.prompts."""
-
-    tokens: np.ndarray  # [r] int64
-    logprobs: np.ndarray  # [r] float32
-    top_ids: np.ndarray  # [r, top_n] int64
-    top_logprobs: np.ndarray  # [r, top_n] float32
-    prompts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
-    hidden: np.ndarray = NO_HIDDEN  # [embeds, hidden] float32, as in Step.embeds
 
 
 class Runner(Protocol):
@@ -85,39 +74,6 @@ class Outbox(Protocol):
 
     def flush(self) -> None:
         """Write what is queued, in order; called without the baton."""
-
-
-class Flight(NamedTuple):
-    """A launched iteration, until it is posted."""
-
-    iteration: int
-    turn: int
-    applied: int
-    step: Step | None
-    """None where it could not be built: rule M."""
-    rows: Integers
-    generations: Integers
-    starts: Integers
-    counts: Integers
-    sampled: Integers
-    at_limit: np.ndarray
-    stalled: Integers
-    pending: Pending
-    reasons: dict[int, str]
-    """Rows that could draw nothing, known once they were to."""
-    waiting: Integers
-    held: list[int]
-    """Rows that draw later what they were to draw here, known once they were to."""
-
-
-class Undrawn(NamedTuple):
-    """A launch whose drawing waits for masks of its constrained sequences, `masked` of the sampled ones."""
-
-    pending: Split
-    step: Step
-    rows: Integers
-    masked: Integers
-    reasons: dict[int, str]
 
 
 class Loop:
@@ -346,24 +302,9 @@ class Loop:
             max_new=most,
             max_length=int((starts + counts).max()),
             top_n=top_n,
-            prompts=self._prompt_slices(rows, starts, counts, decodes),
-            embeds=self._embeds(who, np.cumsum(counts)[sampled] - 1),
+            prompts=self.rows.prompt_slices(rows, starts, counts, decodes),
+            embeds=self.rows.embedded(who, np.cumsum(counts)[sampled] - 1),
         )
-
-    def _embeds(self, rows: Integers, last: Integers) -> list[Embed]:
-        at = np.flatnonzero(self.rows.embeds[rows])
-        return [Embed(*pair) for pair in zip(at.tolist(), last[at].tolist(), strict=True)]
-
-    def _prompt_slices(self, rows: Integers, starts: Integers, counts: Integers, decodes: int) -> list[PromptSlice]:
-        slices, begin = [], decodes
-        for at in range(decodes, len(rows)):
-            row, start, count = int(rows[at]), int(starts[at]), int(counts[at])
-            wanted = min(count, int(self.rows.prompt[row]) - 1 - start)  # the token after the prompt is drawn
-            if self.rows.sampling[row].prompt_logprobs >= 0 and wanted > 0:
-                top = self.rows.sampling[row].prompt_logprobs
-                slices.append(PromptSlice(row, int(self.rows.generation[row]), begin, wanted, start + 1, top))
-            begin += count
-        return slices
 
     def _post(self, flight: Flight) -> None:
         """Take an iteration's outcome: who stopped, what is published. Rows that were retired meanwhile are silent."""
@@ -382,8 +323,8 @@ class Loop:
                 raise pending.error  # rule O: the other ranks did compute it; the group starts again
             self._post_failure(flight, header, pending.error)
             return
-        step, outcome = flight.step, pending.result
-        assert step is not None and isinstance(outcome, Outcome)
+        outcome = pending.result
+        assert isinstance(outcome, Outcome)
         rows, generations = flight.rows[flight.sampled], flight.generations[flight.sampled]
         alive = self.rows.alive(rows, generations)
         if flight.held:
@@ -395,45 +336,10 @@ class Loop:
             goes_on = alive & (hints == messages.HINT_NONE)
             for at in np.flatnonzero(goes_on & self.rows.constrained[rows]).tolist():
                 self.constraints.take(int(rows[at]), int(outcome.tokens[at]))
-        hidden_at, hidden = _hidden(step, outcome, alive) if step.embeds else (b"", b"")
-        self.outbox.put(
-            Result(
-                header=header,
-                hidden_at=hidden_at,
-                hidden=hidden,
-                rows=pack(rows[alive]),
-                generations=pack(generations[alive]),
-                tokens=pack(outcome.tokens[alive]),
-                logprobs=pack_floats(outcome.logprobs[alive]),
-                hints=hints[alive].tobytes(),
-                top=max(0, step.top_n),
-                top_ids=pack(outcome.top_ids[alive]),
-                top_logprobs=pack_floats(outcome.top_logprobs[alive]),
-                prompts=[
-                    PromptLogprobs(p.row, p.generation, p.start, pack_floats(own), pack(ids), pack_floats(values))
-                    for p, (own, ids, values) in zip(step.prompts, outcome.prompts, strict=True)
-                ],
-                reasons=flight.reasons,
-            )
-        )
+        self.outbox.put(result(flight, header, alive, hints))
 
     def _post_failure(self, flight: Flight, header: Header, error: BaseException) -> None:
         """A step that failed: its rows stop here, and the server learns what was not computed."""
         dead = self.rows.generation[flight.rows] == flight.generations
         self.rows.idle[flight.rows[dead]] = True
-        self.outbox.put(
-            Failed(
-                header=header,
-                rows=pack(flight.rows),
-                generations=pack(flight.generations),
-                starts=pack(flight.starts),
-                counts=pack(flight.counts),
-                error=f"{type(error).__name__}: {error}",
-            )
-        )
-
-
-def _hidden(step: Step, outcome: Outcome, alive: np.ndarray) -> tuple[bytes, bytes]:
-    """Hidden states of the rows that are alive, and where these stand among them."""
-    at = np.array([embed.sequence for embed in step.embeds])
-    return pack((np.cumsum(alive) - 1)[at[alive[at]]]), pack_floats(outcome.hidden[alive[at]])
+        self.outbox.put(failure(flight, header, error))

@@ -2,7 +2,8 @@
 
 import threading
 
-from aiollm.workers.loop import Flight, Loop
+from aiollm.workers.flight import Flight
+from aiollm.workers.loop import Loop
 
 
 class Baton:

@@ -7,7 +7,7 @@ import numpy as np
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Update
 from aiollm.wire.sampling import Constraint, Decay, FirstIds, Healing, SamplingParams
-from aiollm.workers.step import Bias, Integers
+from aiollm.workers.step import Bias, Embed, Integers, PromptSlice
 
 DEAD = SamplingParams()
 EVER = 2**31
@@ -129,6 +129,23 @@ class Rows:
                 bias.values.append(value)
                 scales.append(scale)
         return bias._replace(scales=scales)
+
+    def embedded(self, rows: Integers, last: Integers) -> list[Embed]:
+        """Which of the sampled rows want their hidden state, each with the place of its last token."""
+        at = np.flatnonzero(self.embeds[rows])
+        return [Embed(*pair) for pair in zip(at.tolist(), last[at].tolist(), strict=True)]
+
+    def prompt_slices(self, rows: Integers, starts: Integers, counts: Integers, decodes: int) -> list[PromptSlice]:
+        """The prompt tokens whose logprobs are wanted, in chunks that stand behind `decodes` rows."""
+        slices, begin = [], decodes
+        for at in range(decodes, len(rows)):
+            row, start, count = int(rows[at]), int(starts[at]), int(counts[at])
+            wanted = min(count, int(self.prompt[row]) - 1 - start)  # the token after the prompt is drawn
+            if self.sampling[row].prompt_logprobs >= 0 and wanted > 0:
+                top = self.sampling[row].prompt_logprobs
+                slices.append(PromptSlice(row, int(self.generation[row]), begin, wanted, start + 1, top))
+            begin += count
+        return slices
 
 
 def _reach(constraint: Constraint) -> int:

@@ -9,8 +9,8 @@ import torch
 from aiollm.kernels.batch import Batch, Sampled
 from aiollm.kernels.ops import Ops
 from aiollm.workers.arrivals import Arrivals, Columns
+from aiollm.workers.flight import NO_HIDDEN, Outcome
 from aiollm.workers.graphs import Bias, Graphs
-from aiollm.workers.loop import NO_HIDDEN, Outcome
 from aiollm.workers.staging import Staged, Staging, views
 from aiollm.workers.state import State
 from aiollm.workers.step import Embed, Room, Step

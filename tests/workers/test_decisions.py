@@ -16,7 +16,8 @@ from aiollm.wire.messages import Result, ToWorker, Update, encoder
 from aiollm.wire.sampling import AllowedIds, SamplingParams
 from aiollm.workers.constraints import Constraints, Filled, Words
 from aiollm.workers.decisions import Decisions
-from aiollm.workers.loop import Loop, Outcome
+from aiollm.workers.flight import Outcome
+from aiollm.workers.loop import Loop
 from aiollm.workers.pipes import PipeInbox
 from aiollm.workers.step import Step
 

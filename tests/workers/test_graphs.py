@@ -15,9 +15,9 @@ from aiollm.kernels.ops import reference_ops
 from aiollm.kernels.tolerance import assert_close
 from aiollm.wire.messages import Loading, WorkerSettings
 from aiollm.wire.sampling import SamplingParams
+from aiollm.workers.flight import Outcome
 from aiollm.workers.graphs import BIASED
 from aiollm.workers.load import load
-from aiollm.workers.loop import Outcome
 from aiollm.workers.runner import ModelRunner
 from aiollm.workers.sizes import TOP, Draw, Forward, early, sizes
 from aiollm.workers.step import Bias, Embed, PromptSlice, Room

@@ -11,7 +11,8 @@ from aiollm.wire.messages import Alive, Failed, FromWorker, Result, Stop, Update
 from aiollm.wire.sampling import AllowedIds, Grammar, SamplingParams
 from aiollm.wire.vocabulary import Vocabulary
 from aiollm.workers.constraints import Constraints, Filled
-from aiollm.workers.loop import QUIET, SMALL_UPDATES, Outcome
+from aiollm.workers.flight import Outcome
+from aiollm.workers.loop import QUIET, SMALL_UPDATES
 from aiollm.workers.step import Step
 from aiollm.workers.stream import Split, StateLost
 

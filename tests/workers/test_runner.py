@@ -13,8 +13,8 @@ from updates import begin
 from aiollm.wire.messages import Loading, Update, WorkerSettings
 from aiollm.wire.sampling import SamplingParams
 from aiollm.workers import runner as runner_module
+from aiollm.workers.flight import Outcome
 from aiollm.workers.load import load
-from aiollm.workers.loop import Outcome
 from aiollm.workers.runner import ModelRunner
 from aiollm.workers.step import NO_BIAS, Bias, PromptSlice
 

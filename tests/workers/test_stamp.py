@@ -13,6 +13,7 @@ from aiollm.wire.columns import ints
 from aiollm.wire.messages import Result, Update
 from aiollm.workers import arrivals, constraints, loop, staging, state, step, windows
 from aiollm.workers import rows as worker_rows
+from aiollm.workers.flight import Flight
 from aiollm.workers.stream import StateLost
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -27,7 +28,7 @@ def test_random_worlds_keep_every_stamp() -> None:
 def posts_kept_while_idle(patch: pytest.MonkeyPatch) -> None:
     """A: a thread that waits for messages with the baton has published what it posted."""
 
-    def lead(self: loop.Loop) -> loop.Flight | None:
+    def lead(self: loop.Loop) -> Flight | None:
         outbox, self.outbox = self.outbox, Mute(self.outbox)
         try:
             return lead_of_loop(self)
@@ -51,7 +52,7 @@ class Mute:
 def post_after_launch(patch: pytest.MonkeyPatch) -> None:
     """A: the post of k must precede the launch of k + 2."""
 
-    def turn(self: loop.Loop, flight: loop.Flight | None) -> loop.Flight | None:
+    def turn(self: loop.Loop, flight: Flight | None) -> Flight | None:
         launched = self._lead()
         if flight is not None:
             self._post(flight)
@@ -70,7 +71,7 @@ def unguarded_staging(patch: pytest.MonkeyPatch) -> None:
 def rows_that_survive_a_boundary(patch: pytest.MonkeyPatch) -> None:
     """A: nothing chosen before the drain may be launched after it."""
 
-    def lead(self: loop.Loop) -> loop.Flight | None:
+    def lead(self: loop.Loop) -> Flight | None:
         decode, stalled = self.rows.runnable()
         self._drain()
         chunks = self._apply(self.applied + loop.SMALL_UPDATES)
@@ -109,7 +110,7 @@ def header_of_now(patch: pytest.MonkeyPatch) -> None:
     """C: `applied` is what the iteration saw, not what was applied since."""
     original = loop.Loop._post
 
-    def post(self: loop.Loop, flight: loop.Flight) -> None:
+    def post(self: loop.Loop, flight: Flight) -> None:
         original(self, flight._replace(applied=self.applied + len(self._updates)))
 
     patch.setattr(loop.Loop, "_post", post)
@@ -134,7 +135,7 @@ def accounting_at_post(patch: pytest.MonkeyPatch) -> None:
     def launched(self: worker_rows.Rows, index: np.ndarray, ends: np.ndarray) -> None:
         original_launched(self, index, np.where(self.decoding[index], self.position[index], ends))
 
-    def post(self: loop.Loop, flight: loop.Flight) -> None:
+    def post(self: loop.Loop, flight: Flight) -> None:
         mine = self.rows.generation[flight.rows] == flight.generations
         self.rows.position[flight.rows[mine]] = np.maximum(
             self.rows.position[flight.rows[mine]], (flight.starts + flight.counts)[mine]
@@ -331,7 +332,7 @@ def one_column_too_early(patch: pytest.MonkeyPatch) -> None:
 def masks_before_the_post(patch: pytest.MonkeyPatch) -> None:
     """J: the masks of k + 1 are made of the tokens up to k."""
 
-    def turn(self: loop.Loop, flight: loop.Flight | None) -> loop.Flight | None:
+    def turn(self: loop.Loop, flight: Flight | None) -> Flight | None:
         self._draw()
         return turn_of_loop(self, flight)
 
