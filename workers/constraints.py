@@ -130,6 +130,7 @@ class Constraints:
                 except BaseException as error:  # a panic in Rust is no Exception
                     log.exception("the constraints of a row failed")
                     failures[row] = f"{type(error).__name__}: {error}"
+                    self._forget(self._rows[row].compiled)  # nobody knows in what state it is
 
         def advance(at: int, row: _Row) -> None:
             if (matcher := row.advanced()) is not None:
@@ -169,7 +170,7 @@ class Constraints:
     def _renew(self, row: "_Row") -> bool:
         """Have the matcher of a row built again, and not from what has failed. Where the new one fails before it drew a
         token, others may have filled it: the next is the row's alone. False where that one has failed too."""
-        assert row.grammar is not None and row.compiled is not None
+        assert row.grammar is not None
         self._forget(row.compiled)
         alone = row.renewed == len(row.tokens)
         if alone and row.alone:
@@ -183,7 +184,7 @@ class Constraints:
             if not any(part in other.building for other in self._rows.values()) and part.cancel():
                 self._forget(part)
 
-    def _forget(self, compiled: "Future[Any]") -> None:
+    def _forget(self, compiled: "Future[Any] | None") -> None:
         for grammar in [each for each, found in self._compiled.items() if found is compiled]:
             del self._compiled[grammar]
 

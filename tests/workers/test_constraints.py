@@ -285,6 +285,23 @@ def test_a_row_that_no_lexer_has_room_for_fails(monkeypatch: pytest.MonkeyPatch)
     assert failure(constraints, 0) == told and threads.asked == 1 + 3
 
 
+def test_what_panicked_is_built_anew_for_who_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        pass
+
+    def fails(matcher: object) -> None:
+        raise Panic("in the lexer")
+
+    threads = Counting()
+    constraints = Constraints(BYTES, SIZE, threads, Now())
+    admit(constraints, 0, AB)
+    with monkeypatch.context() as patch:
+        patch.setattr("aiollm.workers.constraints.check", fails)
+        assert failure(constraints, 0) == "Panic: in the lexer"
+    admit(constraints, 1, AB)
+    assert allowed(constraints, 1) == [[97]] and threads.asked == 1 + 2
+
+
 def test_a_grammar_is_built_once_and_the_oldest_ones_are_given_up() -> None:
     threads = Counting()
     constraints = Constraints(BYTES, SIZE, threads)
