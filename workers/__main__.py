@@ -64,7 +64,11 @@ def serve(inbox_fd: int, outbox_fd: int, arena_fd: int, decisions: Decisions) ->
             runner.mask_staging,
         )  # fmt: skip
         tell(ready)
-        overlap.run(state)
+        try:
+            overlap.run(state)
+        finally:
+            if constraints is not None:
+                constraints.close()
         stream.close()
         return 0
     except BrokenPipeError:

@@ -36,6 +36,7 @@ from aiollm.workers.thoughts import Limit
 log = logging.getLogger(__name__)
 
 COMPILED = 64  # grammars that are kept; one takes up to some 100 MB, mostly a thousandth of that
+AGAIN = 64  # tokens that a matcher must last: one that is built again holds up others, for half a second at worst
 Words = NDArray[np.int32]
 Filter = Callable[[Sequence[int], Words], None]
 """Clears the bits of a line of ids that may not follow the generated ones."""
@@ -75,9 +76,8 @@ class Constraints:
 
     def apply(self, update: Update) -> None:
         """Take an update's part of it: who is constrained, and which tokens are known."""
-        for row in ints(update.retire).tolist() if self._rows else ():
-            if (retired := self._rows.pop(row, None)) is not None:
-                self._drop(retired)
+        retired = [self._rows.pop(row, None) for row in ints(update.retire).tolist()] if self._rows else []
+        self._drop([part for row in retired if row is not None and row.waits for part in row.building])
         for admit in update.admit:
             if admit.sampling.constraints:
                 self._rows[admit.row] = self._admitted(admit)
@@ -107,8 +107,9 @@ class Constraints:
                     filled.later.append(rows[at])
                 else:
                     left[at] = rows[at]
+        without = filled.failures.keys() | set(filled.later)
         for at, row in enumerate(rows):
-            if row in filled.failures or row in filled.later:
+            if row in without:
                 lines[at] = 0
         return filled
 
@@ -125,11 +126,11 @@ class Constraints:
                     act(at, self._rows[row])
                 except LexerError as error:
                     full[at] = str(error)
-                except GrammarError as error:
+                except BaseException as error:  # a panic in Rust is no Exception, or the text of an error
                     failures[row] = str(error)
-                except BaseException as error:  # a panic in Rust is no Exception
-                    log.exception("the constraints of a row failed")
-                    failures[row] = f"{type(error).__name__}: {error}"
+                    if not isinstance(error, GrammarError):
+                        log.exception("the constraints of a row failed")
+                        failures[row] = f"{type(error).__name__}: {error}"
                     self._forget(self._rows[row].compiled)  # nobody knows in what state it is
 
         def advance(at: int, row: _Row) -> None:
@@ -168,21 +169,27 @@ class Constraints:
         return self._threads.submit(lambda: matcher_of(grammar, self._tokenizer.result()))
 
     def _renew(self, row: "_Row") -> bool:
-        """Have the matcher of a row built again, and not from what has failed. Where the new one fails before it drew a
-        token, others may have filled it: the next is the row's alone. False where that one has failed too."""
+        """Have the matcher of a row built again, and not from what has failed. Where the new one fails soon, others may
+        have filled it: the next is the row's alone. False where that one has failed soon too."""
         assert row.grammar is not None
         self._forget(row.compiled)
-        alone = row.renewed == len(row.tokens)
-        if alone and row.alone:
+        soon = len(row.tokens) - row.renewed < AGAIN
+        if soon and row.alone:
             return False
-        row.renew(self._compile(row.grammar) if alone else self._matcher(row.grammar), alone)
+        row.renew(self._compile(row.grammar) if soon else self._matcher(row.grammar), soon)
         return True
 
-    def _drop(self, row: "_Row") -> None:
-        """What was to be built for a row that is gone, and for no other, is not begun."""
-        for part in row.building:
-            if not any(part in other.building for other in self._rows.values()) and part.cancel():
+    def _drop(self, parts: "Sequence[Future[Any]]") -> None:
+        """Of these, which were to be built for rows that are gone, what no other waits for is not begun."""
+        wanted = {part for row in self._rows.values() for part in row.building} if parts else set()
+        for part in parts:
+            if part not in wanted and part.cancel():
                 self._forget(part)
+
+    def close(self) -> None:
+        """Begin nothing that has not begun: a process ends when all that it began has ended."""
+        for threads in (self._threads, self._healers):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _forget(self, compiled: "Future[Any] | None") -> None:
         for grammar in [each for each, found in self._compiled.items() if found is compiled]:
@@ -219,7 +226,7 @@ class _Row:
         self._sampling = sampling
         self.grammar = grammar
         self.compiled = compiled
-        self.renewed, self.alone = -1, False
+        self.renewed, self.alone = -AGAIN, False
         self._matcher: LLMatcher | None = None
         self._taken = 0
         self._filters = filters

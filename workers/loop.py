@@ -147,7 +147,8 @@ class Loop:
 
     def _hold(self, rows: Sequence[int]) -> None:
         """The flight that was launched last does not draw for these rows: they will compute their last token again."""
-        new = [row for row in rows if row not in self._held]
+        held = set(self._held)
+        new = [row for row in rows if row not in held]
         self.rows.position[new] -= 1
         self._held += new
 

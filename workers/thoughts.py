@@ -51,4 +51,4 @@ class Limit:
             self._written = self._written + 1 if id == self._ids[self._written] else 0
         if self._close in self._text or self._written == len(self._ids):
             self._thinks = False
-        self._text = self._text[1 - len(self._close) :]
+        self._text = self._text[max(len(self._text) - len(self._close) + 1, 0) :]

@@ -181,9 +181,12 @@ class Ledger:
         if end == start:
             return 0
         self.draft.chunk(row.index, start, row.slots[:, start:end].copy())
-        if self.limits.prefix_cache and row.indexed == at < end:
-            slots, windows = row.slots[0, at:end], row.slots[1:, at:end]
-            node = self.index.extend(row.node, row.tokens[at:end], slots, self.number + 1, windows)
+        # While a grammar is being built a row computes the last token of its prompt again, and where that fails nobody
+        # else may hold what it left: its slot stays the row's own.
+        shared = end - (end == len(row.tokens) and bool(row.request.sampling.constraints))
+        if self.limits.prefix_cache and row.indexed == at < shared:
+            slots, windows = row.slots[0, at:shared], row.slots[1:, at:shared]
+            node = self.index.extend(row.node, row.tokens[at:shared], slots, self.number + 1, windows)
             if node is not None:
                 self._move_pin(row, node, self.limits.window.low(start))
         if row.indexed > start:

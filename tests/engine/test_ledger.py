@@ -3,6 +3,7 @@ import pytest
 from plain_worker import Stand, answered, ask, chunks, count_to, sink
 
 from aiollm.wire.messages import Update
+from aiollm.wire.sampling import AllowedIds
 
 
 def test_a_second_request_computes_only_what_the_first_did_not():
@@ -40,6 +41,23 @@ def test_a_prompt_that_is_cached_whole_still_computes_its_last_token():
     stand.finish()
     assert stand.worker.computed - before == 1 and again.cached_tokens == 11
     assert answered(again)
+
+
+def test_the_last_token_of_a_constrained_prompt_is_nobody_else_s_while_its_row_runs():
+    """It may be computed again, and that may fail."""
+    stand = Stand(rows=4)
+    first = ask(count_to(12), 4, constraints=(AllowedIds(tuple(range(100))),))
+    others = [ask([*count_to(12), 9, 9], 4) for _ in range(2)]
+    stand.submit(first)
+    stand.round()
+    stand.submit(others[0])
+    stand.round()
+    assert others[0].cached_tokens == 11
+    stand.finish()
+    stand.submit(others[1])
+    stand.finish()
+    assert others[1].cached_tokens > 11
+    assert answered(first, *others)
 
 
 @pytest.mark.parametrize("budget", [64, 5])

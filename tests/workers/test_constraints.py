@@ -1,8 +1,9 @@
 """Masks of constrained rows, from admission to the next token."""
 
 import random
+import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from overlap import LateThreads
 from updates import run_of
 
 from aiollm.grammar import llguidance
+from aiollm.grammar.llguidance import GrammarError
 from aiollm.wire.columns import pack
 from aiollm.wire.messages import Admit, Update
 from aiollm.wire.sampling import (
@@ -223,6 +225,19 @@ def test_a_grammar_that_only_retired_rows_wait_for_is_not_begun() -> None:
     assert constraints.unbuilt() == [] and allowed(constraints, 0, 2, 3) == [[97], [98], [99]]
 
 
+def test_what_has_not_begun_when_a_worker_ends_never_does() -> None:
+    begun, end = threading.Event(), threading.Event()
+    threads = ThreadPoolExecutor(1)
+    threads.submit(lambda: (begun.set(), end.wait()))
+    begun.wait()
+    constraints = Constraints(BYTES, SIZE, threads, Now())
+    admit(constraints, 0, AB)
+    constraints.close()
+    end.set()
+    threads.shutdown()
+    assert failure(constraints, 0) == "CancelledError: "
+
+
 def test_a_text_is_healed_while_grammars_are_being_built() -> None:
     constraints = Constraints(BYTES, SIZE, LateThreads(), Now())
     admit(constraints, 0, AB)
@@ -230,7 +245,9 @@ def test_a_text_is_healed_while_grammars_are_being_built() -> None:
     assert constraints.unbuilt() == [0] and allowed(constraints, 1) == [[97]]
 
 
-def lexers_of(states: int, patch: pytest.MonkeyPatch) -> None:
+def lexers_of(states: int, patch: pytest.MonkeyPatch, again: int = 1) -> None:
+    """Matchers are to last `again` tokens."""
+    patch.setattr("aiollm.workers.constraints.AGAIN", again)
     patch.setattr(llguidance, "LIMITS", LLParserLimits(max_lexer_states=states, verbose_errors=False))
 
 
@@ -285,19 +302,34 @@ def test_a_row_that_no_lexer_has_room_for_fails(monkeypatch: pytest.MonkeyPatch)
     assert failure(constraints, 0) == told and threads.asked == 1 + 3
 
 
-def test_what_panicked_is_built_anew_for_who_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Panic(BaseException):
-        pass
+def test_a_matcher_that_lasts_for_a_few_tokens_is_not_built_again_for_each_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads, chance = Counting(), random.Random(1)
+    constraints = Constraints(BYTES, SIZE, threads, Now())
+    lexers_of(40, monkeypatch, again=200)
+    admit(constraints, 0, WIDE)
+    lines = np.empty((1, constraints.words), np.int32)
+    while not (filled := constraints.fill([0], lines)).failures:
+        constraints.take(0, chance.choice([97, 98]))
+    assert "too complex" in filled.failures[0] and threads.asked == 1 + 3
 
+
+class Panic(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [Panic("in the lexer"), GrammarError("panicked")])
+def test_what_panicked_is_built_anew_for_who_comes_next(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fails(matcher: object) -> None:
-        raise Panic("in the lexer")
+        raise error
 
     threads = Counting()
     constraints = Constraints(BYTES, SIZE, threads, Now())
     admit(constraints, 0, AB)
     with monkeypatch.context() as patch:
         patch.setattr("aiollm.workers.constraints.check", fails)
-        assert failure(constraints, 0) == "Panic: in the lexer"
+        assert failure(constraints, 0) in ("Panic: in the lexer", "panicked")
     admit(constraints, 1, AB)
     assert allowed(constraints, 1) == [[97]] and threads.asked == 1 + 2
 
