@@ -22,7 +22,7 @@ from aiollm.api.stream import OUTBOX, Stream, error_event
 log = logging.getLogger(__name__)
 
 RUNNING: web.AppKey[dict[Generation, str]] = web.AppKey("running", dict)
-"""Generations that are being answered, each with the id of its HTTP request."""
+"""Generations that are being answered, each with the id of its HTTP request, or of its socket's."""
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -36,6 +36,7 @@ async def answer(
 ) -> web.StreamResponse:
     """Run a generation and answer with it; it ends with the handler, so a client that goes away aborts it."""
     with running(http, generation):
+        http[GENERATION] = generation
         if request.streams:
             return await _stream(http, generation, shape, request.stream_options or StreamOptions())
         await generation.complete()
@@ -47,7 +48,6 @@ async def answer(
 def running(http: web.Request, generation: Generation) -> Iterator[None]:
     """Submit a generation, which others may end while it lasts; inside it may be completed, at the end it is ended."""
     generation.submit()
-    http[GENERATION] = generation
     http.app[RUNNING][generation] = request_id(http)
     try:
         yield

@@ -185,7 +185,7 @@ class Socket:
         if len(self._conversations) >= MAX_CONVERSATIONS:
             message = f"{MAX_CONVERSATIONS} conversations run on this socket already"
             raise ApiError(429, message, code="too_many_conversations")
-        conversation = Conversation(self._parts, frame.id, time.monotonic(), self._caller)
+        conversation = Conversation(self._http, frame.id, time.monotonic(), self._caller)
         task = self._tasks.create_task(self._converse(conversation, data))
         self._conversations[frame.id] = conversation, task
         task.add_done_callback(lambda _: self._conversations.pop(frame.id))

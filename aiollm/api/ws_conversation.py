@@ -3,14 +3,16 @@
 from collections.abc import AsyncGenerator
 
 import msgspec
+from aiohttp import web
 
 from aiollm.api import body
+from aiollm.api.answer import running
 from aiollm.api.caller import NOBODY, Caller
 from aiollm.api.chat import chat_prompt
 from aiollm.api.choice import Delta as Said
 from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation
-from aiollm.api.parts import Parts
+from aiollm.api.parts import PARTS
 from aiollm.api.schema import ChatRequest, decode_chat
 from aiollm.api.turn import Turn
 from aiollm.api.ws_frames import Delta, Done, Start
@@ -22,11 +24,13 @@ ONLY_TEXT = ("logprobs", "prompt_logprobs", "return_token_ids")
 class Conversation:
     """`ended` is set by whoever sends its last frame."""
 
-    def __init__(self, parts: Parts, id: str, received: float, caller: Caller = NOBODY) -> None:
+    def __init__(self, http: web.Request, id: str, received: float, caller: Caller = NOBODY) -> None:
+        """`http` is the request that opened the socket."""
         self.id = id
+        self._http = http
         self._caller = caller
         self.ended = False
-        self._parts = parts
+        self._parts = http.app[PARTS]
         self.received = received
         self.generation: Generation | None = None
         """None until it is submitted."""
@@ -34,11 +38,10 @@ class Conversation:
     async def frames(self, data: bytes) -> AsyncGenerator[Start | Delta | Done, None]:
         """Run the request of a `chat` frame; closing the iterator aborts it. Raises ApiError and EngineBusy."""
         generation = await self._prepared(data)
-        generation.submit()
-        self.generation = generation
         (choice,) = generation.choices
         turn = Turn(self._parts.speech.calls)
-        try:
+        with running(self._http, generation):
+            self.generation = generation
             started = False
             while choice.finish is None:
                 await generation.changed.wait()
@@ -47,13 +50,12 @@ class Conversation:
                     raise error
                 if not started:
                     started = True
-                    yield Start(self.id, len(choice.request.prompt), choice.request.cached_tokens)
+                    request = choice.request
+                    yield Start(self.id, len(request.prompt), request.cached_tokens, generation.id)
                 delta = choice.take()
                 if delta is not None:
                     yield self._delta(delta, choice.generated, turn)
             yield self.done(choice.reason)
-        finally:
-            generation.end()
 
     def _delta(self, delta: Said, tokens: int, turn: Turn) -> Delta:
         if delta.events is None:

@@ -45,6 +45,8 @@ class Start(msgspec.Struct, frozen=True, tag_field="type", tag="start"):
     id: str
     prompt_tokens: int
     cached_tokens: int
+    request_id: str
+    """By which others may end the answer, as over HTTP."""
 
 
 class Delta(msgspec.Struct, frozen=True, tag_field="type", tag="delta", omit_defaults=True):

@@ -103,3 +103,36 @@ def test_a_client_that_goes_away_is_no_longer_known(folder: Path) -> None:
         assert (await cancel(served, "gone"))[0] == 404
 
     on_a_stand(folder, work)
+
+
+def test_answers_on_a_socket_are_cancelled_by_their_ids_or_all_by_that_of_the_socket(folder: Path) -> None:
+    async def ended(link: aiohttp.ClientWebSocketResponse) -> dict[str, str]:
+        """How each of the answers that are left ended, by its id."""
+        frame = await link.receive_json()
+        return {frame["id"]: frame["error"]["code"]}
+
+    async def work(served: Stand) -> None:
+        chat = {"type": "chat", "messages": [{"role": "user", "content": "x"}], "max_tokens": 400, "ignore_eos": True}
+        headers = {"X-Request-Id": "socket"}
+        async with served.session.ws_connect(served.url + "/v1/chat/ws", headers=headers) as link:
+            await link.receive_json()
+            await link.send_json(chat | {"id": "a", "request_id": "mine"})
+            for id in "bc":
+                await link.send_json(chat | {"id": id})
+            await started(served, 3)
+            assert (await cancel(served, "a"))[0] == 404, "a client's own id says nothing beyond its socket"
+            assert await cancel(served, "mine") == (200, {"id": "mine", "cancelled": 1})
+            assert await ended(link) == {"a": "cancelled"}
+            assert (await cancel(served, "socket"))[1]["cancelled"] == 2
+            assert await ended(link) | await ended(link) == {"b": "cancelled", "c": "cancelled"}
+            served.workers.release()
+            served.workers.reply = lambda prompt, seed: [97] * 400
+            await link.send_json(chat | {"id": "d"})
+            start = await link.receive_json()
+            served.workers.held = True
+            assert (await cancel(served, start["request_id"]))[1]["cancelled"] == 1
+            while (frame := await link.receive_json())["type"] != "error":
+                assert frame["type"] == "delta"
+            assert frame["error"]["code"] == "cancelled"
+
+    on_a_stand(folder, work)
