@@ -29,8 +29,8 @@ from aiollm.api.schema import (
     TopP,
     decode,
 )
-from aiollm.api.structured import asked
-from aiollm.wire.sampling import Decay, Grammar
+from aiollm.api.structured import Asked, asked
+from aiollm.wire.sampling import Decay
 
 DEFAULT_MAX_NEW_TOKENS = 16
 GREEDY_BELOW = 1e-5  # LightLLM takes lower temperatures for greedy
@@ -190,7 +190,7 @@ def common(parameters: Parameters, stream: bool) -> CommonRequest:
     )
 
 
-def native_grammars(parameters: Parameters) -> list[tuple[str, Grammar]]:
+def native_grammars(parameters: Parameters) -> list[Asked]:
     """The grammars that are asked for, by field."""
     return asked(
         ("regular_constraint", "regex", parameters.regular_constraint),

@@ -1,13 +1,16 @@
 """What a request lets its output be: grammars under the names of all who have one, allowed ids, banned words."""
 
+import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from aiollm.api.convert import check_ids
 from aiollm.api.errors import invalid
+from aiollm.api.grammars import check_size
 from aiollm.api.parts import Parts
 from aiollm.api.schema import GenerationRequest, ResponseFormat
 from aiollm.grammar.llguidance import GrammarError
@@ -16,24 +19,31 @@ from aiollm.wire.sampling import AllowedIds, BannedWords, Constraint, Grammar, T
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
-
-def asked(*fields: tuple[str, str, Any]) -> list[tuple[str, Grammar]]:
-    """(field, kind, value) of the fields that were given, as grammars; null and false are none."""
-    return [
-        (name, Grammar(kind, value if isinstance(value, str) else msgspec.json.encode(value).decode()))  # type: ignore[arg-type]
-        for name, kind, value in fields
-        if value is not None
-    ]
+Asked = tuple[str, Callable[[], Grammar]]
+"""A field, and what makes its grammar: beside the event loop, since it may be long. It may raise GrammarError."""
 
 
-def asked_grammars(request: GenerationRequest) -> list[tuple[str, Grammar]]:
+def asked(*fields: tuple[str, str, Any]) -> list[Asked]:
+    """(field, kind, value) of the fields that were given, as grammars; null and false are none. A list has the texts of
+    which the output is one."""
+    return [(name, partial(_grammar, kind, value)) for name, kind, value in fields if value is not None]
+
+
+def _grammar(kind: Any, value: Any) -> Grammar:
+    if isinstance(value, list):
+        check_size(sum(map(len, value)))
+        return Grammar(kind, "|".join(map(re.escape, value)))
+    return Grammar(kind, value if isinstance(value, str) else msgspec.json.encode(value).decode())
+
+
+def asked_grammars(request: GenerationRequest) -> list[Asked]:
     """The grammars that a request asks for, by field. Raises ApiError for what is no grammar."""
     outputs, name = request.structured_outputs, "structured_outputs"
     grammars = asked(
         ("response_format", "json", _response_schema(request.response_format)),
         ("guided_json", "json", request.guided_json),
         ("guided_regex", "regex", request.guided_regex),
-        ("guided_choice", "regex", _choices(request.guided_choice)),
+        ("guided_choice", "regex", request.guided_choice),
         ("guided_grammar", "ebnf", request.guided_grammar),
         ("regex", "regex", request.regex),
         ("ebnf", "ebnf", request.ebnf),
@@ -47,17 +57,14 @@ def asked_grammars(request: GenerationRequest) -> list[tuple[str, Grammar]]:
     return grammars + asked(
         (name, "json", outputs.json),
         (name, "regex", outputs.regex),
-        (name, "regex", _choices(outputs.choice)),
+        (name, "regex", outputs.choice),
         (name, "ebnf", outputs.grammar),
         (name, "json", ANY_OBJECT if outputs.json_object else None),
     )
 
 
 async def constraints(
-    parts: Parts,
-    request: GenerationRequest,
-    grammars: Sequence[tuple[str, Grammar]],
-    thoughts: Thoughts | None = None,
+    parts: Parts, request: GenerationRequest, grammars: Sequence[Asked], thoughts: Thoughts | None = None
 ) -> tuple[Constraint, ...]:
     """What the tokens of a request have to follow: one of `grammars` at most, behind its `thoughts`, which is tried out
     here, and the fields that name tokens. Raises ApiError."""
@@ -65,14 +72,15 @@ async def constraints(
     if len(grammars) > 1:
         (first, _), (second, _), *_ = grammars
         raise invalid(second, f"{second}: a second constraint beside {first}; give one of the two")
-    for field, grammar in grammars:
+    for field, make in grammars:
         if request.ignore_eos:
             raise invalid("ignore_eos", f"ignore_eos: not together with {field}, whose end is an end of sequence")
         if request.allowed_token_ids is not None:
             raise invalid("allowed_token_ids", f"allowed_token_ids: a second constraint beside {field}")
-        whole = msgspec.structs.replace(grammar, thoughts=thoughts)
         try:
+            grammar = await asyncio.to_thread(make)
             await parts.grammars.check(grammar)
+            whole = msgspec.structs.replace(grammar, thoughts=thoughts)
             await parts.grammars.check(whole)
         except GrammarError as error:
             raise invalid(field, f"{field}: {error}") from error
@@ -108,8 +116,3 @@ def _response_schema(given: ResponseFormat | None) -> Any:
             return given.json_schema.schema
     text = f"response_format: type {given.type[:40]!r} is not supported; text, json_object and json_schema are"
     raise invalid("response_format", text, "unsupported_field")
-
-
-def _choices(texts: Sequence[str] | None) -> str | None:
-    """A regular expression that matches one of the texts."""
-    return None if texts is None else "|".join(map(re.escape, texts))

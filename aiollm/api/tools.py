@@ -1,12 +1,16 @@
 """The functions of a chat request: what the template sees of them, and how the model's output is read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import msgspec
 
 from aiollm.api.choice import Output
 from aiollm.api.errors import invalid
+from aiollm.api.grammars import check_size
 from aiollm.api.parts import Parts
 from aiollm.api.schema import ChatRequest, NamedTool, Tool
+from aiollm.api.structured import Asked
 from aiollm.text.parsers.formats import Speech
 from aiollm.wire.sampling import Grammar
 
@@ -25,25 +29,31 @@ def check_choice(parts: Parts, request: ChatRequest) -> None:
         raise invalid("tools", message, "unsupported_field")
 
 
-def grammars(parts: Parts, request: ChatRequest, guard: bool) -> list[tuple[str, Grammar]]:
+def grammars(parts: Parts, request: ChatRequest, guard: bool) -> list[Asked]:
     """The grammar of the calls that are demanded, or with `guard` of text in which those of strict functions are
     proper ones, if there is one to follow; by field.
 
     Text is not guarded in formats without a mark, and where the mark is a special token: no grammar could allow it.
     """
-    tools, choice = _schemas(request), request.tool_choice
+    tools, choice, speech = _schemas(request), request.tool_choice, parts.speech
     if not tools:
         return []
     if choice in (None, "auto"):
         strict = {tool.function.name for tool in offered(request) if tool.function.strict}
+        if not (guard and strict and speech.guards) or parts.tokenizer.special_ids(Speech(speech.calls).marks):
+            return []
         schemas = {name: schema if name in strict else {} for name, schema in tools.items()}
-        lark = parts.speech.guarded(schemas) if guard and strict else None
-        seen = lark is not None and not parts.tokenizer.special_ids(Speech(parts.speech.calls).marks)
-        return [("tools", Grammar("lark", lark))] if lark is not None and seen else []
+        return [("tools", lambda: _grammar(schemas, lambda: speech.guarded(schemas)))]
     if isinstance(choice, NamedTool):
         tools = {choice.function.name: tools[choice.function.name]}
     one = isinstance(choice, NamedTool) or request.parallel_tool_calls is False
-    return [("tool_choice", Grammar("lark", parts.speech.forced(tools, one)))]
+    return [("tool_choice", lambda: _grammar(tools, lambda: speech.forced(tools, one)))]
+
+
+def _grammar(schemas: dict[str, dict[str, Any]], lark: Callable[[], str]) -> Grammar:
+    """That of text in which these schemas stand, all of them. Raises GrammarError."""
+    check_size(len(msgspec.json.encode(schemas)))
+    return Grammar("lark", lark())
 
 
 def for_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:

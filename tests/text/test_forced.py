@@ -117,4 +117,5 @@ def test_text_may_be_anything_until_a_mark_demands_a_proper_call(calls: str) -> 
 
 
 def test_formats_without_a_mark_cannot_be_guarded() -> None:
-    assert Speech(FORMATS["llama3"]).guarded(FUNCTIONS) is None is Speech(FORMATS["glm"]).guarded(FUNCTIONS)
+    assert not (Speech(FORMATS["llama3"]).guards or Speech(FORMATS["glm"]).guards or Speech().guards)
+    assert Speech(FORMATS["hermes"]).guards

@@ -78,10 +78,15 @@ class Speech(NamedTuple):
         assert calls is not None and calls.frame is not None
         return forced(calls.frame, tools, one)
 
-    def guarded(self, tools: Tools) -> str | None:
-        """The grammar of any text in which calls are calls of these functions; None where the format has no mark."""
-        frame = self.calls.frame if self.calls is not None else None
-        return guarded(frame, tools) if frame is not None and frame.mark else None
+    @property
+    def guards(self) -> bool:
+        """Whether there is `guarded`: the format has a mark."""
+        return self.calls is not None and self.calls.frame is not None and self.calls.frame.mark != ""
+
+    def guarded(self, tools: Tools) -> str:
+        """The grammar of any text in which calls are calls of these functions."""
+        assert self.calls is not None and self.calls.frame is not None
+        return guarded(self.calls.frame, tools)
 
     def parser(self, opened: bool, tools: Tools, reasoning_shown: bool = True, one_call: bool = False) -> Parser:
         """For one output, whose prompt may have opened its reasoning; the last two arguments are Parser's."""
