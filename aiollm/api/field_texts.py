@@ -35,7 +35,7 @@ TEXTS = {
     "include_stop_str_in_output": "keep what ended the answer in its text",
     "no_stop_trim": "SGLang's name of include_stop_str_in_output",
     "ignore_eos": "go on behind the end-of-sequence token",
-    "truncate_prompt_tokens": "keep only so many tokens of a prompt; -1 is what fits",
+    "truncate_prompt_tokens": "keep only so many tokens of a prompt, at least 1; -1 is what fits",
     "truncation_side": "which end of the prompt is cut off",
     # Choices
     "n": "choices of each prompt, which share its computation; at most `--max_n`",

@@ -71,6 +71,11 @@ DOCS: dict[Handler, Doc] = {
     status.models: Doc("the names under which the model is served", (), answers.ModelList),
     status.model: Doc("the model under one of its names", (), answers.ModelCard),
 }  # fmt: skip
+RUN = frozenset({
+    chat.chat_completions, completions.completions, embeddings.embeddings, ws.chat_socket, native.generate,
+    native.generate_stream, native.either, score.get_score, invocations.invocations,
+})  # fmt: skip
+"""What they are asked for is run by the engine, and may have to wait."""
 
 ERRORS = {
     400: "a field or the body cannot be accepted",
@@ -171,7 +176,8 @@ def _operation(method: str, path: str, handler: Handler, schemas: Mapping[Any, A
         responses.setdefault(str(code), {"$ref": f"#/components/responses/E{code}"})
     if handler is status.ready:  # the probe's own answer, not an error
         responses["503"] = {"description": "it is not ready", "content": content}
-    operation: dict[str, Any] = {"summary": said.text, "responses": responses, "parameters": _parameters(path, said)}
+    parameters = _parameters(path, handler in RUN)
+    operation: dict[str, Any] = {"summary": said.text, "responses": responses, "parameters": parameters}
     if takes:
         schema = (
             {"anyOf": [schemas[kind] for kind in said.requests]}
@@ -182,12 +188,12 @@ def _operation(method: str, path: str, handler: Handler, schemas: Mapping[Any, A
     return operation
 
 
-def _parameters(path: str, said: Doc) -> list[dict[str, Any]]:
+def _parameters(path: str, runs: bool) -> list[dict[str, Any]]:
     named = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for name in re.findall(r"{(\w+)", path)
     ]
-    if not (said.streams or said.answer in (answers.Generated, answers.Embeddings)):
+    if not runs:
         return named
     seconds = {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST}
     about = "seconds from arrival within which the request must begin; else it is answered with 503"

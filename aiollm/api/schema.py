@@ -22,6 +22,7 @@ INT32 = 2**31 - 1
 
 TokenId = Annotated[int, Meta(ge=0, le=INT32)]
 Count = Annotated[int, Meta(ge=0, le=INT32)]
+AtLeastOne = Annotated[int, Meta(ge=1, le=INT32)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
 TopK = Annotated[int, Meta(ge=-1, le=INT32)]
@@ -31,7 +32,7 @@ RepetitionPenalty = Annotated[float, Meta(gt=0, le=10)]
 Stop = Annotated[str, Meta(min_length=1, max_length=1024)]
 Salt = Annotated[str, Meta(min_length=1, max_length=256)]
 RequestId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{1,128}\Z")]
-Alternatives = Annotated[int, Meta(ge=-1, le=MAX_LOGPROBS)]
+Alternatives = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 Prompts = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
 Scalar = str | int | float | bool | None
 JsonSchema = dict[str, Any] | bool | str
@@ -114,7 +115,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
     prompt_logprobs: Alternatives | None = None
-    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=INT32)] | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=INT32, extra_json_schema={"not": {"const": 0}})] | None = None
     truncation_side: Literal["left", "right"] | None = None
     request_id: RequestId | None = None
     rid: RequestId | None = None
@@ -234,7 +235,8 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
-    max_completion_tokens: Count | None = None
+    max_tokens: AtLeastOne | None = None
+    max_completion_tokens: AtLeastOne | None = None
     logprobs: bool | None = None
     top_logprobs: Alternatives | None = None
     add_generation_prompt: bool | None = None
@@ -371,9 +373,6 @@ def _check(request: GenerationRequest) -> None:
     for name, other in ALIASES:
         if getattr(request, name) is not None and getattr(request, other) is not None:
             raise invalid(other, f"{other}: another name of {name}; give one of the two")
-    for name in ("logprobs", "top_logprobs", "prompt_logprobs"):
-        if getattr(request, name, None) == -1:
-            raise invalid(name, f"{name}: -1, the whole vocabulary, is not served; give 0 to {MAX_LOGPROBS}")
     if request.prompt_logprobs is not None and request.streams:
         raise invalid("prompt_logprobs", "prompt_logprobs: not in a stream")
     if request.truncate_prompt_tokens == 0:

@@ -13,6 +13,7 @@ from stand import Runner, stand
 from aiollm import __version__
 from aiollm.api import status
 from aiollm.api.app import GET, POST
+from aiollm.api.caller import TIMEOUT
 from aiollm.api.openapi import doc, document, plain
 
 ROUTES = {"GET": GET, "POST": POST}
@@ -82,6 +83,40 @@ def test_fields_have_their_ranges_and_a_line() -> None:
     assert (number["minimum"], number["maximum"]) == (0, 2)
     assert "likeliest" in fields["temperature"]["description"]
     assert schema("ChatRequest")["required"] == ["messages"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "least"),
+    [
+        ("ChatRequest", "max_tokens", 1), ("ChatRequest", "max_completion_tokens", 1),
+        ("ChatRequest", "top_logprobs", 0), ("ChatRequest", "prompt_logprobs", 0),
+        ("CompletionRequest", "max_tokens", 0), ("CompletionRequest", "logprobs", 0),
+    ],
+)  # fmt: skip
+def test_what_is_always_refused_is_not_promised(served: Runner, kind: str, field: str, least: int) -> None:
+    (number,) = (each for each in schema(kind)["properties"][field]["anyOf"] if each["type"] == "integer")
+    assert number["minimum"] == least
+    path, body = {
+        "ChatRequest": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "logprobs": True}),
+        "CompletionRequest": ("/v1/completions", {"prompt": "x", "echo": True}),
+    }[kind]
+    for value, expected in ((least, 200), (least - 1, 400)):
+        found, answer = served.run(served.stand.post(path, {"max_tokens": 1} | body | {field: value}))
+        assert found == expected, answer
+    assert answer["error"]["param"] == field and f">= {least}" in answer["error"]["message"]
+
+
+def test_what_is_run_may_be_given_a_time_to_begin() -> None:
+    told = {
+        path
+        for path, methods in MADE["paths"].items()
+        for operation in methods.values()
+        if any(parameter["name"] == TIMEOUT for parameter in operation["parameters"])
+    }
+    assert told == {
+        "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/chat/ws", "/get_score", "/invocations",
+        "/", "/generate", "/generate_stream",
+    }  # fmt: skip
 
 
 def test_a_handler_that_the_table_lacks_is_described_by_its_docstring() -> None:
