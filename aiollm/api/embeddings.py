@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from aiollm.api import body
 from aiollm.api.answer import answer
 from aiollm.api.caller import Caller, caller
-from aiollm.api.choice import Output
+from aiollm.api.choice import Choice, Output
 from aiollm.api.convert import output_limit, prompt_array, sampling_params
 from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation, Prompt, check_kind
@@ -104,15 +104,20 @@ class EmbeddingShape(Unstreamed):
     def whole(self) -> dict[str, Any]:
         request, generation, found = self._request, self._generation, []
         for choice in generation.choices:
-            assert choice.request.hidden is not None, "a token comes with its hidden state"
-            vector = unit(choice.request.hidden[: request.dimensions])
-            shown: Any = vector.tolist()
+            numbers = vector(choice, request.dimensions)
+            shown: Any = numbers.tolist()
             if request.encoding_format == "base64":
-                shown = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+                shown = base64.b64encode(numbers.astype("<f4").tobytes()).decode()
             found.append({"object": "embedding", "index": choice.index, "embedding": shown})
         tokens = generation.usage.prompt_tokens
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return {"object": "list", "data": found, "model": generation.model, "usage": usage}
+
+
+def vector(choice: Choice, dimensions: int | None) -> NDArray[np.float32]:
+    """What a choice that has ended is answered with."""
+    assert choice.request.hidden is not None, "a token comes with its hidden state"
+    return unit(choice.request.hidden[:dimensions])
 
 
 def unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:

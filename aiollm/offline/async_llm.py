@@ -5,8 +5,8 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from tqdm import tqdm
@@ -19,12 +19,13 @@ from aiollm.api.schema import ChatRequest, CompletionRequest
 from aiollm.config import FIELDS, NETWORK
 from aiollm.console import Console
 from aiollm.engine.engine import EngineBusy
-from aiollm.offline.outputs import Collector, RequestOutput, SamplingParams
-from aiollm.offline.session import CHAT, COMPLETIONS, Session, session
+from aiollm.offline.outputs import Collector, EmbeddingRequestOutput, RequestOutput, SamplingParams, embedded
+from aiollm.offline.session import CHAT, COMPLETIONS, EMBEDDINGS, Session, session
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """Text, token ids, or vLLM's {"prompt": text} or {"prompt_token_ids": ids}."""
 Messages = Sequence[Mapping[str, Any]]
+T = TypeVar("T")
 DEFAULT = SamplingParams()
 KNOWN = {
     CHAT: frozenset(ChatRequest.__struct_fields__),
@@ -72,8 +73,7 @@ class AsyncLLM:
 
         `sampling_params` are for all prompts, or one for each. `use_tqdm` shows a bar, None does so on a terminal.
         """
-        listed = [prompts] if _is_one(prompts) else list(prompts)
-        return await self._run(COMPLETIONS, [_plain(prompt) for prompt in listed], sampling_params, {}, use_tqdm)
+        return await self._run(COMPLETIONS, _listed(prompts), sampling_params, {}, use_tqdm)
 
     async def chat(
         self,
@@ -85,6 +85,20 @@ class AsyncLLM:
         """Answer one conversation, or each of several; `fields` are others of POST /v1/chat/completions."""
         listed = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
         return await self._run(CHAT, listed, sampling_params, fields, use_tqdm)
+
+    async def embed(
+        self, prompts: Prompt | Sequence[Prompt], use_tqdm: bool | None = None, dimensions: int | None = None
+    ) -> list[EmbeddingRequestOutput]:
+        """The vector of each prompt, as POST /v1/embeddings gives it, in the order of the prompts."""
+        listed = _listed(prompts)
+
+        def body(index: int) -> bytes:
+            return json.dumps({"input": listed[index], "dimensions": dimensions}).encode()
+
+        def output(_: int, generation: Generation) -> EmbeddingRequestOutput:
+            return embedded(generation, dimensions)
+
+        return await self._each(EMBEDDINGS, len(listed), body, output, use_tqdm)
 
     async def stream(
         self, prompt: Prompt | Messages, sampling_params: SamplingParams | None = None, **fields: Any
@@ -100,7 +114,7 @@ class AsyncLLM:
             current = self._current
             data = _body(path, asked, params, fields | {"stream": True})
             generation, _ = await current.prepared(path, data, streams=True)
-            collector = self._collector(generation, asked, params)
+            collector = Collector(generation, current.parts, asked, params)
             generation.submit()
             try:
                 finished = False
@@ -126,24 +140,41 @@ class AsyncLLM:
         params = sampling_params if isinstance(sampling_params, Sequence) else [sampling_params or DEFAULT] * len(asked)
         if len(params) != len(asked):
             raise ValueError(f"sampling_params: {len(params)} for {len(asked)} prompts")
+        parts = self._current.parts
+
+        def body(index: int) -> bytes:
+            return _body(path, asked[index], params[index], fields)
+
+        def output(index: int, generation: Generation) -> RequestOutput:
+            return Collector(generation, parts, asked[index], params[index]).output()
+
+        return await self._each(path, len(asked), body, output, use_tqdm)
+
+    async def _each(
+        self,
+        path: str,
+        count: int,
+        body: Callable[[int], bytes],
+        output: Callable[[int, Generation], T],
+        use_tqdm: bool | None,
+    ) -> list[T]:
+        """The outputs of so many bodies, in their order; the first one that fails ends all."""
         current = self._current
-        outputs: list[RequestOutput | None] = [None] * len(asked)
+        outputs: dict[int, T] = {}
         hidden = None if use_tqdm is None else not use_tqdm
-        bar = tqdm(total=len(asked), unit="prompt", dynamic_ncols=True, disable=hidden)
+        bar = tqdm(total=count, unit="prompt", dynamic_ncols=True, disable=hidden)
 
         async def run(index: int) -> None:
             name = "messages" if path == CHAT else "prompts"
-            with _told(f"{name}[{index}]: " if len(asked) > 1 else ""):
-                data = _body(path, asked[index], params[index], fields)
-                generation, _ = await current.completed(path, data)
-                collector = self._collector(generation, asked[index], params[index])
-                outputs[index] = await in_thread_if(generation.long, collector.output)
+            with _told(f"{name}[{index}]: " if count > 1 else ""):
+                generation, _ = await current.completed(path, body(index))
+                outputs[index] = await in_thread_if(generation.long, output, index, generation)
             bar.update()
 
         failed: Sequence[Exception] = ()
         try:
             async with asyncio.TaskGroup() as group:
-                for index in range(len(asked)):
+                for index in range(count):
                     group.create_task(run(index))
                     await asyncio.sleep(0)  # the first ones are computed while the others are prepared
         except ExceptionGroup as errors:
@@ -152,16 +183,13 @@ class AsyncLLM:
             bar.close()
         if failed:
             raise failed[0]
-        return [output for output in outputs if output is not None]
+        return [outputs[index] for index in range(count)]
 
     @property
     def _current(self) -> Session:
         if self._session is None:
             raise RuntimeError("the model is not loaded: use this object in a `with` block, or before its close()")
         return self._session
-
-    def _collector(self, generation: Generation, asked: Any, params: SamplingParams) -> Collector:
-        return Collector(generation, self._current.parts.tokenizer, asked, params)
 
 
 def _body(path: str, asked: Any, params: SamplingParams, more: Mapping[str, Any]) -> bytes:
@@ -175,8 +203,10 @@ def _body(path: str, asked: Any, params: SamplingParams, more: Mapping[str, Any]
     return json.dumps(fields).encode()
 
 
-def _is_one(prompts: Any) -> bool:
-    return isinstance(prompts, str | Mapping) or (len(prompts) > 0 and isinstance(prompts[0], int))
+def _listed(prompts: Any) -> list[Any]:
+    """One prompt or several, each as text or a list of ids."""
+    one = isinstance(prompts, str | Mapping) or (len(prompts) > 0 and isinstance(prompts[0], int))
+    return [_plain(prompt) for prompt in ([prompts] if one else prompts)]
 
 
 def _plain(prompt: Any) -> Any:

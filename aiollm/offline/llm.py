@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from aiollm.offline.async_llm import AsyncLLM, Messages, Prompt
-from aiollm.offline.outputs import RequestOutput, SamplingParams
+from aiollm.offline.outputs import EmbeddingRequestOutput, RequestOutput, SamplingParams
 
 T = TypeVar("T")
 PATIENCE = 0.5
@@ -67,6 +67,12 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation, or each of several; `fields` are others of POST /v1/chat/completions."""
         return self._loop.run(self._llm.chat(messages, sampling_params, use_tqdm, **fields))
+
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], use_tqdm: bool | None = None, dimensions: int | None = None
+    ) -> list[EmbeddingRequestOutput]:
+        """The vector of each prompt, as POST /v1/embeddings gives it, in the order of the prompts."""
+        return self._loop.run(self._llm.embed(prompts, use_tqdm, dimensions))
 
     def stream(
         self, prompt: Prompt | Messages, sampling_params: SamplingParams | None = None, **fields: Any

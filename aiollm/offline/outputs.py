@@ -7,9 +7,12 @@ from typing import Any
 import msgspec
 
 from aiollm.api.choice import Choice, Delta
+from aiollm.api.embeddings import vector
 from aiollm.api.generation import Generation
+from aiollm.api.parts import Parts
 from aiollm.api.schema import GenerationRequest
-from aiollm.text.tokenizer import Tokenizer
+from aiollm.api.turn import Turn
+from aiollm.text.parsers.source import Content, Event
 
 
 class SamplingParams(GenerationRequest, frozen=True, kw_only=True, omit_defaults=True):
@@ -49,6 +52,9 @@ class CompletionOutput(msgspec.Struct, frozen=True):
     """stop or length; None while it goes on."""
     stop_reason: int | str | None
     """The stop string or stop id that ended it; None for the end of sequence."""
+    message: dict[str, Any] | None = None
+    """What the whole text says, as a server tells it: content, reasoning, tool_calls. None where it goes on, or answers
+    no conversation."""
 
 
 class RequestOutput(msgspec.Struct, frozen=True):
@@ -66,17 +72,44 @@ class RequestOutput(msgspec.Struct, frozen=True):
     """Tokens of the prompt that were computed before."""
 
 
+class EmbeddingOutput(msgspec.Struct, frozen=True):
+    embedding: list[float]
+    """Of length 1."""
+
+
+class EmbeddingRequestOutput(msgspec.Struct, frozen=True):
+    """One prompt and its vector."""
+
+    request_id: str
+    outputs: EmbeddingOutput
+    prompt_token_ids: list[int]
+    finished: bool
+    num_cached_tokens: int
+    """Tokens of the prompt that were computed before."""
+
+
+def embedded(generation: Generation, dimensions: int | None) -> EmbeddingRequestOutput:
+    """The output of a whole generation of one prompt."""
+    (choice,) = generation.choices
+    request = choice.request
+    output = EmbeddingOutput(vector(choice, dimensions).tolist())
+    return EmbeddingRequestOutput(generation.id, output, request.prompt.tolist(), True, request.cached_tokens)
+
+
 class Collector:
     """The output of a generation, as far as it has come."""
 
-    def __init__(self, generation: Generation, tokenizer: Tokenizer, prompt: Any, params: SamplingParams) -> None:
+    def __init__(self, generation: Generation, parts: Parts, prompt: Any, params: SamplingParams) -> None:
         """`prompt` is text, ids or messages."""
-        self._generation, self._tokenizer, self._params = generation, tokenizer, params
+        self._generation, self._params = generation, params
+        self._tokenizer = tokenizer = parts.tokenizer
         self._ids: list[int] = generation.choices[0].request.prompt.tolist()
         self._prompt = prompt if isinstance(prompt, str) else None
-        if prompt and isinstance(prompt[0], dict):
+        self._turn = Turn(parts.speech.calls) if prompt and isinstance(prompt[0], dict) else None
+        if self._turn is not None:
             self._prompt = tokenizer.decode(self._ids, skip_special_tokens=False)
         self._texts = [""] * len(generation.choices)
+        self._events: list[list[Event]] = [[] for _ in generation.choices]
         self._logprobs: list[list[dict[int, Logprob]]] = [[] for _ in generation.choices]
         self._sums = [0.0] * len(generation.choices)
 
@@ -96,6 +129,7 @@ class Collector:
     def _choice(self, choice: Choice, delta: Delta) -> CompletionOutput:
         index, finish, asked = choice.index, choice.finish, self._params.logprobs is not None
         self._texts[index] += delta.text
+        self._events[index] += [Content(delta.text)] if delta.events is None else delta.events
         self._sums[index] += sum(entry.logprob or 0.0 for entry in delta.entries)
         self._logprobs[index] += [self._entry(entry.id, entry.logprob or 0.0, entry.top) for entry in delta.entries]
         return CompletionOutput(
@@ -106,6 +140,7 @@ class Collector:
             list(self._logprobs[index]) if asked else None,
             finish.reason if finish is not None else None,
             finish.stop if finish is not None else None,
+            self._turn.message(self._events[index]) if self._turn is not None and finish is not None else None,
         )
 
     def _prompt_logprobs(self, choice: Choice) -> list[dict[int, Logprob] | None]:

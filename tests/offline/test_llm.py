@@ -22,7 +22,9 @@ from aiollm import LLM, AsyncLLM, SamplingParams
 from aiollm.hub.errors import HubError
 from aiollm.offline.llm import result
 
-SETTINGS: dict[str, Any] = {"dtype": "float32", "threads": 1, "max_total_token_num": 20000, "max_num_seqs": 16}
+SETTINGS: dict[str, Any] = {
+    "dtype": "float32", "threads": 1, "max_total_token_num": 20000, "max_num_seqs": 16, "tool_call_parser": "hermes",
+}  # fmt: skip
 QUESTION = [{"role": "user", "content": "Why?"}]
 
 
@@ -80,6 +82,44 @@ def test_conversations_are_answered_as_the_server_answers_them(llm: LLM, server:
     fields = {"add_generation_prompt": False, "continue_final_message": True}
     (more,) = llm.chat(unfinished, SamplingParams(max_tokens=1), **fields)
     assert more.prompt is not None and more.prompt.endswith("assistant\nBeca")
+
+
+def test_calls_are_told_beside_the_text_as_the_server_tells_them(llm: LLM, server: Server) -> None:
+    city = {"type": "object", "properties": {"at": {"enum": [1]}}, "required": ["at"], "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "look", "parameters": city}}]
+    fields: dict[str, Any] = {"tools": tools, "tool_choice": "required", "parallel_tool_calls": False}
+    params = SamplingParams(max_tokens=600, seed=2)
+    (output,) = llm.chat(QUESTION, params, **fields)
+    answer = server.post("/v1/chat/completions", {"messages": QUESTION, "max_tokens": 600, "seed": 2} | fields)
+    (made,), told = output.outputs, answer["choices"][0]["message"]
+    assert made.message is not None and made.message["content"] is told["content"] is None
+    (call,), (expected,) = made.message["tool_calls"], told["tool_calls"]
+    assert call.keys() == expected.keys() and call["function"] == expected["function"]
+    assert made.text.startswith("<tool_call>") and call["function"]["arguments"] in made.text
+    (again,) = llm.chat([*QUESTION, made.message, *QUESTION], SamplingParams(max_tokens=3))
+    assert again.outputs[0].message == {"role": "assistant", "content": again.outputs[0].text}
+    first, *_, last = llm.stream(QUESTION, params, **fields)
+    assert first.outputs[0].message is None and last.outputs[0].message is not None
+    assert last.outputs[0].message["tool_calls"][0]["function"] == call["function"]
+    assert llm.generate("x", SamplingParams(max_tokens=1))[0].outputs[0].message is None
+
+
+def test_prompts_are_embedded_as_the_server_embeds_them(llm: LLM, server: Server) -> None:
+    prompts = ["The owl", "x" * 300, "The owl and the pussy-cat"]
+    outputs = llm.embed(prompts)
+    told = server.post("/v1/embeddings", {"input": prompts})["data"]
+    for prompt, output, expected in zip(prompts, outputs, told, strict=True):
+        assert output.outputs.embedding == pytest.approx(expected["embedding"], abs=1e-4)
+        assert output.prompt_token_ids == list(prompt.encode()) and output.finished
+    (short,) = llm.embed({"prompt_token_ids": list(b"The owl")}, dimensions=5)
+    assert short.outputs.embedding == pytest.approx(
+        server.post("/v1/embeddings", {"input": "The owl", "dimensions": 5})["data"][0]["embedding"], abs=1e-4
+    )
+    with pytest.raises(ValueError, match=r"^dimensions: "):
+        llm.embed("x", dimensions=10**6)
+    with pytest.raises(ValueError, match=r"^prompts\[1\]: input: token id 999 is outside the vocabulary"):
+        llm.embed([[1], [999]])
+    assert llm.embed([]) == []
 
 
 def test_every_token_has_its_logprob_those_of_the_stop_string_too(llm: LLM) -> None:
