@@ -1,7 +1,7 @@
-"""Log-probabilities of given tokens and of the likeliest ones; the contract is ref/logprobs.py.
+"""Log-probabilities of given tokens, their ranks, and the likeliest ones; the contract is ref/logprobs.py.
 
-One pass over the logits leaves each group's largest and its sum of exponentials; from these come the total and the few
-groups that hold the likeliest tokens.
+One pass over the logits leaves each group's largest, its sum of exponentials, and how many are as large as the given
+token's; from these come the total, the rank, and the few groups that hold the likeliest tokens.
 """
 
 from collections.abc import Iterator
@@ -63,29 +63,37 @@ def alternatives(logits, stride, vocab, peaks, total, TOP_IDS, TOP_LOGPROBS, top
 
 
 @triton.jit
-def _statistics(LOGITS, row_stride, stride, vocab, groups, PEAKS, SUMS, TILE: tl.constexpr, PDL: tl.constexpr):
+def _statistics(
+    LOGITS, row_stride, stride, vocab, groups, TARGETS, PEAKS, SUMS, COUNTS, TILE: tl.constexpr, PDL: tl.constexpr
+):
     trigger(PDL)
     wait(PDL)
     row = tl.program_id(0).to(tl.int64)
     TILES: tl.constexpr = TILE // GROUP
     source = (LOGITS + row * row_stride, stride, vocab, PEAKS, PEAKS, groups, (), ())
+    own = tl.load(LOGITS + row * row_stride + tl.load(TARGETS + row) * stride).to(tl.float32)
     for tile in range(tl.program_id(1), tl.cdiv(vocab, TILE), tl.num_programs(1)):
         group = tile * TILES + tl.arange(0, TILES)
-        x, _ = read_groups(source, tile * TILES, False, False, TILE)
+        x, ids = read_groups(source, tile * TILES, False, False, TILE)
         peak, total = group_statistics(x, LOG2_E)
+        count = tl.sum(((x >= own) & (ids < vocab)).to(tl.int32), 1)
         tl.store(PEAKS + row * groups + group, peak, mask=group < groups)
         tl.store(SUMS + row * groups + group, total, mask=group < groups)
+        tl.store(COUNTS + row * groups + group, count, mask=group < groups)
 
 
 @triton.jit(do_not_specialize=["top_n"])
 def _report(
-    LOGITS, row_stride, stride, vocab, groups, PEAKS, SUMS, TARGETS, LOGPROBS, TOP_IDS, TOP_LOGPROBS, top_n,
-    N: tl.constexpr, PDL: tl.constexpr,
+    LOGITS, row_stride, stride, vocab, groups, TARGETS, PEAKS, SUMS, COUNTS, LOGPROBS, RANKS, TOP_IDS, TOP_LOGPROBS,
+    top_n, N: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     trigger(PDL)
     wait(PDL)
     row = tl.program_id(0).to(tl.int64)
     logits = LOGITS + row * row_stride
+    at = tl.arange(0, N)
+    counts = tl.load(COUNTS + row * groups + at, mask=at < groups, other=0)
+    tl.store(RANKS + row, tl.sum(counts, 0).to(tl.int64))
     peaks, total = log_total(PEAKS + row * groups, SUMS + row * groups, groups, N)
     target = tl.load(TARGETS + row)
     tl.store(LOGPROBS + row, tl.load(logits + target * stride).to(tl.float32) - total)
@@ -94,8 +102,9 @@ def _report(
 
 def logprobs(
     logits: torch.Tensor, targets: torch.Tensor, top_n: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """logits [r, vocab], targets [r] int64 -> (logprobs [r], top_ids [r, top_n] int64, top_logprobs [r, top_n]).
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """logits [r, vocab], targets [r] int64 -> (logprobs [r], ranks [r] int64, top_ids [r, top_n] int64,
+    top_logprobs [r, top_n]).
 
     Equal ones stand in the order of their ids. Errors: ValueError if top_n is above the vocabulary.
     """
@@ -104,22 +113,22 @@ def logprobs(
     groups = triton.cdiv(vocab, GROUP.value)
     device = logits.device
     own, top = torch.empty(rows, device=device), torch.empty(rows, top_n, device=device)
-    ids = torch.empty(rows, top_n, dtype=torch.int64, device=device)
+    ids, ranks = (torch.empty(size, dtype=torch.int64, device=device) for size in ((rows, top_n), (rows,)))
     if not rows:
-        return own, ids, top
+        return own, ranks, ids, top
     peaks, sums = torch.empty(rows, groups, device=device), torch.empty(rows, groups, device=device)
+    counts = torch.empty(rows, groups, dtype=torch.int32, device=device)
     # The number of rows is no part of the key: the order in which a row's sums are added up must not depend on it.
     config = lookup("logprobs", {"vocab": vocab, "dtype": str(logits.dtype)}, CANDIDATES[0])
     early = pdl(device)
-    shape = (logits, logits.stride(0), logits.stride(1), vocab, groups)
+    shape = (logits, logits.stride(0), logits.stride(1), vocab, groups, targets, peaks, sums, counts)
     _statistics[(rows, splits(rows, triton.cdiv(vocab, config["TILE"])))](
-        *shape, peaks, sums, TILE=config["TILE"], num_warps=config["TILE_WARPS"], **early
+        *shape, TILE=config["TILE"], num_warps=config["TILE_WARPS"], **early
     )
     _report[(rows,)](
-        *shape, peaks, sums, targets, own, ids, top, top_n, N=triton.next_power_of_2(groups),
-        num_warps=config["num_warps"], **early,
-    )  # fmt: skip
-    return own, ids, top
+        *shape, own, ranks, ids, top, top_n, N=triton.next_power_of_2(groups), num_warps=config["num_warps"], **early
+    )
+    return own, ranks, ids, top
 
 
 def splits(rows: int, tiles: int) -> int:
@@ -145,8 +154,9 @@ def cases(shape: Shape) -> Iterator[Case]:
         yield Case("logprobs", f"256 rows top {top_n}", make, bytes=moved, expected=_stable)
 
 
-def _stable(logits: torch.Tensor, targets: torch.Tensor, top_n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _stable(logits: torch.Tensor, targets: torch.Tensor, top_n: int) -> tuple[torch.Tensor, ...]:
     """The reference, with equal alternatives in the order that the kernel gives them."""
     shares = logits.float().log_softmax(-1)
     values, ids = shares.sort(dim=-1, descending=True, stable=True)
-    return shares.gather(1, targets[:, None]).squeeze(1), ids[:, :top_n], values[:, :top_n]
+    ranks = (logits >= logits.gather(1, targets[:, None])).sum(1)
+    return shares.gather(1, targets[:, None]).squeeze(1), ranks, ids[:, :top_n], values[:, :top_n]

@@ -32,7 +32,7 @@ class Ops(NamedTuple):
     attention: Callable[[Tensor, Tensor, Tensor, Batch, Scoring], Tensor]
     gated: Callable[[Tensor, str], Tensor]
     sample: Callable[[Tensor, Sampling], Sampled]
-    logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
+    logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor, Tensor]]
     store: Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 

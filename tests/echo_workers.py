@@ -189,6 +189,7 @@ class EchoWorkers:
         likeliest = [other for drawn in ids for other in _likeliest(drawn, top)]
         columns = (
             pack_floats([logprob(drawn) for drawn in ids]),
+            pack([drawn + 1 for drawn in ids]),
             pack(likeliest),
             pack_floats(list(map(logprob, likeliest))),
         )

@@ -143,7 +143,9 @@ class PlainWorker:
             generation, sampling = int(self.rows.generation[row]), self.rows.sampling[row]
             targets = self.tokens[row, start + 1 : min(end + 1, prompt)]
             if sampling.prompt_logprobs >= 0 and len(targets):
-                prompts.append(PromptLogprobs(row, generation, start + 1, pack_floats(targets), b"", b""))
+                prompts.append(
+                    PromptLogprobs(row, generation, start + 1, pack_floats(targets), pack(targets), b"", b"")
+                )
             if self.rows.decoding[row]:
                 token = known[-1] % VOCABULARY if GARBAGE not in kv else VOCABULARY
                 rows.append(row)

@@ -19,7 +19,7 @@ class Outcome(NamedTuple):
     logprobs: np.ndarray  # [r] float32
     top_ids: np.ndarray  # [r, top_n] int64
     top_logprobs: np.ndarray  # [r, top_n] float32
-    prompts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    prompts: list[tuple[np.ndarray, ...]]  # what the op `logprobs` gives
     hidden: np.ndarray = NO_HIDDEN  # [embeds, hidden] float32, as in Step.embeds
 
 
@@ -75,8 +75,10 @@ def result(flight: Flight, header: Header, alive: np.ndarray, hints: np.ndarray)
         top_ids=pack(outcome.top_ids[alive]),
         top_logprobs=pack_floats(outcome.top_logprobs[alive]),
         prompts=[
-            PromptLogprobs(p.row, p.generation, p.start, pack_floats(own), pack(ids), pack_floats(values))
-            for p, (own, ids, values) in zip(step.prompts, outcome.prompts, strict=True)
+            PromptLogprobs(
+                p.row, p.generation, p.start, pack_floats(own), pack(ranks), pack(ids), pack_floats(values)
+            )
+            for p, (own, ranks, ids, values) in zip(step.prompts, outcome.prompts, strict=True)
         ],
         reasons=flight.reasons,
     )

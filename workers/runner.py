@@ -40,7 +40,7 @@ class Begun(NamedTuple):
     hidden: torch.Tensor
     bias: Bias | None
     scales: torch.Tensor | None
-    prompts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    prompts: list[tuple[np.ndarray, ...]]
 
 
 class ModelRunner:
@@ -145,15 +145,15 @@ class ModelRunner:
 
     def _prompt_logprobs(
         self, hidden: torch.Tensor, columns: Columns, begin: int, count: int, top: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Logprobs of the tokens that follow `count` tokens of the packed axis; logits in slices of LOGIT_ROWS."""
+    ) -> tuple[np.ndarray, ...]:
+        """What the op `logprobs` says of the tokens that follow `count` tokens of the packed axis; logits in slices of
+        LOGIT_ROWS."""
         parts = []
         for at in range(begin, begin + count, LOGIT_ROWS):
             here = slice(at, min(at + LOGIT_ROWS, begin + count))
             targets = self.state.tokens[columns["token_rows"][here], columns["positions"][here] + 1].long()
             parts.append(self.ops.logprobs(self.model.logits(hidden[here]), targets, top))
-        own, ids, values = (_to_host(torch.cat(column)) for column in zip(*parts, strict=True))
-        return own, ids, values
+        return tuple(_to_host(torch.cat(column)) for column in zip(*parts, strict=True))
 
 
 def _scaled(bias: Bias, scales: torch.Tensor, starts: torch.Tensor, logits: torch.Tensor) -> Bias:

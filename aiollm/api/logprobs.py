@@ -50,17 +50,16 @@ def completion_logprobs(entries: Sequence[Entry], names: TokenNames) -> dict[str
 
 
 def prompt_logprobs(choice: Choice, names: TokenNames) -> list[dict[str, Any] | None]:
-    """vLLM's `prompt_logprobs`: nothing is known of the first token. The worker counts ranks as far as alternatives
-    were asked for."""
+    """vLLM's `prompt_logprobs`: nothing is known of the first token."""
     ids = choice.request.prompt
     return [None, *(_scored(int(ids[token.position]), token, names) for token in choice.prompt_scores)]
 
 
 def _scored(id: int, token: PromptToken, names: TokenNames) -> dict[str, Any]:
-    ranks = {other: rank for rank, (other, _) in enumerate(token.top, 1)}
+    ranks = {id: token.rank} | {other: rank for rank, (other, _) in enumerate(token.top, 1)}
     found = dict([(id, token.logprob), *token.top])
     return {
-        str(other): {"logprob": max(LOWEST, logprob), "rank": ranks.get(other), "decoded_token": names.decoded(other)}
+        str(other): {"logprob": max(LOWEST, logprob), "rank": ranks[other], "decoded_token": names.decoded(other)}
         for other, logprob in found.items()
     }
 

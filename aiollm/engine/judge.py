@@ -82,12 +82,12 @@ def _tops(result: Result, count: int) -> Iterable[Top]:
 
 def prompt_logprobs(request: Request, part: PromptLogprobs) -> Finish | None:
     """Hand over logprobs of prompt tokens that the request has not seen yet; how the request ends, if it does."""
-    logprobs = floats(part.logprobs).tolist()
+    logprobs, ranks = floats(part.logprobs).tolist(), ints(part.ranks).tolist()
     ids, values = ints(part.top_ids).tolist(), floats(part.top_logprobs).tolist()
     top = len(ids) // max(1, len(logprobs))
     pairs = list(zip(ids, values, strict=True))
     tokens = [
-        PromptToken(part.start + i, logprobs[i], tuple(pairs[i * top : i * top + top]))
+        PromptToken(part.start + i, logprobs[i], ranks[i], tuple(pairs[i * top : i * top + top]))
         for i in range(max(0, request.prompt_seen - part.start), len(logprobs))
     ]
     request.prompt_seen += len(tokens)

@@ -29,6 +29,8 @@ class PromptToken(NamedTuple):
 
     position: int
     logprob: float
+    rank: int
+    """How many tokens are at least as likely, itself included."""
     top: tuple[tuple[int, float], ...]
 
 

@@ -145,10 +145,13 @@ class Collector:
 
     def _prompt_logprobs(self, choice: Choice) -> list[dict[int, Logprob] | None]:
         scores = self._generation.first_of(choice).prompt_scores
-        return [None, *(self._entry(self._ids[token.position], token.logprob, token.top) for token in scores)]
+        entries = (self._entry(self._ids[token.position], token.logprob, token.top, token.rank) for token in scores)
+        return [None, *entries]
 
-    def _entry(self, id: int, logprob: float, top: Sequence[tuple[int, float]]) -> dict[int, Logprob]:
-        """The token itself first, as in vLLM; it may be one of the likeliest."""
-        ranks = {other: rank for rank, (other, _) in enumerate(top, 1)}
+    def _entry(
+        self, id: int, logprob: float, top: Sequence[tuple[int, float]], own: int | None = None
+    ) -> dict[int, Logprob]:
+        """The token itself first, as in vLLM; it may be one of the likeliest, or else has its `own` rank."""
+        ranks: dict[int, int | None] = {id: own} | {other: rank for rank, (other, _) in enumerate(top, 1)}
         text = self._tokenizer.token_text
-        return {other: Logprob(value, ranks.get(other), text(other)) for other, value in ((id, logprob), *top)}
+        return {other: Logprob(value, ranks[other], text(other)) for other, value in ((id, logprob), *top)}

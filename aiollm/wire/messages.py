@@ -148,6 +148,8 @@ class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
     generation: int
     start: int
     logprobs: bytes
+    ranks: bytes
+    """How many tokens are at least as likely, itself included."""
     top_ids: bytes
     top_logprobs: bytes
 

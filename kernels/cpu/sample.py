@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from aiollm.kernels.batch import Sampled, Sampling
-from aiollm.kernels.ref.logprobs import logprobs
+from aiollm.kernels.ref.logprobs import unranked
 from aiollm.kernels.ref.random import uniform
 from aiollm.kernels.ref.sample import add_bias, gathered, penalize
 
@@ -26,7 +26,7 @@ def sample(logits: torch.Tensor, sampling: Sampling) -> Sampled:
         knobs = (temperature, sampling.top_k[own], sampling.top_p[own], least, numbers)
         for row, *values in zip(chosen.tolist(), *(knob.tolist() for knob in knobs), strict=True):
             tokens[row : row + 1] = _draw(processed[row], peak[row], *values)
-    return Sampled(torch.where(possible, tokens, -1), *logprobs(logits, tokens, sampling.top_n))
+    return Sampled(torch.where(possible, tokens, -1), *unranked(logits, tokens, sampling.top_n))
 
 
 def _penalize(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:

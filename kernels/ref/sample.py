@@ -3,7 +3,7 @@
 import torch
 
 from aiollm.kernels.batch import Sampled, Sampling
-from aiollm.kernels.ref.logprobs import logprobs
+from aiollm.kernels.ref.logprobs import unranked
 from aiollm.kernels.ref.random import uniform
 
 _TABLES = (
@@ -27,7 +27,7 @@ def sample(logits: torch.Tensor, sampling: Sampling) -> Sampled:
     peak = processed.amax(-1)
     drawn = _draw(processed, rows)
     tokens = torch.where(rows.temperature > 0, drawn, processed.argmax(-1))
-    return Sampled(torch.where(peak.isfinite(), tokens, -1), *logprobs(logits, tokens, rows.top_n))
+    return Sampled(torch.where(peak.isfinite(), tokens, -1), *unranked(logits, tokens, rows.top_n))
 
 
 def gathered(sampling: Sampling) -> Sampling:

@@ -113,8 +113,8 @@ def test_nothing_is_held_back_or_kept_after_a_stop(tokenizer: Tokenizer) -> None
 def test_the_echo_waits_for_the_scores_of_the_prompt(tokenizer: Tokenizer) -> None:
     made = choice(tokenizer, Output(keep_entries=True, echo=True), "pro", prompt_logprobs=0)
     assert made.take() is None
-    made.prompt_tokens([PromptToken(1, -1.0, ())])
-    made.prompt_tokens([PromptToken(2, -2.0, ())])
+    made.prompt_tokens([PromptToken(1, -1.0, 1, ())])
+    made.prompt_tokens([PromptToken(2, -2.0, 1, ())])
     assert made.take() is None
     made.token(Token(97, -3.0, (), False))
     delta = made.take()
@@ -129,7 +129,7 @@ def test_offsets_in_an_echo_leave_out_what_was_put_before_the_text(tokenizer: To
         0, "id", np.array([256, 97, 98]), SamplingParams(prompt_logprobs=0), tokenizer, output, namespace="",
         arrived=0.0, on_text=lambda: None, on_end=lambda: None, inter_token=lambda seconds: None,
     )  # fmt: skip
-    made.prompt_tokens([PromptToken(1, -1.0, ()), PromptToken(2, -1.0, ())])
+    made.prompt_tokens([PromptToken(1, -1.0, 1, ()), PromptToken(2, -1.0, 1, ())])
     made.token(Token(99, -1.0, (), False))
     delta = made.take()
     assert delta is not None and delta.text == "abc"

@@ -265,7 +265,7 @@ def test_a_server_may_cut_prompts_that_are_too_long(folder: Path) -> None:
     asyncio.run(main())
 
 
-def scored(token_id: int, rank: int | None) -> dict[str, Any]:
+def scored(token_id: int, rank: int) -> dict[str, Any]:
     return {"logprob": -token_id / 64, "rank": rank, "decoded_token": bytes([token_id]).decode("utf-8", "replace")}
 
 
@@ -284,9 +284,9 @@ def test_prompt_logprobs_have_vllm_s_shape(served: Runner) -> None:
             assert choice["prompt_logprobs"] == [None, {"169": scored(169, 1), "170": scored(170, 2)}]
 
 
-def test_no_alternatives_leave_the_rank_of_a_prompt_token_open(served: Runner) -> None:
+def test_a_prompt_token_has_its_rank_without_alternatives_too(served: Runner) -> None:
     choice = post(served, {"prompt": "xy", "prompt_logprobs": 0}, "a")["choices"][0]
-    assert choice["prompt_logprobs"] == [None, {"121": scored(121, None)}]
+    assert choice["prompt_logprobs"] == [None, {"121": scored(121, 122)}]
     assert "prompt_logprobs" not in post(served, {"prompt": "xy"}, "a")["choices"][0]
 
 

@@ -35,7 +35,9 @@ def ends(request, *tokens):
 
 
 def part(start, values, ids=(), tops=()):
-    return PromptLogprobs(0, 5, start, pack_floats(values), pack(ids), pack_floats(tops))
+    return PromptLogprobs(
+        0, 5, start, pack_floats(values), pack(range(1, 1 + len(values))), pack(ids), pack_floats(tops)
+    )
 
 
 def test_tokens_are_handed_out_in_order():

@@ -7,14 +7,14 @@ from aiollm.kernels import logprobs as kernel
 from aiollm.kernels.ref.logprobs import logprobs as reference
 from aiollm.kernels.tolerance import assert_close
 
-Result = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Result = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 Logprobs = Callable[[torch.Tensor, torch.Tensor, int], Result]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def triton_logprobs(logits: torch.Tensor, targets: torch.Tensor, top_n: int) -> Result:
-    own, ids, top = kernel.logprobs(logits.to(DEVICE), targets.to(DEVICE), top_n)
-    return own.cpu(), ids.cpu(), top.cpu()
+    own, ranks, ids, top = kernel.logprobs(logits.to(DEVICE), targets.to(DEVICE), top_n)
+    return own.cpu(), ranks.cpu(), ids.cpu(), top.cpu()
 
 
 every = pytest.mark.parametrize("logprobs", [reference, triton_logprobs], ids=["reference", "triton"])
@@ -26,7 +26,8 @@ def random_logits(rows: int, vocab: int) -> torch.Tensor:
 
 def check(logits: torch.Tensor, targets: torch.Tensor, result: Result) -> None:
     """Against log-softmax in double precision; the order among equal ones is free, the values are not."""
-    chosen, ids, top = result
+    chosen, ranks, ids, top = result
+    assert ranks.tolist() == [int((row >= row[target]).sum()) for row, target in zip(logits, targets, strict=True)]
     expected = logits.double().log_softmax(-1).float()
     assert_close(chosen, expected.gather(1, targets[:, None]).squeeze(1))
     assert_close(top, expected.topk(top.shape[1]).values)
@@ -45,10 +46,11 @@ def test_equals_log_softmax(logprobs: Logprobs, rows: int, vocab: int, top_n: in
 @every
 def test_no_alternatives_and_banned_tokens(logprobs: Logprobs) -> None:
     logits = torch.tensor([[0.0, float("-inf"), 0.0]])
-    chosen, ids, top = logprobs(logits, torch.tensor([1]), 0)
-    assert chosen.tolist() == [float("-inf")]
+    chosen, ranks, ids, top = logprobs(logits, torch.tensor([1]), 0)
+    assert (chosen.tolist(), ranks.tolist()) == ([float("-inf")], [3])
     assert ids.shape == top.shape == (1, 0)
-    _, ids, top = logprobs(logits, torch.tensor([1]), 3)
+    _, ranks, ids, top = logprobs(logits, torch.tensor([2]), 3)
+    assert ranks.tolist() == [2], "of equal ones the last"
     assert sorted(ids[0].tolist()) == [0, 1, 2]
     assert top[0, 2] == float("-inf")
 
@@ -64,7 +66,7 @@ def test_more_candidates_than_there_is_room_for(logprobs: Logprobs, step: float)
 def test_triton_puts_the_lower_ids_first_among_equals() -> None:
     logits = torch.zeros(1, 3000)
     logits[0, [2999, 128, 77]] = 1.0
-    _, ids, _ = triton_logprobs(logits, torch.tensor([0]), 6)
+    _, _, ids, _ = triton_logprobs(logits, torch.tensor([0]), 6)
     assert ids[0].tolist() == [77, 128, 2999, 0, 1, 2]
 
 

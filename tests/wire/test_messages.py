@@ -54,7 +54,7 @@ FROM_WORKER = [
     Result(
         header=HEADER, rows=pack([1]), generations=pack([2]), tokens=pack([-1]), logprobs=pack_floats([-0.5]),
         hints=b"\1", top=1, top_ids=pack([4]), top_logprobs=pack_floats([-0.25]),
-        prompts=[PromptLogprobs(1, 2, 1, pack_floats([-1.0]), pack([3]), pack_floats([-0.5]))],
+        prompts=[PromptLogprobs(1, 2, 1, pack_floats([-1.0]), pack([2]), pack([3]), pack_floats([-0.5]))],
     ),
     Failed(
         header=HEADER, rows=pack([1]), generations=pack([2]), starts=pack([0]), counts=pack([3]),

@@ -88,8 +88,10 @@ def test_prompt_logprobs_are_those_of_log_softmax_in_slices(
     monkeypatch.setattr(runner.model, "logits", logits)
     slices = [PromptSlice(1, 1, 0, len(PROMPT) - 1, 1, 2)]
     outcome = run(runner, [1], [0], [len(PROMPT)], [0], updates=[begin(1, 1, PROMPT, sampling=ECHO)], prompts=slices)
-    ((own, ids, values),) = outcome.prompts
+    ((own, ranks, ids, values),) = outcome.prompts
     expected = logits_of(folder, PROMPT)[:-1].log_softmax(-1)
+    likeliest = expected.topk(2).indices[:, 0]
+    assert ((ranks == 1) == (likeliest == torch.tensor(PROMPT[1:])).numpy()).all() and ranks.max() > 10
     np.testing.assert_allclose(own, expected[torch.arange(20), PROMPT[1:]], atol=1e-3)
     np.testing.assert_allclose(values, expected.topk(2).values, atol=1e-3)
     assert ids.tolist() == expected.topk(2).indices.tolist()
