@@ -187,7 +187,8 @@ def stamp_ops(history: torch.Tensor) -> Ops:
         return Sampled(tokens, torch.zeros(len(tokens)), nothing.long(), nothing)
 
     def logprobs(logits: torch.Tensor, targets: torch.Tensor, top_n: int) -> Any:
-        return targets.float(), torch.ones_like(targets), targets.new_empty(len(targets), 0), logits.new_empty(len(targets), 0)
+        none = targets.new_empty(len(targets), 0)
+        return targets.float(), torch.ones_like(targets), none, none.float()
 
     return Ops(
         inputs=recorded,
