@@ -150,7 +150,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ),
     ] = ""
     admin_socket: Annotated[
-        str, Setting(NETWORK, "PATH", "Unix socket for the operator: state, flush, drain, log level, trace")
+        str, Setting(NETWORK, "PATH", "Unix socket for the operator: state, flush, drain, log level, trace, profile")
     ] = ""
     allowed_origins: Annotated[
         tuple[Origin, ...],

@@ -1,5 +1,6 @@
 """A server in operation: keys, reloads, the operator's socket and the access log, as an operator meets them."""
 
+import gzip
 import http.client
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import workers
 from serving import Server
 from tiny_model import write_tiny_model
 from tiny_tokenizer import VOCAB_SIZE, write_byte_tokenizer
@@ -89,12 +91,14 @@ class Operator(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def operate(path: Path, method: str, route: str, body: Any = None) -> tuple[int, Any]:
+def operate(
+    path: Path, method: str, route: str, body: Any = None, read: Callable[[bytes], Any] = json.loads
+) -> tuple[int, Any]:
     connection = Operator(path)
     connection.request(method, route, None if body is None else json.dumps(body))
     answer = connection.getresponse()
     try:
-        return answer.status, json.loads(answer.read())
+        return answer.status, read(answer.read())
     finally:
         connection.close()
 
@@ -205,6 +209,30 @@ def test_a_trace_is_taken_from_a_running_server(operated: tuple[Server, Path], t
     assert len(found) > 3 and all(iteration.rows == 1 for iteration in found)
     assert all(iteration.no_work_us == 0 for iteration in found[1:])  # rows from before are known
     assert operate(path, "POST", "/trace", {"seconds": 0.01})[0] == 200
+
+
+def test_a_profile_is_taken_of_a_running_server_and_ends_with_its_worker(operated: tuple[Server, Path]) -> None:
+    server, path = operated
+
+    def profile(steps: int) -> tuple[int, Any]:
+        return operate(path, "POST", "/profile", {"steps": steps}, lambda data: data)
+
+    with ThreadPoolExecutor(2) as pool:
+        long = pool.submit(completion, server, max_tokens=1500)
+        until(lambda: operate(path, "GET", "/state")[1]["running"] == 1)
+        status, data = profile(3)
+        assert status == 200 and long.result() == 200
+        events = json.loads(gzip.decompress(data))["traceEvents"]
+        names = {event.get("name") for event in events}
+        assert "aten::linear" in names, names
+        idle = pool.submit(profile, 200)
+        until(lambda: operate(path, "GET", "/state")[1]["profiling"])
+        (worker,) = workers(server.process.pid)
+        os.kill(worker, signal.SIGKILL)
+        status, data = idle.result()
+        assert status == 500 and b"signal 9" in data
+        until(lambda: operate(path, "GET", "/state")[1]["state"] == "ready")
+        assert completion(server) == 200
 
 
 def test_the_socket_outlives_no_server_and_a_killed_one_is_followed(folder: Path, tmp_path: Path) -> None:

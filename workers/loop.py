@@ -16,11 +16,12 @@ import numpy as np
 
 from aiollm.wire import messages
 from aiollm.wire.columns import ints, pack
-from aiollm.wire.messages import Alive, FromWorker, Header, Stop, ToWorker, Update
+from aiollm.wire.messages import Alive, FromWorker, Header, Profile, Profiled, Stop, ToWorker, Update
 from aiollm.workers import uploads
 from aiollm.workers.constraints import Constraints
 from aiollm.workers.decisions import Decisions
 from aiollm.workers.flight import Flight, Outcome, Undrawn, failure, result
+from aiollm.workers.profiling import Profiling
 from aiollm.workers.rows import Rows
 from aiollm.workers.staging import Staged, Staging, views
 from aiollm.workers.step import Integers, Room, Step, columns, masking
@@ -108,6 +109,7 @@ class Loop:
         self._last_end = 0.0
         self._prepared = False
         self._shown = 0.0
+        self._profiling: Profiling | None = None
 
     def turn(self, flight: Flight | None) -> Flight | None:
         """Post the thread's last iteration, then launch its next; None if there is nothing to launch now."""
@@ -185,8 +187,30 @@ class Loop:
         for message in self.inbox.drain():
             if isinstance(message, Update):
                 self._updates.append(message)
+            elif isinstance(message, Profile):
+                self._profile(message)
             elif isinstance(message, Stop):
                 self.stopping = True
+
+    def _profile(self, asked: Profile) -> None:
+        if asked.steps == 0:
+            self._end_profile()
+            return
+        try:
+            self._profiling = Profiling(self.iteration + asked.steps, asked.with_stack)
+        except Exception as error:
+            log.exception("a profile could not begin")
+            self.outbox.put(Profiled(b"", f"the profile could not begin: {error}"))
+
+    def _end_profile(self) -> None:
+        profiling, self._profiling = self._profiling, None
+        if profiling is not None:
+            profiling.end(self._tell)
+
+    def _tell(self, message: FromWorker) -> None:
+        """From a thread without the baton, at once: nobody else might flush for a while."""
+        self.outbox.put(message)
+        self.outbox.flush()
 
     def _apply(self, until: int) -> Update | None:
         """Apply updates up to number `until`, and no further than the first with chunks, which is returned."""
@@ -310,6 +334,8 @@ class Loop:
     def _post(self, flight: Flight) -> None:
         """Take an iteration's outcome: who stopped, what is published. Rows that were retired meanwhile are silent."""
         self.in_flight -= 1
+        if self._profiling is not None and flight.iteration >= self._profiling.until:
+            self._end_profile()
         pending = flight.pending
         idle = max(0.0, pending.began - self._last_end) if self._last_end and pending.began else 0.0
         idle += pending.ended - pending.began - pending.worked

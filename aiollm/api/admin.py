@@ -6,6 +6,7 @@ POST /resume      take requests again
 POST /flush       empty the prefix cache, but for what running requests stand on
 POST /log_level   {"level": "debug"}, until the next one or SIGHUP
 POST /trace       {"seconds": 10}: what the device does meanwhile, as `--trace` writes it
+POST /profile     {"steps": 20, "with_stack": false}: torch.profiler over so many iterations of rank 0's worker
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from aiollm.engine.engine import Engine
 
 
 class Traced(Protocol):
-    """The workers, as far as they can be traced."""
+    """The workers, as far as they can be traced and profiled."""
 
     @property
     def tracing(self) -> bool: ...
@@ -38,6 +39,14 @@ class Traced(Protocol):
         """Begin a trace; `rows` have the generation of each row that the workers know."""
 
     def end_trace(self) -> None: ...
+
+    @property
+    def profiling(self) -> bool: ...
+
+    def profile(self, steps: int, with_stack: bool) -> asyncio.Future[bytes]:
+        """Begin a profile, which ends by itself after so many iterations; RuntimeError says why there is none."""
+
+    def end_profile(self) -> None: ...
 
 
 class LogLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,10 +57,18 @@ class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: Annotated[float, Meta(gt=0, le=60)] = 10.0
 
 
+class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    steps: Annotated[int, Meta(ge=1, le=200)] = 20
+    with_stack: bool = False
+
+
+PROFILE_SECONDS = 60.0
+"""For the iterations of a profile, and as much again for writing it."""
 WORKERS: web.AppKey[Traced] = web.AppKey("workers", Traced)
 ENDING: web.AppKey[asyncio.Event] = web.AppKey("ending", asyncio.Event)
 """Set when the server ends: no answer waits any longer."""
 _LEVEL, _SPAN = msgspec.json.Decoder(LogLevel), msgspec.json.Decoder(Span)
+_STEPS = msgspec.json.Decoder(Steps)
 
 
 def make_admin(engine: Engine, metrics: Metrics, workers: Traced) -> web.Application:
@@ -62,6 +79,7 @@ def make_admin(engine: Engine, metrics: Metrics, workers: Traced) -> web.Applica
     app.router.add_get("/state", state)
     for path, handler in (
         ("/drain", drain), ("/resume", resume), ("/flush", flush), ("/log_level", log_level), ("/trace", trace),
+        ("/profile", profile),
     ):  # fmt: skip
         app.router.add_post(path, handler)
     return app
@@ -117,12 +135,39 @@ async def trace(http: web.Request) -> web.Response:
     return web.Response(body=data, content_type="application/json")
 
 
+async def profile(http: web.Request) -> web.Response:
+    """The answer is the profile itself, gzipped. A server without enough work answers with what there was."""
+    asked = decode(_STEPS, await http.read() or b"{}")
+    workers = http.app[WORKERS]
+    if http.app[ENGINE].workers is None:
+        raise ApiError(503, "there is no worker yet", code="loading", headers={"Retry-After": "5"})
+    if workers.profiling:
+        raise _conflict("a profile is being made already")
+    found = workers.profile(asked.steps, asked.with_stack)
+    ending = asyncio.ensure_future(http.app[ENDING].wait())
+    try:
+        await asyncio.wait((found, ending), timeout=PROFILE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        workers.end_profile()
+        async with asyncio.timeout(PROFILE_SECONDS):
+            data = await asyncio.shield(found)
+    except (RuntimeError, TimeoutError) as error:
+        reason = str(error) or f"the worker did not answer within {PROFILE_SECONDS:g} s"
+        raise ApiError(500, f"there is no profile: {reason}", code="no_profile") from error
+    finally:
+        ending.cancel()
+        if not found.done():
+            found.cancel()
+            workers.end_profile()
+    return web.Response(body=data, content_type="application/gzip")
+
+
 def _state(http: web.Request) -> dict[str, Any]:
     engine = http.app[ENGINE]
     found: dict[str, Any] = {
         **engine.status._asdict(),
         "log_level": logging.getLevelName(logging.getLogger().level).lower(),
         "tracing": http.app[WORKERS].tracing,
+        "profiling": http.app[WORKERS].profiling,
     }
     if (core := engine.core) is not None:
         index = core.ledger.index

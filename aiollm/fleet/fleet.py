@@ -24,6 +24,8 @@ from aiollm.wire.messages import (
     Fatal,
     FromWorker,
     Loading,
+    Profile,
+    Profiled,
     Ready,
     Result,
     Setup,
@@ -91,6 +93,7 @@ class Fleet:
         self._broken = False
         self._failure = ""
         self._folder = ""
+        self._profile: asyncio.Future[bytes] | None = None
 
     @property
     def pids(self) -> list[int]:
@@ -143,6 +146,22 @@ class Fleet:
             self._tracer.close()
         self._tracer = None
 
+    @property
+    def profiling(self) -> bool:
+        return self._profile is not None
+
+    def profile(self, steps: int, with_stack: bool) -> asyncio.Future[bytes]:
+        """What rank 0's worker does in its next iterations, as a gzipped Chrome trace, once they are over or
+        `end_profile` was called; RuntimeError where it cannot be had. Not while `profiling`, nor before Ready."""
+        self._profile = asyncio.get_running_loop().create_future()
+        self._send(self._links[0], encoder.encode(Profile(steps, with_stack)))
+        return self._profile
+
+    def end_profile(self) -> None:
+        """Have the worker answer with what there is; until it does, there is no other profile."""
+        if self._profile is not None:
+            self._send(self._links[0], encoder.encode(Profile(0)))
+
     # The engine's side
 
     def send(self, update: Update) -> None:
@@ -187,6 +206,9 @@ class Fleet:
         link.send(body, number)
 
     def _on_message(self, rank: int, body: bytes | memoryview, message: FromWorker) -> None:
+        if isinstance(message, Profiled):
+            self._profiled(message.trace, message.error)
+            return
         if rank == 0 and self._recorder is not None:
             self._recorder.keep(FROM_WORKER, body)
         if isinstance(message, Result | Failed):
@@ -226,6 +248,15 @@ class Fleet:
             self._failure = self._failure or f"the engine could not take a result: {error}"
             self.kill()
 
+    def _profiled(self, trace: bytes, error: str) -> None:
+        profile, self._profile = self._profile, None
+        if profile is None or profile.done():  # whoever asked has left
+            return
+        if error:
+            profile.set_exception(RuntimeError(error))
+        else:
+            profile.set_result(trace)
+
     def _on_exit(self, link: Link, status: int) -> None:
         if not self._failure or (status < 0 and not link.killed):  # what the other ranks say of it is a consequence
             self._failure = f"a worker process {_ending(status)}"
@@ -234,6 +265,7 @@ class Fleet:
                 self.kill()
             return
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._profiled(b"", self._failure)
         if self._stopping:
             return
         now = time.monotonic()

@@ -81,6 +81,13 @@ class Update(msgspec.Struct, frozen=True, tag="update", kw_only=True):
     """Prompt tokens [start, start + count) of a row, computed in the iteration that applies this update."""
 
 
+class Profile(msgspec.Struct, frozen=True, tag="profile"):
+    """Profile so many iterations, and answer with `Profiled`; 0 ends the profile that runs, if one does."""
+
+    steps: int
+    with_stack: bool = False
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Finish what was launched and leave."""
 
@@ -194,14 +201,21 @@ class Alive(msgspec.Struct, frozen=True, tag="alive"):
     """A worker that waits for grammars and can compute nothing until they are built says so now and then."""
 
 
+class Profiled(msgspec.Struct, frozen=True, tag="profiled"):
+    """A Chrome trace, gzipped, or why there is none."""
+
+    trace: bytes
+    error: str = ""
+
+
 class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
     """The worker gives up: what happened and what the user can change."""
 
     error: str
 
 
-ToWorker = Setup | Update | Stop
-FromWorker = Loading | Ready | Result | Failed | Alive | Fatal
+ToWorker = Setup | Update | Profile | Stop
+FromWorker = Loading | Ready | Result | Failed | Alive | Profiled | Fatal
 
 encoder = msgspec.msgpack.Encoder()
 to_worker_decoder = msgspec.msgpack.Decoder(ToWorker)

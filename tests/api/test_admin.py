@@ -19,7 +19,10 @@ from aiollm.listening import private_socket
 
 TEXT = "/v1/completions"
 BODY: dict[str, Any] = {"prompt": "hello, whoever you are", "max_tokens": 2}
-ROUTES = [("GET", "/state"), *(("POST", path) for path in ("/drain", "/resume", "/flush", "/log_level", "/trace"))]
+ROUTES = [
+    ("GET", "/state"),
+    *(("POST", path) for path in ("/drain", "/resume", "/flush", "/log_level", "/trace", "/profile")),
+]
 
 
 class Traced:
@@ -28,6 +31,8 @@ class Traced:
     def __init__(self) -> None:
         self.tracing = False
         self.rows: Mapping[int, int] = {}
+        self.asked: tuple[int, bool] | None = None
+        self.told: asyncio.Future[bytes]
 
     def trace(self, path: str, rows: Mapping[int, int]) -> None:
         self.tracing, self.rows = True, rows
@@ -35,6 +40,24 @@ class Traced:
 
     def end_trace(self) -> None:
         self.tracing = False
+
+    @property
+    def profiling(self) -> bool:
+        return self.asked is not None
+
+    def profile(self, steps: int, with_stack: bool) -> asyncio.Future[bytes]:
+        self.asked, self.told = (steps, with_stack), asyncio.get_running_loop().create_future()
+        return self.told
+
+    def end_profile(self) -> None:
+        if self.asked is not None:
+            self.answer(b"what there was")
+
+    def answer(self, profile: bytes | Exception) -> None:
+        """As the fleet does when a worker has answered, or died."""
+        self.asked = None
+        if not self.told.done():
+            self.told.set_exception(profile) if isinstance(profile, Exception) else self.told.set_result(profile)
 
 
 class Operator:
@@ -45,6 +68,10 @@ class Operator:
         data = None if body is None else json.dumps(body)
         async with self.session.request(method, "http://admin" + path, data=data) as response:
             return response.status, await response.json()
+
+    async def profile(self, body: Any = None) -> tuple[int, bytes]:
+        async with self.session.post("http://admin/profile", data=json.dumps(body or {})) as response:
+            return response.status, await response.read()
 
     async def ready(self) -> int:
         async with self.served.session.get(self.served.url + "/ready") as response:
@@ -199,6 +226,57 @@ def test_a_trace_ends_with_its_client_and_with_the_server(folder: Path, tmp_path
             await admin.served.until(lambda: admin.workers.tracing)
             await admin.runner.cleanup()
             assert await last == (200, [1])
+
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await main()
+
+    asyncio.run(bounded())
+
+
+def test_a_profile_is_the_answer_and_there_is_one_at_a_time(folder: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with operator(folder, tmp_path) as admin:
+            first = asyncio.create_task(admin.profile({"steps": 3, "with_stack": True}))
+            await admin.served.until(lambda: admin.workers.profiling)
+            assert admin.workers.asked == (3, True)
+            assert (await admin.ask("GET", "/state"))[1]["profiling"] is True
+            assert (await admin.ask("POST", "/profile"))[0] == 409
+            admin.workers.answer(b"a profile")
+            assert await first == (200, b"a profile")
+            for field, values in {"steps": (0, -1, 201, "x", 1.5), "with_stack": (1, "x"), "more": (1,)}.items():
+                for value in values:
+                    status, answer = await admin.ask("POST", "/profile", {field: value})
+                    assert status == 400 and field in answer["error"]["message"]
+            broken = asyncio.create_task(admin.ask("POST", "/profile"))
+            await admin.served.until(lambda: admin.workers.profiling)
+            assert admin.workers.asked == (20, False)
+            admin.workers.answer(RuntimeError("a worker process was ended by signal 9"))
+            status, answer = await broken
+            assert status == 500 and "signal 9" in answer["error"]["message"]
+            admin.served.engine.on_death()
+            assert (await admin.ask("POST", "/profile"))[0] == 503
+            admin.served.start()
+
+    asyncio.run(main())
+
+
+def test_a_profile_ends_in_time_with_its_client_and_with_the_server(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with operator(folder, tmp_path) as admin:
+            with monkeypatch.context() as patch:
+                patch.setattr("aiollm.api.admin.PROFILE_SECONDS", 0.01)
+                assert await admin.profile() == (200, b"what there was"), "a server that idles"
+            gone = asyncio.create_task(admin.profile())
+            await admin.served.until(lambda: admin.workers.profiling)
+            gone.cancel()
+            await admin.served.until(lambda: not admin.workers.profiling)
+            last = asyncio.create_task(admin.profile())
+            await admin.served.until(lambda: admin.workers.profiling)
+            await admin.runner.cleanup()
+            assert await last == (200, b"what there was")
 
     async def bounded() -> None:
         async with asyncio.timeout(20):

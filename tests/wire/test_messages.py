@@ -8,11 +8,14 @@ from aiollm.wire import messages
 from aiollm.wire.columns import Runs, ints, pack, pack_floats
 from aiollm.wire.messages import (
     Admit,
+    Alive,
     Failed,
     Fatal,
     FromWorker,
     Header,
     Loading,
+    Profile,
+    Profiled,
     PromptLogprobs,
     Ready,
     Result,
@@ -42,6 +45,7 @@ TO_WORKER = [
         chunk_starts=pack([0]),
         chunk_counts=pack([3]),
     ),
+    Profile(20, True),
     Stop(),
 ]
 FROM_WORKER = [
@@ -60,6 +64,8 @@ FROM_WORKER = [
         header=HEADER, rows=pack([1]), generations=pack([2]), starts=pack([0]), counts=pack([3]),
         error="RuntimeError: no",
     ),
+    Alive(),
+    Profiled(b"\x1f\x8b", "no"),
     Fatal("MemoryError: no"),
 ]  # fmt: skip
 
