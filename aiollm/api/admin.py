@@ -22,10 +22,10 @@ from aiohttp import web
 from msgspec import Meta
 
 from aiollm.api.access import sign, surround
+from aiollm.api.decoding import decode
 from aiollm.api.errors import ApiError
 from aiollm.api.metrics import Metrics
 from aiollm.api.parts import ENGINE, METRICS
-from aiollm.api.schema import decode
 from aiollm.engine.engine import Engine
 
 

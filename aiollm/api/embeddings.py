@@ -14,10 +14,11 @@ from aiollm.api.answer import answer
 from aiollm.api.caller import Caller, caller
 from aiollm.api.choice import Choice, Output
 from aiollm.api.convert import output_limit, prompt_array, sampling_params
+from aiollm.api.decoding import decode
 from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation, Prompt, check_kind
 from aiollm.api.parts import PARTS, Parts
-from aiollm.api.schema import INT32, GenerationRequest, Prompts, Salt, decode, prompts_of
+from aiollm.api.schema import INT32, GenerationRequest, Prompts, Salt, prompts_of
 from aiollm.api.shape import Shape, Unstreamed
 from aiollm.text.folder import TextError
 

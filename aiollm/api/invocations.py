@@ -5,9 +5,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from aiollm.api import body, chat, completions, embeddings, native, score
+from aiollm.api.decoding import decode, given
 from aiollm.api.errors import invalid
 from aiollm.api.parts import PARTS
-from aiollm.api.schema import decode, given
 
 HANDLERS: dict[str, Handler] = {
     "messages": chat.chat_completions,

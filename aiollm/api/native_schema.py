@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from aiollm.api.decoding import decode
 from aiollm.api.errors import invalid
 from aiollm.api.schema import (
     INT32,
@@ -27,7 +28,6 @@ from aiollm.api.schema import (
     TokenId,
     TopK,
     TopP,
-    decode,
 )
 from aiollm.api.structured import Asked, asked
 from aiollm.wire.sampling import Decay

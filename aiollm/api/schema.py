@@ -5,12 +5,12 @@ have are refused by name, so that nobody takes an answer for something it is not
 told of in the log.
 """
 
-import re
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import Meta, Raw
 
+from aiollm.api.decoding import decode
 from aiollm.api.errors import invalid
 
 MAX_STOPS = 32
@@ -275,8 +275,6 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
         return prompts_of("prompt", self.prompt)
 
 
-R = TypeVar("R")
-
 ALIASES = (
     ("repetition_penalty", "repeat_penalty"),
     ("include_stop_str_in_output", "no_stop_trim"),
@@ -295,8 +293,6 @@ INSTEAD = {
 }
 _CHAT = msgspec.json.Decoder(ChatRequest)
 _COMPLETION = msgspec.json.Decoder(CompletionRequest)
-_AT = re.compile(r"(?P<problem>.*) - at (?:`key` in )?`\$\.(?P<path>[^`]*)`", re.DOTALL)
-_MISSING = re.compile(r"missing required field `(\w+)`")
 
 
 def decode_chat(body: bytes) -> ChatRequest:
@@ -327,36 +323,6 @@ def prompts_of(field: str, prompts: str | list[str | int | list[int]]) -> list[s
     if len(kinds) > 1:
         raise invalid(field, f"{field}: strings, token ids and lists of token ids cannot be mixed")
     return [item for item in prompts if not isinstance(item, int)]
-
-
-def decode(decoder: msgspec.json.Decoder[R], body: bytes) -> R:
-    """Raises ApiError, with the field at fault, where the body is not what the decoder expects."""
-    try:
-        body.decode()  # msgspec does not look into the strings of fields that it skips
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        _refuse(error)
-    except RecursionError:
-        raise invalid(None, "the JSON of the request body is nested too deeply", "invalid_json") from None
-    except ValueError as error:  # msgspec.DecodeError and UnicodeDecodeError among them
-        reason = str(error) if body else "it is empty"
-        raise invalid(None, f"the request body is not valid JSON: {reason}", "invalid_json") from error
-
-
-def given(value: msgspec.Raw) -> bool:
-    """Whether a field whose value is read later was given, and is not null."""
-    return bytes(value) not in (b"", b"null")
-
-
-def _refuse(error: msgspec.ValidationError) -> NoReturn:
-    """The field at fault is the head of the path at the end of msgspec's message."""
-    text = str(error)
-    if found := _AT.fullmatch(text):
-        path, problem = found["path"], found["problem"]
-        raise invalid(re.split(r"\W", path)[0], f"{path}: {problem[0].lower()}{problem[1:]}") from error
-    if missing := _MISSING.search(text):
-        raise invalid(missing[1], f"{missing[1]}: this field is required", "missing_field") from error
-    raise invalid(None, f"the request body must be a JSON object: {text}", "invalid_json") from error
 
 
 def _check(request: GenerationRequest) -> None:

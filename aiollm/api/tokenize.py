@@ -11,9 +11,10 @@ from msgspec import Meta
 from aiollm.api import body
 from aiollm.api.chat import rendered_ids
 from aiollm.api.convert import check_ids
+from aiollm.api.decoding import decode, given
 from aiollm.api.errors import invalid
 from aiollm.api.parts import PARTS, Parts
-from aiollm.api.schema import TokenId, decode, decode_chat, given
+from aiollm.api.schema import TokenId, decode_chat
 from aiollm.text.folder import TextError
 
 THREAD_IDS = 4096  # ids that become text, or names of tokens, in 2 ms at most
