@@ -34,6 +34,7 @@ PROBES = frozenset(
         "/ready",
         "/readyz",
         "/readiness",
+        "/startupz",
         "/metrics",
         "/token_load",
     }

@@ -22,6 +22,8 @@ from aiollm.text.tokenizer import Tokenizer
 
 KEEP_ALIVE_SECONDS = 75  # idle connections, and half-sent headers
 LINGERING_SECONDS = 2  # for reading the rest of a refused body, so that the client sees the answer
+PROBES = frozenset({status.health, status.ready, status.metrics})
+"""What can be told without a model."""
 GET: dict[str, Handler] = {
     "/health": status.health,
     "/healthz": status.health,
@@ -31,6 +33,7 @@ GET: dict[str, Handler] = {
     "/ready": status.ready,
     "/readyz": status.ready,
     "/readiness": status.ready,
+    "/startupz": status.ready,
     "/metrics": status.metrics,
     "/version": status.version,
     "/server_info": status.server_info,
@@ -83,12 +86,7 @@ def make_app(
     app[ws.SOCKETS] = set()
     app.on_shutdown.append(ws.shut_sockets)
     app.cleanup_ctx.append(_watch_lag)
-    for path, handler in GET.items():
-        for spelling in {path, path.rstrip("/") + "/"}:
-            app.router.add_get(spelling, handler)
-    for path, handler in POST.items():
-        for spelling in {path, path.rstrip("/") + "/"}:
-            app.router.add_post(spelling, handler)
+    _route(app, GET, POST)
     return app
 
 
@@ -98,13 +96,17 @@ def make_door(engine: Engine, keys: Keys = Keys()) -> web.Application:  # noqa: 
     Probes are answered; all else is refused with 503 and how far it is.
     """
     app = _application(engine, Metrics(engine), keys)
-    for path in ("/health", "/livez", "/ping"):
-        app.router.add_get(path, status.health)
-    for path in ("/ready", "/readyz"):
-        app.router.add_get(path, status.ready)
-    app.router.add_get("/metrics", status.metrics)
+    _route(app, *({path: handler for path, handler in table.items() if handler in PROBES} for table in (GET, POST)))
     app.router.add_route("*", "/{path:.*}", status.not_yet)
     return app
+
+
+def _route(app: web.Application, get: Mapping[str, Handler], post: Mapping[str, Handler]) -> None:
+    """Add routes; a slash at the end of a path changes nothing."""
+    for add, table in ((app.router.add_get, get), (app.router.add_post, post)):
+        for path, handler in table.items():
+            for spelling in {path, path.rstrip("/") + "/"}:
+                add(spelling, handler)
 
 
 def _application(engine: Engine, metrics: Metrics, keys: Keys) -> web.Application:

@@ -12,7 +12,8 @@ import aiohttp
 import pytest
 from stand import MODEL, ROWS, Runner, stand
 
-from aiollm.api.app import GET, POST, make_app, make_door, serve
+from aiollm.api import status
+from aiollm.api.app import GET, POST, PROBES, make_app, make_door, serve
 from aiollm.engine.engine import Engine
 from aiollm.engine.engine import Settings as EngineSettings
 from aiollm.engine.policy import Conservative
@@ -169,8 +170,9 @@ def test_one_line_is_logged_for_each_request_and_none_for_probes(
     caplog.set_level(logging.INFO, "aiollm.access")
     ask(served, "POST", CHAT, json={**BODY, "max_tokens": 3}, headers={"X-Request-Id": "me"})
     ask(served, "GET", "/nothing%0a\x7f?key=x")
-    for path in ("/health", "/health/", "/ready", "/metrics"):
+    for path in [path for path, handler in GET.items() if handler in PROBES]:
         ask(served, "GET", path)
+        ask(served, "GET", path + "/")
     first, second = [json.loads(record.getMessage()) for record in caplog.records if record.name == "aiollm.access"]
     assert (first["method"], first["path"], first["status"]) == ("POST", CHAT, 200)
     assert (first["id"], first["key"], first["client_gone"], first["finish"]) == ("me", None, False, "length")
@@ -208,6 +210,17 @@ def test_a_bound_socket_may_be_served(folder: Path) -> None:
     asyncio.run(main())
 
 
+def probes() -> list[tuple[str, str, Any]]:
+    """(method, path, handler) of all that a door answers."""
+    return [
+        (method, spelling, handler)
+        for method, table in (("GET", GET), ("HEAD", GET), ("POST", POST))
+        for path, handler in table.items()
+        if handler in PROBES
+        for spelling in (path, path + "/")
+    ]
+
+
 def test_the_door_answers_probes_and_refuses_the_rest_until_the_model_is_found() -> None:
     async def check() -> None:
         engine = Engine(EngineSettings(1, 16, 16, True, Conservative(), 1))
@@ -216,8 +229,9 @@ def test_the_door_answers_probes_and_refuses_the_rest_until_the_model_is_found()
         try:
             async with aiohttp.ClientSession() as session:
                 url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-                async with session.get(url + "/health") as answer:
-                    assert answer.status == 200
+                for method, path, handler in probes():
+                    async with session.request(method, url + path) as answer:
+                        assert answer.status == (503 if handler is status.ready else 200), (method, path)
                 async with session.get(url + "/ready") as answer:
                     found = await answer.json()
                     assert answer.status == 503

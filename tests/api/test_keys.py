@@ -22,7 +22,7 @@ from aiollm.api.static import page_routes
 
 KEY, OTHER = "correct-horse+battery/staple==", "another.key"
 BEARER = {"Authorization": f"Bearer {KEY}"}
-PROBES = {"/health", "/healthz", "/livez", "/liveness", "/ping", "/ready", "/readyz", "/readiness"}
+PROBES = {"/health", "/healthz", "/livez", "/liveness", "/ping", "/ready", "/readyz", "/readiness", "/startupz"}
 SOCKET = "/v1/chat/ws"
 OFFERED = f"aiollm.key.{urlsafe_b64encode(KEY.encode()).decode().rstrip('=')}"
 
@@ -202,9 +202,10 @@ def test_the_door_wants_a_key_while_the_model_is_being_found(folder: Path) -> No
         async with stand(folder, loading=True) as served:
             door = await serve(make_door(served.engine, Keys([KEY])), "127.0.0.1", 0)
             url = f"http://127.0.0.1:{door.addresses[0][1]}"
+            lives = {"/health", "/healthz", "/livez", "/liveness", "/ping"}
             for path, headers, status in (
-                ("/health", None, 200), ("/ready", None, 503), ("/", None, 200), ("/v1/models", None, 401),
-                ("/metrics", None, 401), ("/v1/models", BEARER, 503),
+                *((path + slash, None, 200 if path in lives else 503) for path in PROBES for slash in ("", "/")),
+                ("/", None, 200), ("/v1/models", None, 401), ("/metrics", None, 401), ("/v1/models", BEARER, 503),
             ):  # fmt: skip
                 async with served.session.get(url + path, headers=headers) as response:
                     assert response.status == status, path
