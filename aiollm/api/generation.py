@@ -242,7 +242,7 @@ def _unobserved(seconds: float) -> None:
 def check_choices(parts: Parts, request: GenerationRequest, prompts: int) -> None:
     """Raises ApiError where too many choices are asked for."""
     settings, drawn = parts.settings, request.drawn
-    name = "best_of" if drawn > (request.n or 1) else "n"
+    name = "n" if getattr(request, "best_of", None) is None else "best_of"
     if drawn > settings.max_n:
         raise invalid(name, f"{name}: at most {settings.max_n} (--max_n)")
     if drawn * prompts > settings.max_choices:

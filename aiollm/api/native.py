@@ -88,7 +88,8 @@ async def _answer(http: web.Request, request: NativeRequest, stream: bool) -> we
     parts = http.app[PARTS]
     parameters = request.parameters or Parameters()
     if stream and parameters.drawn > 1:
-        raise invalid("best_of", "best_of: a stream has one choice")
+        name = "n" if parameters.best_of is None else "best_of"
+        raise invalid(name, f"{name}: a stream has one choice")
     if stream and parameters.return_all_prompt_logprobs:
         raise invalid("return_all_prompt_logprobs", "return_all_prompt_logprobs: not in a stream")
     asked = common(parameters, stream)

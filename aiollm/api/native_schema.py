@@ -127,11 +127,11 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
 class CommonRequest(GenerationRequest, frozen=True, kw_only=True):
     """A native request in the terms of the other endpoints."""
 
-    best_of: int = 1
+    best_of: int | None = None
 
     @property
     def drawn(self) -> int:
-        return self.best_of
+        return self.best_of or self.n or 1
 
 
 class TokensRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,7 +170,7 @@ def common(parameters: Parameters, stream: bool) -> CommonRequest:
     return CommonRequest(
         stream=stream,
         n=parameters.choices,
-        best_of=parameters.drawn,
+        best_of=parameters.best_of,
         prompt_logprobs=0 if parameters.return_all_prompt_logprobs else None,
         max_tokens=parameters.max_tokens,
         min_tokens=(parameters.min_new_tokens or 1) - 1,  # here the end-of-sequence token counts too
