@@ -255,6 +255,7 @@ CASES = {
     "F72": Case("logits that are not finite: an error for that request, the others go on", (
         ANSWER + "test_an_error_after_200_is_an_event_and_then_the_end",
         ANSWER + "test_an_error_before_200_is_a_500_not_to_be_repeated",
+        "api/test_metrics.py::test_a_model_that_fails_at_arithmetic_is_counted",
         "workers/test_runner.py::test_logits_that_are_not_finite_are_reported_and_harm_no_other_row",
         "workers/test_loop.py::test_a_token_that_is_not_finite_idles_its_row",
     )),

@@ -55,10 +55,10 @@ def invalid(param: str | None, message: str, code: str = "invalid_value") -> Api
     return ApiError(400, message, code=code, param=param)
 
 
-def engine_error(message: str, available: bool) -> ApiError:
+def engine_error(message: str, available: bool, code: str = "engine_error") -> ApiError:
     """A request that the engine gave up: 500, not to be repeated, or 503 where the server itself goes away."""
     if available:
-        return ApiError(500, message, code="engine_error", headers={"x-should-retry": "false"})
+        return ApiError(500, message, code=code, headers={"x-should-retry": "false"})
     return ApiError(503, message, code="engine_unavailable", headers={"Retry-After": "30"})
 
 

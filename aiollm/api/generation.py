@@ -159,6 +159,8 @@ class Generation:
                 return too_late(choice.finish.error, self._parts.engine.retry_after)
             if choice.finish is not None and choice.finish.reason == "abort":
                 return ApiError(400, "the request was cancelled", code="cancelled")
+            if choice.finish is not None and choice.finish.reason == "numerical_error":
+                return engine_error(choice.finish.error, True, choice.finish.reason)
             if choice.finish is not None and choice.finish.reason not in ("stop", "length"):
                 available = self._parts.engine.status.state not in ("draining", "stopped")
                 return engine_error(choice.finish.error, available)

@@ -13,7 +13,7 @@ from aiollm.wire.messages import PromptLogprobs, Result
 
 log = logging.getLogger(__name__)
 Top = tuple[tuple[int, float], ...]
-NOT_FINITE = Finish("error", error="the model produced logits that are not finite")
+NOT_FINITE = Finish("numerical_error", error="the model produced logits that are not finite")
 UNWRITTEN = Finish("error", error="the output of this request could not be written")
 
 

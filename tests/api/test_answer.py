@@ -182,7 +182,7 @@ def test_an_error_after_200_is_an_event_and_then_the_end(served: Runner, path: s
             "message": "the model produced logits that are not finite",
             "type": "server_error",
             "param": None,
-            "code": "engine_error",
+            "code": "numerical_error",
         }
     }
     assert not any('"finish_reason":"' in event for event in events)
@@ -195,7 +195,7 @@ def test_an_error_before_200_is_a_500_not_to_be_repeated(served: Runner, path: s
         async with served.stand.session.post(served.stand.url + path, json={**body, "n": 3}) as response:
             assert response.status == 500
             assert response.headers["x-should-retry"] == "false"
-            assert (await response.json())["error"]["code"] == "engine_error"
+            assert (await response.json())["error"]["code"] == "numerical_error"
 
     served.run(main())
 

@@ -86,7 +86,7 @@ def test_a_failure_of_the_one_that_is_computed_is_told(served: Runner) -> None:
         return await served.stand.post(TEXT, {**GREEDY, "n": 3})
 
     status, answer = served.run(main())
-    assert (status, answer["error"]["code"]) == (500, "engine_error")
+    assert (status, answer["error"]["code"]) == (500, "numerical_error")
 
 
 # A byte's made-up logprob is -byte / 64. "z!" has a larger sum than "0000", and a smaller mean.

@@ -57,6 +57,17 @@ def test_figures_follow_the_requests(folder: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_model_that_fails_at_arithmetic_is_counted(folder: Path) -> None:
+    async def main() -> None:
+        async with stand(folder) as served:
+            served.workers.reply = lambda prompt, seed: [97, -1]
+            await served.post(CHAT, {"messages": [{"role": "user", "content": "hi"}]})
+            after = await scrape(served)
+            assert after["aiollm_request_success_total|numerical_error"] == 1
+
+    asyncio.run(main())
+
+
 def test_gauges_show_what_runs_now_and_a_client_that_left_is_counted(folder: Path) -> None:
     async def main() -> None:
         async with stand(folder) as served:

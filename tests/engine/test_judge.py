@@ -120,7 +120,7 @@ def test_a_stop_string_ends_a_request():
 def test_logits_that_are_not_finite_end_a_request_without_a_token():
     request = ask([1])
     finish = ends(request, -1)
-    assert finish is not None and finish.reason == "error" and "not finite" in finish.error
+    assert finish is not None and finish.reason == "numerical_error" and "not finite" in finish.error
     assert request.output == [] and sink(request).tokens == []
 
 
