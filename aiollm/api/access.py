@@ -87,7 +87,7 @@ async def sign(http: web.Request, response: web.StreamResponse) -> None:
     response.headers["X-Request-Id"] = request_id(http)
 
 
-def request_id(http: web.Request, own: str | None = None) -> str:
+def request_id(http: web.BaseRequest, own: str | None = None) -> str:
     """The client's own id if it is a decent one, in the header or else in the body (`own`), else one drawn here; the
     same at every call."""
     asked = http.headers.get("X-Request-Id", "")

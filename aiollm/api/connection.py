@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import http_exceptions, web
 
+from aiollm.api.access import request_id
 from aiollm.api.errors import ApiError
 from aiollm.api.metrics import Metrics
 
@@ -87,6 +88,7 @@ class Connection(web.RequestHandler):
         self._metrics.responses.labels(refused.status).inc()
         log.debug("%s sent broken HTTP: %s", request.remote, refused.message)
         response = refused.response()
+        response.headers["X-Request-Id"] = request_id(request)
         response.force_close()
         return response
 

@@ -133,12 +133,19 @@ def test_a_client_that_waits_for_100_continue_gets_it(served: Runner) -> None:
 @pytest.mark.parametrize(
     "head",
     ["Content-Length: 5\r\nTransfer-Encoding: chunked", "Content-Length: 5\r\nContent-Length: 6", "Content-Length: -1",
-     "X-Long: " + "x" * 100_000, "Bad Name: x"],
+     "Content-Length: abc", "X-Long: " + "x" * 100_000, "Bad Name: x"],
     ids=lambda head: head[:30],
 )  # fmt: skip
 def test_broken_http_is_refused_and_the_connection_closed(served: Runner, head: str) -> None:
     answer = served.run(served.stand.raw(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\nhello".encode()))
     assert answer.startswith(b"HTTP/1.0 431 " if head.startswith("X-Long") else b"HTTP/1.0 400 ")
+    assert re.search(rb"\r\nX-Request-Id: [0-9a-f]{32}\r\n", answer)
+
+
+def test_what_is_no_http_is_refused_with_a_request_id(served: Runner) -> None:
+    answer = served.run(served.stand.raw(b"GARBAGE\r\n\r\n"))
+    assert answer.startswith(b"HTTP/1.0 400 ") and b'"code":"invalid_http"' in answer
+    assert re.search(rb"\r\nX-Request-Id: [0-9a-f]{32}\r\n", answer)
 
 
 def test_http_1_0_gets_a_stream_that_ends_with_the_connection(served: Runner) -> None:
