@@ -194,3 +194,11 @@ def test_thoughts_that_are_switched_off_are_there_only_where_the_prompt_opens_th
     for style in ("think", "deepseek_r1"):
         found = [STYLES[style].opened_by(prompt, wanted=False) for prompt in ("> ", "> <think>\n", "> </think>")]
         assert found == [None, True, None]
+
+
+@pytest.mark.parametrize("text", ["</think>\n\n a", "\n</think> a", "<think>\n</think>\n\na", "b</think> a"])
+def test_white_space_behind_thoughts_is_no_content_though_there_are_none(text: str) -> None:
+    parser = Speech(None, STYLES["deepseek_r1"]).parser(True, {})
+    found = [event for part in text for event in parser.push(part)] + parser.finish()
+    assert "".join(event.text for event in found if isinstance(event, Content)) == "a"
+    assert "".join(event.text for event in found if isinstance(event, Reasoning)) == text[: text.find("b") + 1]

@@ -31,3 +31,4 @@ def reasoning(source: Source, style: Style, opened: bool) -> Steps[None]:
     source.drop()
     if (yield from source.until((style.close,), Reasoning)):
         source.drop()
+        yield Reasoning("")  # there may have been none, and still white space behind them is no content
