@@ -105,6 +105,7 @@ def test_an_answer_follows_the_native_names(server: Server, parameters: dict[str
     ("fields", "pattern"),
     [
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": [1, 22]}}}}, "1|22"),
+        ({"guided_grammar": 'start: "}" "{" /[{}]/ X // }\nX: "}"', "logit_bias": {str(IM_END): 5}}, r"}{[{}]}"),
         ({"ebnf": 'root ::= "<" [0-9]+ ">"', "logit_bias": {str(ord(">")): 5}}, "<\\d+>"),
         ({}, "(?s:.*)"),
     ],

@@ -36,7 +36,9 @@ def _refuse(error: msgspec.ValidationError) -> NoReturn:
     text = str(error)
     if found := _AT.fullmatch(text):
         path, problem = found["path"], found["problem"]
-        raise invalid(re.split(r"\W", path.removeprefix("parameters."))[0], f"{path}: {problem[0].lower()}{problem[1:]}") from error
+        raise invalid(
+            re.split(r"\W", path.removeprefix("parameters."))[0], f"{path}: {problem[0].lower()}{problem[1:]}"
+        ) from error
     if missing := _MISSING.search(text):
         raise invalid(missing[1], f"{missing[1]}: this field is required", "missing_field") from error
     raise invalid(None, f"the request body must be a JSON object: {text}", "invalid_json") from error

@@ -55,11 +55,11 @@ def asked_grammars(request: GenerationRequest) -> list[Asked]:
         if getattr(outputs, field) is not None:
             raise invalid(name, f"{name}.{field}: this server does not support this field", "unsupported_field")
     return grammars + asked(
-        (name, "json", outputs.json),
-        (name, "regex", outputs.regex),
-        (name, "regex", outputs.choice),
-        (name, "ebnf", outputs.grammar),
-        (name, "json", ANY_OBJECT if outputs.json_object else None),
+        (f"{name}.json", "json", outputs.json),
+        (f"{name}.regex", "regex", outputs.regex),
+        (f"{name}.choice", "regex", outputs.choice),
+        (f"{name}.grammar", "ebnf", outputs.grammar),
+        (f"{name}.json_object", "json", ANY_OBJECT if outputs.json_object else None),
     )
 
 
@@ -71,7 +71,7 @@ async def constraints(
     found: list[Constraint] = []
     if len(grammars) > 1:
         (first, _), (second, _), *_ = grammars
-        raise invalid(second, f"{second}: a second constraint beside {first}; give one of the two")
+        raise invalid(_field(second), f"{second}: a second constraint beside {first}; give one of the two")
     for field, make in grammars:
         if request.ignore_eos:
             raise invalid("ignore_eos", f"ignore_eos: not together with {field}, whose end is an end of sequence")
@@ -83,7 +83,8 @@ async def constraints(
             whole = msgspec.structs.replace(grammar, thoughts=thoughts)
             await parts.grammars.check(whole)
         except GrammarError as error:
-            raise invalid(field, f"{field}: {error}") from error
+            faulty = "tools" if field == "tool_choice" else field  # what calls consist of is said there
+            raise invalid(_field(faulty), f"{faulty}: {error}") from error
         found.append(whole)
     if (allowed := request.allowed_token_ids) is not None:
         check_ids(parts, "allowed_token_ids", allowed)
@@ -92,6 +93,11 @@ async def constraints(
         banned = await _banned(parts, request.bad_words)
         found += [BannedWords(banned)] if banned else []
     return tuple(found)
+
+
+def _field(path: str) -> str:
+    """The field of the request that holds it."""
+    return path.partition(".")[0]
 
 
 async def _banned(parts: Parts, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:

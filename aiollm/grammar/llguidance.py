@@ -18,6 +18,10 @@ WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 HEAD = '%llguidance {"no_forcing": true}\n'
 OPTIONS = re.compile(r"^[ \t]*%llguidance.*$", re.MULTILINE)
 # A state of a lexer takes 1 to 2 kB, and there is one lexer for each grammar.
+# Where an error is, the grammar around it, and how a regular expression stands in its own error.
+POSITION = re.compile(r"(?:at )?(?:(\d+)\(\d+\): )+")
+LISTING = re.compile(r"\n +\d+ \| |; following special tokens|\n<non-verbose")
+REGEX_ERROR = re.compile(r"(?<=regex parse error:)\n.*\nerror:", re.DOTALL)
 LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 
 
@@ -45,13 +49,28 @@ def matcher_of(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
 
     Lets the GIL go. Raises GrammarError.
     """
-    matcher = LLMatcher(tokenizer, lark(grammar), log_level=0, limits=LIMITS)
-    check(matcher)
-    matcher.compute_bitmask()
-    if matcher.is_error() and matcher.stop_reason() in ("NoExtension", "NoExtensionBias"):
-        raise GrammarError("there is no text that follows it")
-    check(matcher)
+    text = lark(grammar)
+    matcher = LLMatcher(tokenizer, text, log_level=0, limits=LIMITS)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    if matcher.is_error():
+        if "NoExtension" in str(matcher.stop_reason()) + matcher.get_error()[:20]:
+            raise GrammarError("there is no text that follows it")
+        raise GrammarError(_reason(matcher.get_error(), grammar, text)[:1000] or str(matcher.stop_reason()))
     return matcher
+
+
+def _reason(error: str, grammar: Grammar, text: str) -> str:
+    """What is wrong with a grammar, of all that llguidance says: it shows the lines of `text`, which are ours. Lines
+    of the client's own are numbered."""
+    first, *_ = LISTING.split(error.partition("\n<state>")[0], maxsplit=1)
+    place = POSITION.match(first)
+    reason = REGEX_ERROR.sub("", first[place.end() if place else 0 :]).strip()
+    if grammar.kind == "regex":
+        return reason.rpartition(": ")[2]
+    line = text.split("\n")[int(place[1]) - 1] if place else ""
+    own = grammar.source.split("\n") if grammar.kind == "ebnf" else []
+    return f"line {own.index(line) + 1}: {reason}" if line in own else reason
 
 
 def check(matcher: LLMatcher) -> None:

@@ -19,7 +19,7 @@ from aiollm.api.schema import CompletionRequest
 from aiollm.api.structured import asked_grammars
 from aiollm.grammar.llguidance import GrammarError
 from aiollm.text.tokenizer import Tokenizer
-from aiollm.wire.sampling import Grammar
+from aiollm.wire.sampling import Grammar, Tag, Thoughts
 
 WORDS = Grammar("regex", "[a-z]+")
 
@@ -161,3 +161,25 @@ def test_a_client_is_told_to_come_back_where_no_thread_is_free(served: Runner, m
             assert (error["code"], error["param"], error["type"]) == ("grammars_busy", None, "server_error")
 
     served.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "reason"),
+    [
+        ("regex", "[a", "unclosed character class"),
+        ("regex", "(?=a)b", "look-around, including look-ahead and look-behind, is not supported"),
+        ("json", '{"type": "x"}', "failed to compile JSON schema: Invalid type: x"),
+        ("json", '{"pattern": "[a"}', "failed to compile JSON schema: regex parse error: unclosed character class"),
+        ("ebnf", 'start: x\nx: "a" y', 'line 2: unknown name: "y"'),
+        ("ebnf", "start: a\na: a", "there is no text that follows it"),
+        ("lark", "start: x", 'unknown name: "x"'),
+    ],
+)
+def test_a_refusal_is_the_reason_and_shows_nothing_but_the_client_s_own(
+    tokenizer: Tokenizer, kind: Any, source: str, reason: str
+) -> None:
+    thoughts = Thoughts(Tag("<t>", (60, 116, 62), False), Tag("</t>", (60, 47, 116, 62), False), True)
+    for grammar in (Grammar(kind, source), Grammar(kind, source, thoughts))[: 1 if "no text" in reason else 2]:
+        with pytest.raises(GrammarError) as refused:
+            run(Grammars(tokenizer).check(grammar))
+        assert str(refused.value) == reason

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -247,13 +248,14 @@ def test_calls_that_cannot_be_demanded_are_refused(served: Runner) -> None:
     odd = [{"type": "function", "function": {"name": "f", "parameters": {"$ref": "#/nowhere"}}}]
     strict = [{"type": "function", "function": {**odd[0]["function"], "strict": True}}]  # type: ignore[dict-item]
     for fields, param in (
-        ({"tools": odd, "tool_choice": "required"}, "tool_choice"),
+        ({"tools": odd, "tool_choice": "required"}, "tools"),
         ({"tools": strict}, "tools"),
         ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),
         ({"tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
     ):
         status, answer = served.run(served.stand.post(PATH, HI | fields))
         assert status == 400 and answer["error"]["param"] == param, answer
+        assert not re.search("start:|call_|%json|\n", answer["error"]["message"])
     status, _ = served.run(served.stand.post(PATH, {**HI, "tools": odd, "max_tokens": 1}))
     assert status == 200  # nothing is demanded of the model
 

@@ -15,6 +15,7 @@ from tiny_tokenizer import write_byte_tokenizer
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 USER = {"role": "user", "content": "hi"}
 SECRETS = re.compile(
+    r"llguidance|x-guidance|%json|NoExtension|\(\?:|start: |thought|\n|"
     r"0x[0-9a-f]{6,}|File \"|Traceback|line \d+, in |/home/|/root/|/tmp/|/usr/|site-packages|\.py\b|object at|<class"
 )
 ADMIN = [
@@ -26,12 +27,24 @@ PATHS = [
     "/..%2f..%2fetc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/static/%00", "/static/..%2f..%2f..%2fetc%2fpasswd", "/%00",
     "/static//etc/passwd", "/v1/models/../../etc/passwd", "/v1/models/..%2f..%2fx",
 ]  # fmt: skip
+SCHEMA = {"type": "object", "properties": {"a": {"type": "strin"}}}
+GRAMMARS: list[Any] = [
+    {"guided_regex": "[a"}, {"guided_regex": "(?=a)b"}, {"guided_json": SCHEMA}, {"guided_json": False},
+    {"guided_json": {"$ref": "#/nowhere"}}, {"guided_json": {"pattern": "[a", "type": "string"}},
+    {"ebnf": "root ::= x"}, {"guided_grammar": "start: x"}, {"guided_grammar": 'start: "a" }'},
+    {"guided_grammar": "start: <x>"}, {"guided_grammar": "start: a\na: a"}, {"structured_outputs": {"json": SCHEMA}},
+    {"structured_outputs": {"json": SCHEMA, "regex": "a"}},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}},
+]  # fmt: skip
 BODIES: list[tuple[str, Any]] = [
     (CHAT, b"{"), (CHAT, b"\xff"), (CHAT, b"[" * 100_000), (CHAT, {"messages": 5}),
     (CHAT, {"messages": [{"role": "x"}]}),
     (CHAT, {"messages": [USER], "temperature": "x"}), (CHAT, {"messages": [USER], "chat_template_kwargs": {"a b": 1}}),
     (CHAT, {"messages": [USER], "model": "../../x"}), (CHAT, {"messages": [{"role": "user", "content": "x" * 9999}]}),
     (TEXT, {"prompt": [2**80]}), (TEXT, {"prompt": "\ud800"}), (TEXT, {"prompt": {"a": [1]}}), ("/nowhere", {}),
+    *((TEXT, {"prompt": "x", **grammar}) for grammar in GRAMMARS),
+    *((CHAT, {"messages": [USER], **grammar}) for grammar in GRAMMARS),
+    ("/generate", {"inputs": "x", "parameters": {"regular_constraint": "[a"}}),
     ("/generate", {"inputs": 5}), ("/get_score", {"chat": "x"}), ("/tokens", {"text": 5}),
 ]  # fmt: skip
 
@@ -57,8 +70,9 @@ def test_no_refusal_tells_of_the_inside(served: Runner, monkeypatch: pytest.Monk
 
     *refused, (status, broken) = served.run(answers())
     for code, text in refused:
-        assert 400 <= code < 500 and not SECRETS.search(text), text
-    assert status == 500 and not SECRETS.search(broken) and "secret" not in broken
+        told = json.loads(text)["error"]["message"]
+        assert 400 <= code < 500 and not SECRETS.search(told), told
+    assert status == 500 and not SECRETS.search(json.loads(broken)["error"]["message"]) and "secret" not in broken
 
 
 def test_what_a_template_raises_does_not_show_the_server(tmp_path: Path) -> None:
