@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from aiollm import __version__
 from aiollm.config import FIELDS, GROUPS, Config, Field
+from aiollm.peer_flags import NO_EFFECT, NOT_HERE
 
 PREFIX = "AIOLLM_"
 # Command -> its arguments in the usage, and what it does.
@@ -37,22 +38,6 @@ OTHER_VARIABLES = {
     "TRITON_AUTOTUNE_LEVEL": "what a starting worker tunes: 0 nothing, 1 what is missing, 2 all; 3 ignores tuning",
 }
 
-# Flags of LightLLM and vLLM that ask for what is always so: accepted, and answered with the reason. The value is the
-# placeholder of the flag's argument, "" where it takes none.
-NO_EFFECT = {
-    "trust_remote_code": ("", "code from a checkpoint is never executed"),
-    "tokenizer_mode": ("MODE", "one fast tokenizer reads every kind of vocabulary; there is no slow one"),
-    "enable_chunked_prefill": ("", "prompts are always computed in chunks"),
-    "disable_chunked_prefill": ("", "prompts are always computed in chunks; --batch_max_tokens makes them larger"),
-    "block_size": ("TOKENS", "the KV cache is managed token by token"),
-    "swap_space": ("GIB", "what is paused is computed again, or found in the prefix cache"),
-    "graph_max_batch_size": ("ROWS", "there are graphs for every number of rows"),
-    "graph_split_batch_size": ("ROWS", "there are graphs for every number of rows"),
-    "graph_grow_step_size": ("ROWS", "there are graphs for every number of rows"),
-    "graph_max_len_in_batch": ("TOKENS", "a graph serves every length"),
-    "enable_prefix_caching": ("", "it is on unless --disable_dynamic_prompt_cache is given"),
-}
-
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     """The settings of `aiollm [serve|doctor [MODEL]] [flags]`; `argv` is without the program's name.
@@ -65,9 +50,11 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     found, rest = parser.parse_known_args([_with_underscores(word) for word in argv[named:]])
     flags: dict[str, Any] = vars(found)
     path, prints = flags.pop("config", None), flags.pop("print_config", False)
-    for name in sorted(NO_EFFECT.keys() & flags.keys()):
-        print(f"aiollm: --{name} has no effect: {NO_EFFECT[name][1]}", file=sys.stderr)
-        del flags[name]
+    for name in sorted((NO_EFFECT | NOT_HERE).keys() & flags.keys()):
+        try:
+            _told("--", name, flags.pop(name))
+        except ValueError as error:
+            parser.error(str(error))
     for word in argv:
         if word.startswith("-") and _with_underscores(word) in rest:
             parser.error(f"unknown flag {word.partition('=')[0]}{_nearest(word, parser.flags)}")
@@ -167,8 +154,9 @@ class _Parser(argparse.ArgumentParser):
             for alias in field.setting.aliases:
                 self.add_argument(_with_underscores(f"--{alias}"), help=argparse.SUPPRESS, **options)
             self.flags += [f"--{spelling}" for spelling in (field.name, *field.setting.aliases)]
-        for name, (unit, _) in NO_EFFECT.items():
-            takes: dict[str, Any] = {"metavar": unit} if unit else {"action": "store_true"}
+        for name, flag in (NO_EFFECT | NOT_HERE).items():
+            takes: dict[str, Any] = {"metavar": flag.unit} if flag.unit else {"action": "store_true"}
+            takes |= {"nargs": "+"} if flag.several else {}
             self.add_argument(f"--{name}", help=argparse.SUPPRESS, **takes)
 
     def error(self, message: str) -> NoReturn:
@@ -215,8 +203,8 @@ def _named(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, raw in found.items():
         spelling = key.replace("-", "_")
-        if spelling in NO_EFFECT:
-            print(f"aiollm: {where}{key} has no effect: {NO_EFFECT[spelling][1]}", file=sys.stderr)
+        if spelling in NO_EFFECT or spelling in NOT_HERE:
+            _told(where, key, raw)
             continue
         if spelling not in plain:
             raise ValueError(f"{where}unknown setting {key}{_nearest(key, [*names, *plain])}")
@@ -227,6 +215,19 @@ def _named(found: Mapping[str, Any], where: str) -> dict[str, Any]:
             several = field.several and not isinstance(raw, list | tuple)
             values[field.name] = _value(field, f"{where}{key}", [raw] if several else raw)
     return values
+
+
+def _told(where: str, name: str, raw: Any) -> None:
+    """Answer a flag of LightLLM or vLLM that is no setting here. Raises ValueError where it asks for what is not there.
+
+    `where` is what stands before the name.
+    """
+    spelling = name.replace("-", "_")
+    if spelling in NO_EFFECT:
+        print(f"aiollm: {where}{name} has no effect: {NO_EFFECT[spelling].reason}", file=sys.stderr)
+    elif raw not in (None, False) and str(raw).lower() not in NOT_HERE[spelling].values:
+        given = "" if raw is True else f" {' '.join(raw) if isinstance(raw, list) else raw}"
+        raise ValueError(f"{where}{name}{given} cannot be had: {NOT_HERE[spelling].reason}")
 
 
 def _environment(environ: Mapping[str, str], but: Container[str]) -> dict[str, Any]:
@@ -266,5 +267,5 @@ def _with_underscores(word: str) -> str:
 
 
 def _nearest(word: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word.partition("=")[0], names, n=1)
+    near = difflib.get_close_matches(word.partition("=")[0], names, n=1, cutoff=0.75)
     return f"; did you mean {near[0]}?" if near else ""

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from aiollm import __version__
-from aiollm.arguments import NO_EFFECT, given, parse
+from aiollm.arguments import given, parse
 from aiollm.config import FIELDS, Config, resolved
+from aiollm.peer_flags import NO_EFFECT, NOT_HERE
 
 
 def refusal(capsys: pytest.CaptureFixture[str], argv: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
@@ -75,6 +76,7 @@ def test_flags_of_lightllm_and_vllm_set_the_same_settings(argv: Sequence[str], e
         (["--prot", "1"], ["unknown flag --prot", "did you mean --port?"]),
         (["--max-modl-len=1"], ["unknown flag --max-modl-len", "did you mean --max-model-len?"]),
         (["--xyzzy"], ["unknown flag --xyzzy"]),
+        (["--dp", "2"], ["--dp 2 cannot be had", "behind a proxy"]),
         (["--por", "1"], ["unknown flag --por"]),
         (["m"], ["unexpected argument m", "aiollm serve m"]),
         (["serve", "a", "b"], ["more than one model: a, b"]),
@@ -91,7 +93,8 @@ def test_a_refusal_names_flag_value_and_range(
 
 
 def test_a_flag_far_from_all_others_gets_no_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "did you mean" not in refusal(capsys, ["--xyzzy"])
+    for flag in ("--xyzzy", "--served-workers", "--attention_backend"):
+        assert "did you mean" not in refusal(capsys, [flag])
 
 
 def test_the_environment_sets_what_the_command_line_leaves_open() -> None:
@@ -123,9 +126,21 @@ def test_an_unknown_variable_is_warned_of_and_ignored(capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("name", NO_EFFECT)
 def test_flags_without_effect_are_answered_with_the_reason(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    unit, reason = NO_EFFECT[name]
-    assert parse([f"--{name.replace('_', '-')}", *(["x"] if unit else [])], {}) == Config()
-    assert reason in capsys.readouterr().err
+    flag = NO_EFFECT[name]
+    values = ["x", "y"] if flag.several else ["x"] if flag.unit else []
+    assert parse([f"--{name.replace('_', '-')}", *values], {}) == Config()
+    assert flag.reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NOT_HERE)
+def test_flags_that_ask_for_what_is_not_there_end_the_start_with_the_reason(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    flag = NOT_HERE[name]
+    for value in flag.values:
+        assert parse([f"--{name}", value], {}) == Config()
+    message = refusal(capsys, [f"--{name.replace('_', '-')}", *(["x"] if flag.unit else [])])
+    assert f"--{name}" in message and flag.reason in message
 
 
 def test_help_tells_of_every_setting_with_range_default_and_alias(capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +155,7 @@ def test_help_tells_of_every_setting_with_range_default_and_alias(capsys: pytest
 
 def test_no_two_flags_have_one_name() -> None:
     names = [name for field in FIELDS.values() for name in (field.name, *field.setting.aliases)]
-    plain = [name.replace("-", "_") for name in [*names, *NO_EFFECT]]
+    plain = [name.replace("-", "_") for name in [*names, *NO_EFFECT, *NOT_HERE]]
     assert sorted(plain) == sorted(set(plain))
 
 
@@ -213,9 +228,19 @@ def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -
     assert "--config nowhere.yaml" in refusal(capsys, ["--config", "nowhere.yaml"])
 
 
+def test_a_setting_for_what_is_not_there_in_a_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert parse(["--config", write(tmp_path, "dp: 1\nenable-lora: false\nquantization:")], {}) == Config()
+    assert capsys.readouterr().err == ""
+    assert "data-parallel-size 2 cannot be had" in refusal(
+        capsys, ["--config", write(tmp_path, "data-parallel-size: 2")]
+    )
+
+
 def test_a_setting_without_effect_in_a_file_gets_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert parse(["--config", write(tmp_path, "trust-remote-code: true")], {}) == Config()
-    assert NO_EFFECT["trust_remote_code"][1] in capsys.readouterr().err
+    assert NO_EFFECT["trust_remote_code"].reason in capsys.readouterr().err
 
 
 def test_printed_settings_are_a_file_that_sets_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
