@@ -8,15 +8,19 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import conformance
 import jsonschema
+import openai
+import pydantic
 import pytest
+import tokenizers
 from serving import Server
 from tiny_model import write_tiny_model
-from tiny_tokenizer import IM_END, VOCAB_SIZE, write_byte_tokenizer
+from tiny_tokenizer import IM_END, VOCAB_SIZE, byte_alphabet, write_byte_tokenizer
 
 from aiollm.grammar.llguidance import matcher_of, tokenizer_of
 from aiollm.text.tokenizer import Tokenizer
@@ -37,7 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    with Server("--model_dir", str(folder), *FLAGS, "--reasoning_parser", "deepseek_r1") as running:
+    with Server(
+        "--model_dir", str(folder), *FLAGS, "--reasoning_parser", "deepseek_r1", "--model_name", "tiny"
+    ) as running:
         yield running
 
 
@@ -98,6 +104,40 @@ def test_an_answer_follows_the_native_names(server: Server, parameters: dict[str
     answer = server.post("/generate", {"inputs": "x", "parameters": asked})
     (text,) = answer["generated_text"]
     assert answer["finish_reason"] == "stop" and re.fullmatch(pattern, text), text
+
+
+class Mood(Enum):
+    CALM, LOUD = "calm", "loud"
+
+
+class Verdict(pydantic.BaseModel):
+    """Whatever a random model chooses, it ends by itself."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    mood: Mood
+    sure: bool
+    marks: tuple[Literal[1, 2, 3], Literal["x", "y"]]
+    why: Literal['é "quoted"', "\n"] | None
+
+
+def test_the_openai_client_parses_answers_into_the_class_that_asked_for_them(server: Server) -> None:
+    asked: Any = {
+        "messages": [{"role": "user", "content": "x"}], "max_tokens": 600, "temperature": 1.0, "model": "tiny",
+        "logit_bias": {str(ord(space)): -100 for space in " \t\r\n"}, "seed": 0,
+        "extra_body": {"chat_template_kwargs": {"enable_thinking": False}},
+    }  # fmt: skip
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        chat = client.chat.completions.parse(**asked, response_format=Verdict)
+        message = chat.choices[0].message
+        assert message.parsed is not None and message.parsed == Verdict.model_validate_json(message.content or "")
+        with client.chat.completions.stream(**asked, response_format=Verdict) as stream:
+            assert stream.get_final_completion().choices[0].message.parsed == message.parsed
+        schema: Any = {"name": "v", "strict": True, "schema": Verdict.model_json_schema()}
+        plain = client.chat.completions.create(
+            **asked, n=2, response_format={"type": "json_schema", "json_schema": schema}
+        )
+        assert all(Verdict.model_validate_json(choice.message.content or "") for choice in plain.choices)
 
 
 @pytest.mark.parametrize("thoughts", [0, 30])
@@ -215,22 +255,47 @@ def test_a_killed_worker_costs_no_constrained_token(server: Server) -> None:
     assert found == [alone]
 
 
-def test_every_valid_instance_is_accepted_token_by_token(folder: Path) -> None:
-    vocabulary = Tokenizer.load(str(folder)).vocabulary
-    assert vocabulary is not None
-    tokens = tokenizer_of(vocabulary, VOCAB_SIZE)
+def texts(instance: Any) -> list[str]:
+    """An instance as models write it."""
+    return [json.dumps(instance, ensure_ascii=False, separators=by) for by in [(",", ":"), (", ", ": ")]]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that has learnt the instances, so that its tokens reach over quotes, colons, digits and braces."""
+    bytewise = write_byte_tokenizer(tmp_path_factory.mktemp("words"))
+    learner = tokenizers.Tokenizer.from_file(str(bytewise / "tokenizer.json"))
+    instances = [text for case in conformance.schemas() for instance in case["valid"] for text in texts(instance)]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=2000, initial_alphabet=byte_alphabet(), show_progress=False,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+    )  # fmt: skip
+    learner.train_from_iterator(instances, trainer)
+    learner.save(str(bytewise / "tokenizer.json"))
+    return bytewise
+
+
+@pytest.mark.parametrize("made", ["folder", "words"])
+def test_every_valid_instance_is_accepted_token_by_token(made: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = Tokenizer.load(str(request.getfixturevalue(made)))
+    assert tokenizer.vocabulary is not None
+    (end,) = tokenizer.vocabulary.eos
+    tokens = tokenizer_of(tokenizer.vocabulary, tokenizer.vocab_size)
+    longest = 0
     for case in conformance.schemas():
         matcher = matcher_of(Grammar("json", json.dumps(case["schema"])), tokens)
         for instance in case["valid"]:
             jsonschema.Draft202012Validator(case["schema"]).validate(instance)
-            for separators in [(",", ":"), (", ", ": ")]:
-                follows, text = matcher.deep_copy(), json.dumps(instance, ensure_ascii=False, separators=separators)
-                for byte in text.encode():
+            for text in texts(instance):
+                follows = matcher.deep_copy()
+                for id in tokenizer.encode(text, False):
                     mask = follows.compute_bitmask()
-                    assert mask[byte // 8] >> byte % 8 & 1, (case["schema"], text)
-                    assert follows.consume_token(byte)
+                    assert mask[id // 8] >> id % 8 & 1, (case["schema"], text)
+                    assert follows.consume_token(id)
+                    longest = max(longest, len(tokenizer.token_bytes(id)))
                 mask = follows.compute_bitmask()
-                assert mask[IM_END // 8] >> IM_END % 8 & 1, (case["schema"], text)
+                assert mask[end // 8] >> end % 8 & 1, (case["schema"], text)
+    assert longest == 1 if made == "folder" else longest > 8
 
 
 @pytest.mark.long
