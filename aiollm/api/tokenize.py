@@ -78,7 +78,9 @@ async def detokenize(http: web.Request) -> web.Response:
 def decode_tokenize(data: bytes) -> TokenizeRequest:
     """Raises ApiError where the body is not a request for token ids."""
     request = decode(_TOKENIZE, data)
-    if (request.prompt is None) != given(request.messages):
+    if request.prompt is not None and given(request.messages):
+        raise invalid("messages", "messages: not together with prompt; give one of the two")
+    if request.prompt is None and not given(request.messages):
         raise invalid("prompt", "prompt: give either a prompt or messages", "missing_field")
     return request
 

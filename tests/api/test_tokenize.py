@@ -45,6 +45,16 @@ def test_tokens_are_told_as_the_vocabulary_spells_them(served: Runner) -> None:
     ]  # fmt: skip
 
 
+def test_a_prompt_or_a_chat_is_asked_about(served: Runner) -> None:
+    for fields, code, param in (
+        ({}, "missing_field", "prompt"),
+        ({"messages": None}, "missing_field", "prompt"),
+        ({"prompt": "a", "messages": MESSAGES}, "invalid_value", "messages"),
+    ):
+        status, answer = served.run(served.stand.post("/tokenize", fields))
+        assert (status, answer["error"]["code"], answer["error"]["param"]) == (400, code, param)
+
+
 def test_a_chat_is_what_its_template_makes_of_it(served: Runner) -> None:
     body: dict[str, Any] = {"messages": MESSAGES}
     assert ask(served, "/tokenize", body)["tokens"] == CHAT
@@ -78,7 +88,6 @@ def test_long_texts_and_lists_are_read_beside_the_event_loop(served: Runner) -> 
     ("path", "body", "param"),
     [
         ("/tokenize", {}, "prompt"),
-        ("/tokenize", {"prompt": "x", "messages": MESSAGES}, "prompt"),
         ("/tokenize", {"prompt": 3}, "prompt"),
         ("/tokenize", {"prompt": ["x", 3]}, "prompt"),
         ("/tokenize", {"prompt": [""] * 1025}, "prompt"),
