@@ -295,9 +295,11 @@ _CHAT = msgspec.json.Decoder(ChatRequest)
 _COMPLETION = msgspec.json.Decoder(CompletionRequest)
 
 
-def decode_chat(body: bytes) -> ChatRequest:
-    """Raises ApiError where the body is not a chat request."""
+def decode_chat(body: bytes, streams: bool = False) -> ChatRequest:
+    """A chat request, which with `streams` is one whatever it says itself. Raises ApiError where it is none."""
     request = decode(_CHAT, body)
+    if streams:
+        request = msgspec.structs.replace(request, stream=True)
     _check_chat(request)
     return request
 

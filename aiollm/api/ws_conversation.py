@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator
 
-import msgspec
 from aiohttp import web
 
 from aiollm.api import body
@@ -18,7 +17,7 @@ from aiollm.api.turn import Turn
 from aiollm.api.ws_frames import Delta, Done, Start
 from aiollm.text.parsers.source import Content, Reasoning
 
-ONLY_TEXT = ("logprobs", "prompt_logprobs", "return_token_ids")
+ONLY_TEXT = ("logprobs", "return_token_ids")
 
 
 class Conversation:
@@ -82,11 +81,11 @@ class Conversation:
 
     async def _prepared(self, data: bytes) -> Generation:
         parts = self._parts
-        request = await body.in_thread_if(len(data) > body.THREAD_BYTES, decode_chat, data)
+        request = await body.in_thread_if(len(data) > body.THREAD_BYTES, decode_chat, data, True)
         _check(request)
         parts.served_name(request.model)
         prompt = await chat_prompt(parts, request)
-        return Generation(parts, msgspec.structs.replace(request, stream=True), "chatcmpl", [prompt], self._caller)
+        return Generation(parts, request, "chatcmpl", [prompt], self._caller)
 
 
 def _check(request: ChatRequest) -> None:

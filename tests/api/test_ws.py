@@ -236,6 +236,16 @@ def test_the_end_of_a_socket_aborts_all_of_it(served: Runner, close: bool) -> No
     served.run(run())
 
 
+def test_what_streams_over_http_alone_is_asked_of_streams_here(served: Runner) -> None:
+    async def run() -> list[dict[str, Any]]:
+        async with connected(served.stand) as link:
+            await link.send_json(chat(stream_options={"include_usage": True}, max_tokens=2, stream=False))
+            return (await frames(link, "a"))["a"]
+
+    done = served.run(run())[-1]
+    assert done["type"] == "done" and done["usage"]["completion_tokens"] == 2
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
@@ -245,6 +255,8 @@ def test_the_end_of_a_socket_aborts_all_of_it(served: Runner, close: bool) -> No
         ({"model": "other"}, "model_not_found", "model"),
         ({"tools": [{}]}, "invalid_value", "tools"),
         ({"n": 2}, "unsupported_field", "n"),
+        ({"prompt_logprobs": 1}, "invalid_value", "prompt_logprobs"),
+        ({"stream_options": {"include_usage": 5}}, "invalid_value", "stream_options"),
         ({"logprobs": True}, "unsupported_field", "logprobs"),
     ],
 )
