@@ -50,8 +50,9 @@ async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
     text, ids = await rendered_ids(parts, request)
     array = await body.in_thread_if(len(ids) > body.THREAD_IDS, prompt_array, parts, ids, "messages")
     asked = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
-    array = shortened(parts, truncated(parts, request, array, asked, None), asked, None)
-    max_tokens = output_limit(parts, len(array), asked, None, "messages")
+    default = parts.defaults.max_new_tokens
+    array = shortened(parts, truncated(parts, request, array, asked, default), asked, default)
+    max_tokens = output_limit(parts, len(array), asked, default, "messages")
     top = (request.top_logprobs or 0) if request.logprobs else -1
     output = Output(
         stops=request.stops,

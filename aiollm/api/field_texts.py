@@ -53,7 +53,7 @@ TEXTS = {
     "exponential_decay_length_penalty": "(tokens, factor): behind so many, the end gets likelier by the factor",
     "logit_bias": "added to the logits of token ids",
     "allowed_token_ids": "nothing else is drawn",
-    "bad_words": "texts that the answer must not have",
+    "bad_words": "texts that do not come as they are cut into tokens; other tokens may spell them",
     "first_allowed_tokens": "the first token is one of these ids",
     "token_healing": "the prompt's last tokens are drawn anew, as ones that begin with their text",
     "seed": "the same request gets the same answer; choice i takes seed + i",
@@ -111,7 +111,7 @@ TEXTS = {
 
 DEFAULTS = {
     "model": "the first one",
-    "max_tokens": "what fits",
+    "max_tokens": "the model's, or what fits",
     "CompletionRequest.max_tokens": "16",
     "max_completion_tokens": "max_tokens",
     "max_new_tokens": "16",

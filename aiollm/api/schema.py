@@ -52,6 +52,7 @@ class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
     top_k: TopK | None = None
     min_p: MinP | None = None
     repetition_penalty: RepetitionPenalty | None = None
+    max_new_tokens: Annotated[int, Meta(ge=1, le=INT32)] | None = None
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,9 +177,12 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True):
+class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`text` is that of the type text, `refusal` the text of an assistant's part of that type."""
+
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class CalledFunction(msgspec.Struct, frozen=True, kw_only=True):
@@ -382,7 +386,7 @@ def check_message(path: str, message: Message, param: str) -> None:
     if message.role == "tool" and not message.tool_call_id:
         raise invalid(param, f"{path}.tool_call_id: required for the role tool")
     for index, part in enumerate(message.content if isinstance(message.content, list) else []):
-        if part.type != "text":
+        if part.type != "text" and (part.type, message.role) != ("refusal", "assistant"):
             raise invalid(param, f"{path}.content[{index}]: this model takes text only, not {part.type[:40]!r}")
-        if part.text is None:
-            raise invalid(param, f"{path}.content[{index}].text: this field is required")
+        if (part.text if part.type == "text" else part.refusal) is None:
+            raise invalid(param, f"{path}.content[{index}].{part.type}: this field is required")

@@ -172,6 +172,9 @@ class _Compiled:
             return content
         if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
             raise TextError(f"messages[{index}].content must be a string or a list of parts")
+        content = [
+            {"type": "text", "text": part.get("refusal")} if part.get("type") == "refusal" else part for part in content
+        ]
         if self._loops_over_content:
             return [dict(part) for part in content]
         texts = [part.get("text") for part in content if part.get("type") == "text"]

@@ -291,6 +291,26 @@ def test_content_may_come_in_text_parts(served: Runner) -> None:
     assert answer["usage"]["prompt_tokens"] == 22
 
 
+def test_a_refusal_in_the_history_is_text_like_any_other(served: Runner) -> None:
+    def tokens(*parts: Any) -> Any:
+        messages = [{"role": "assistant", "content": parts}, {"role": "user", "content": "hi"}]
+        return post(served, {"messages": messages, "max_tokens": 1}, "x")["usage"]["prompt_tokens"]
+
+    text = {"type": "text", "text": "a"}
+    assert tokens(text, {"type": "refusal", "refusal": "no"}) == tokens(text, {"type": "text", "text": "no"})
+
+
+def test_the_makers_limit_of_an_answer_holds_where_the_request_has_none(folder: Path) -> None:
+    async def main() -> None:
+        async with stand(folder, generation_config={"max_new_tokens": 3}) as served:
+            served.workers.say("abcdef")
+            for fields, length in ((HI, 3), ({**HI, "max_tokens": 5}, 5)):
+                _, answer = await served.post(PATH, fields)
+                assert answer["usage"]["completion_tokens"] == length
+
+    asyncio.run(main())
+
+
 def test_any_served_name_may_be_asked_for(served: Runner) -> None:
     assert post(served, {**HI, "model": "org/tiny"}, "x")["model"] == "org/tiny"
     assert post(served, {**HI, "model": None}, "x")["model"] == "tiny"
