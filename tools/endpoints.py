@@ -13,15 +13,15 @@ import msgspec
 from aiohttp.typedefs import Handler
 
 from aiollm.api import openapi, status
-from aiollm.api.app import GET, POST
+from aiollm.api.app import ROUTES
 from aiollm.api.embeddings import EmbeddingRequest
 from aiollm.api.field_texts import DEFAULTS
 from aiollm.api.native_schema import NativeRequest, Parameters, TokensRequest
 from aiollm.api.schema import INT32, ChatRequest, CompletionRequest
 from aiollm.api.score import ScoreRequest
+from aiollm.api.static import PAGE
 from aiollm.api.tokenize import DetokenizeRequest, TokenizeRequest
 
-ROUTES = {"GET": GET, "POST": POST}
 README = Path(__file__).resolve().parent.parent / "README.md"
 NAMES = ("endpoints", "fields")
 TYPES: dict[type[msgspec.Struct], str] = {
@@ -44,15 +44,14 @@ def endpoints() -> Iterator[str]:
     """A line for the paths of a handler that take the same methods: first those that take POST alone."""
     yield from ("| | | |", "|---|---|---|")
     found: dict[tuple[str, Handler], list[str]] = {}
-    for path, handler in [*POST.items(), *GET.items()]:
+    for path, handler in [*ROUTES["POST"].items(), *ROUTES["GET"].items()]:
         methods = ", ".join(name for name, routes in ROUTES.items() if routes.get(path) is handler)
         if path not in found.setdefault((methods, handler), []):
             found[methods, handler].append(path)
     for (methods, handler), paths in sorted(found.items(), key=lambda item: item[0][0] != "POST"):
         named = ", ".join(f"`{openapi.plain(path)}`" for path in paths)
-        free = " (no key)" if handler in (status.health, status.ready) else ""
+        free = " (no key)" if handler in (status.health, status.ready, PAGE["/"]) else ""
         yield f"| {methods} | {named} | {openapi.doc(handler).text}{free} |"
-    yield "| GET | `/` | the chat page (no key) |"
 
 
 def fields() -> Iterator[str]:

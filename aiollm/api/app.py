@@ -14,7 +14,7 @@ from aiollm.api.connection import BACKLOG, Site
 from aiollm.api.keys import KEYS, OPEN, Keys, guard
 from aiollm.api.metrics import Metrics
 from aiollm.api.parts import ENGINE, METRICS, PARTS, ModelInfo, Settings, make_parts
-from aiollm.api.static import page_routes
+from aiollm.api.static import PAGE
 from aiollm.api.stream import OUTBOX, Outbox
 from aiollm.engine.engine import Engine
 from aiollm.text.chat import ChatTemplate
@@ -65,6 +65,8 @@ POST: dict[str, Handler] = {
     "/readiness": status.ready,
     "/tokens": native.tokens,
 }
+ROUTES = {"GET": {**GET, "/": PAGE["/"]}, "POST": POST}
+"""What is for everybody to know of, but for the files of the page."""
 
 
 def make_app(
@@ -82,7 +84,7 @@ def make_app(
     app[PARTS] = parts
     app[OUTBOX] = Outbox()
     app[RUNNING] = {}
-    openapi.describe(app, {"GET": GET, "POST": POST})
+    openapi.describe(app, ROUTES)
     app[ws.SOCKETS] = set()
     app.on_shutdown.append(ws.shut_sockets)
     app.cleanup_ctx.append(_watch_lag)
@@ -115,12 +117,11 @@ def _application(engine: Engine, metrics: Metrics, keys: Keys) -> web.Applicatio
     app[ENGINE] = engine
     app[METRICS] = metrics
     app[KEYS] = keys
-    page = page_routes()
     # The page holds no secret, and has to be there to ask for a key. Figures are no probe: they tell how much the
     # server is used, and Prometheus can show a key.
-    app[OPEN] = frozenset({status.health, status.ready, *page.values()})
+    app[OPEN] = frozenset({status.health, status.ready, *PAGE.values()})
     app.on_response_prepare.append(sign)
-    for path, handler in page.items():
+    for path, handler in PAGE.items():
         app.router.add_get(path, handler)
     return app
 

@@ -21,6 +21,7 @@ from aiollm.api.field_texts import TEXTS
 from aiollm.api.keys import KEYS, OPEN
 from aiollm.api.native_schema import NativeRequest, Parameters, TokensRequest
 from aiollm.api.schema import ChatRequest, CompletionRequest
+from aiollm.api.static import PAGE
 
 
 class Doc(NamedTuple):
@@ -114,6 +115,7 @@ async def openapi(http: web.Request) -> web.Response:
 
 
 DOCS[openapi] = Doc("this server's interface for programs", (), dict[str, Any])
+DOCS[PAGE["/"]] = Doc("the chat page", media="text/html")
 
 
 def doc(handler: Handler) -> Doc:

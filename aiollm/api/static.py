@@ -42,3 +42,6 @@ def _handler(data: bytes, kind: str) -> Handler:
         return web.Response(body=data, headers=headers)
 
     return serve
+
+
+PAGE = page_routes()

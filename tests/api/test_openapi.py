@@ -12,12 +12,13 @@ from stand import Runner, stand
 
 from aiollm import __version__
 from aiollm.api import status
-from aiollm.api.app import GET, POST
+from aiollm.api.app import ROUTES
 from aiollm.api.caller import TIMEOUT
 from aiollm.api.openapi import doc, document, plain
+from aiollm.api.static import PAGE
 
-ROUTES = {"GET": GET, "POST": POST}
-MADE = document(ROUTES, {status.health, status.ready}, locked=True)
+OPEN = (status.health, status.ready, PAGE["/"])
+MADE = document(ROUTES, OPEN, locked=True)
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def test_the_server_serves_it(served: Runner) -> None:
 
     answer = served.run(main())
     assert answer["openapi"] == "3.1.0" and answer["info"]["version"] == __version__
-    assert answer["paths"].keys() == {plain(path) for path in GET | POST}
+    assert answer["paths"].keys() == {plain(path) for path in ROUTES["GET"] | ROUTES["POST"]}
     assert answer["security"] == []
 
 
@@ -64,7 +65,7 @@ def test_every_route_is_there_with_a_line_answers_and_errors(method: str) -> Non
 def test_keys_are_asked_for_everywhere_but_at_the_probes() -> None:
     assert MADE["security"] == [{"bearer": []}, {"header": []}]
     free = {path for path, methods in MADE["paths"].items() if methods.get("get", {}).get("security") == []}
-    assert free == {path for path, handler in GET.items() if handler in (status.health, status.ready)}
+    assert free == {path for path, handler in ROUTES["GET"].items() if handler in OPEN}
 
 
 def test_everything_that_is_referred_to_is_there() -> None:
