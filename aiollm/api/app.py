@@ -11,6 +11,7 @@ from aiollm.api import chat, completions, embeddings, invocations, native, opena
 from aiollm.api.access import sign, surround
 from aiollm.api.answer import RUNNING, cancel
 from aiollm.api.connection import BACKLOG, Site
+from aiollm.api.deep import DEEP, DeepProbe
 from aiollm.api.keys import KEYS, OPEN, Keys, guard
 from aiollm.api.metrics import Metrics
 from aiollm.api.parts import ENGINE, METRICS, PARTS, ModelInfo, Settings, make_parts
@@ -82,6 +83,7 @@ def make_app(
     parts = make_parts(engine, tokenizer, template, model, generation_config, settings)
     app = _application(engine, parts.metrics, keys)
     app[PARTS] = parts
+    app[DEEP] = DeepProbe(parts)
     app[OUTBOX] = Outbox()
     app[RUNNING] = {}
     openapi.describe(app, ROUTES)

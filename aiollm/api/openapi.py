@@ -64,7 +64,7 @@ DOCS: dict[Handler, Doc] = {
         [ChatRequest, CompletionRequest, embeddings.EmbeddingRequest, NativeRequest, score.ScoreRequest],
         dict[str, Any], streams=True,
     ),
-    status.health: Doc("the server lives", (), answers.Health),
+    status.health: Doc("the server lives; with `?deep=1` the model gives a token too", (), answers.Health),
     status.ready: Doc("requests are served; 503 with how far loading is, until then", (), answers.Readiness),
     status.metrics: Doc("figures for Prometheus", media="text/plain"),
     status.version: Doc("the server's version", (), answers.Version),

@@ -7,6 +7,7 @@ import msgspec
 from aiohttp import web
 
 from aiollm import __version__
+from aiollm.api.deep import DEEP
 from aiollm.api.metrics import CONTENT_TYPE
 from aiollm.api.parts import ENGINE, METRICS, PARTS, Parts
 from aiollm.engine.engine import EngineBusy
@@ -22,7 +23,9 @@ def _json(value: object, status: int = 200) -> web.Response:
 
 
 async def health(http: web.Request) -> web.Response:
-    """The event loop lives."""
+    """The event loop lives; with `deep=1` in the query the model gave a token too."""
+    if http.query.get("deep") == "1":
+        await (http.app[DEEP].check() if DEEP in http.app else not_yet(http))
     return _json({"status": "ok"})
 
 

@@ -239,6 +239,8 @@ def test_the_door_answers_probes_and_refuses_the_rest_until_the_model_is_found()
                 for method, path, handler in probes():
                     async with session.request(method, url + path) as answer:
                         assert answer.status == (503 if handler is status.ready else 200), (method, path)
+                async with session.get(url + "/health?deep=1") as answer:
+                    assert answer.status == 503
                 async with session.get(url + "/ready") as answer:
                     found = await answer.json()
                     assert answer.status == 503

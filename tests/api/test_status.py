@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from stand import CONTEXT, CREATED, ROWS, SLOTS, Runner, Stand, stand
 
 from aiollm import __version__, config
@@ -82,6 +83,33 @@ def test_settings_that_are_shown_name_no_path_key_or_address() -> None:
     told = config.shown(config.Config(**secrets, tp=2))
     assert told["tp"] == 2 and told["data_type"] == "auto" and "max_total_token_num" in told
     assert "secret" not in json.dumps(told)
+
+
+def test_a_deep_probe_tells_whether_the_model_computes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with stand(folder, loading=True) as served:
+            path = "/health?deep=1"
+            assert (await get(served, path))[0] == 503
+            served.start()
+            assert await get(served, path) == (200, {"status": "ok"}) and served.workers.launched == 1
+            served.workers.held = True
+            several = [asyncio.create_task(get(served, path)) for _ in range(5)]
+            core = served.engine.core
+            assert core is not None
+            await served.until(lambda: len(core.ledger.running) == 1)
+            assert (await get(served, "/health"))[0] == 200
+            served.workers.release()
+            assert [(await task)[0] for task in several] == [200] * 5
+            served.workers.reply = lambda prompt, seed: [-1]
+            status, answer = await get(served, path)
+            assert (status, answer["error"]["code"]) == (500, "numerical_error")
+            served.workers.held = True
+            monkeypatch.setattr("aiollm.api.deep.SECONDS", 0.01)
+            status, answer = await get(served, path)
+            assert (status, answer["error"]["code"]) == (503, "engine_unavailable")
+            served.workers.reset()
+
+    asyncio.run(main())
 
 
 def test_readiness_follows_the_engine_and_health_does_not(folder: Path) -> None:
