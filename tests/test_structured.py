@@ -70,6 +70,9 @@ def complete(server: Server, **fields: Any) -> dict[str, Any]:
         ({"json_schema": '{"enum": [1, 22]}'}, "1|22"),
         ({"structured_outputs": {"json": {"type": "null"}}}, "null"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "q"}}}}, '"q"'),
+        ({"response_format": {"type": "json_object", "schema": {"const": 7}}}, "7"),
+        ({"response_format": {"type": "json_schema", "schema": {"const": 7}}}, "7"),
+        ({"response_format": {"schema": '{"const": 7}'}}, "7"),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip

@@ -70,8 +70,11 @@ class JsonSchemaFormat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
-    type: str
+    """OpenAI's has the schema in `json_schema`, llama.cpp's and LightLLM's, which has no type, in `schema`."""
+
+    type: str | None = None
     json_schema: JsonSchemaFormat | None = None
+    schema: JsonSchema | None = None
 
 
 class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):

@@ -111,14 +111,18 @@ async def _banned(parts: Parts, words: Sequence[str]) -> tuple[tuple[int, ...], 
 
 
 def _response_schema(given: ResponseFormat | None) -> Any:
-    match given:
-        case None | ResponseFormat(type="text"):
-            return None
-        case ResponseFormat(type="json_object"):
-            return ANY_OBJECT
-        case ResponseFormat(type="json_schema"):
-            if given.json_schema is None or given.json_schema.schema is None:
-                raise invalid("response_format", "response_format: json_schema.schema is required")
-            return given.json_schema.schema
-    text = f"response_format: type {given.type[:40]!r} is not supported; text, json_object and json_schema are"
-    raise invalid("response_format", text, "unsupported_field")
+    if given is None or given.type == "text":
+        return None
+    field = "response_format"
+    if given.type not in (None, "json_object", "json_schema"):
+        text = f"{field}: type {given.type[:40]!r} is not supported; text, json_object and json_schema are"
+        raise invalid(field, text, "unsupported_field")
+    named = None if given.json_schema is None else given.json_schema.schema
+    if named is not None and given.schema is not None:
+        raise invalid(field, f"{field}.schema: another name of json_schema.schema; give one of the two")
+    schema = given.schema if named is None else named
+    if schema is not None:
+        return schema
+    if given.type == "json_object":
+        return ANY_OBJECT
+    raise invalid(field, f"{field}: json_schema.schema is required" if given.type else f"{field}: type is required")

@@ -52,6 +52,8 @@ BOTH: list[tuple[str, list[Any]]] = [
     ("model", [5, ["tiny"]]),
     ("response_format", [
         {}, "text", {"type": "structural_tag"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {}},
+        {"type": "json_schema", "json_schema": {"schema": {}}, "schema": {}}, {"type": 5}, {"schema": 5},
+        *({"type": "json_object", "schema": schema} for schema in BAD_SCHEMAS[:2]),
         *({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}} for schema in BAD_SCHEMAS),
     ]),
     ("guided_json", [5, [], "x", "[1]", *BAD_SCHEMAS]),
