@@ -64,6 +64,7 @@ def complete(server: Server, **fields: Any) -> dict[str, Any]:
         ({"guided_choice": ["a b", "c\nd", "é.*"]}, "a b|c\nd|é\\.\\*"),
         ({"structured_outputs": {"choice": ["yes", "no"]}}, "yes|no"),
         ({"ebnf": 'root ::= "<" [0-9] ("," [0-9])* ">"'}, "<\\d(,\\d)*>"),
+        ({"grammar": 'root ::= "a" [0-9] "c"'}, "a\\dc"),
         ({"guided_grammar": 'start: "<" N ">"\nN: /[0-9]{1,5}/'}, "<\\d{1,5}>"),
         ({"structured_outputs": {"grammar": 'root ::= "a" | "bc"'}}, "a|bc"),
         ({"guided_json": {"type": "integer"}}, "-?\\d+"),
@@ -98,6 +99,8 @@ def test_a_json_object_without_a_schema(server: Server, fields: dict[str, Any]) 
     [
         ({"regular_constraint": "[xy]{4}"}, "[xy]{4}"),
         ({"guided_json": {"enum": [10, 20]}}, "10|20"),
+        ({"guided_choice": ["x.", "yy"]}, "x\\.|yy"),
+        ({"guided_regex": "[xy]{4}"}, "[xy]{4}"),
         ({"guided_grammar": 'root ::= "a" "b"+ "c"'}, "ab+c"),
     ],
     ids=str,

@@ -49,7 +49,9 @@ async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
     tools.check_choice(parts, request)
     text, ids = await rendered_ids(parts, request)
     array = await body.in_thread_if(len(ids) > body.THREAD_IDS, prompt_array, parts, ids, "messages")
-    asked = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
+    name, asked = request.length
+    if asked == 0:
+        raise invalid(name, f"{name}: expected at least 1")
     default = parts.defaults.max_new_tokens
     array = shortened(parts, truncated(parts, request, array, asked, default), asked, default)
     max_tokens = output_limit(parts, len(array), asked, default, "messages")

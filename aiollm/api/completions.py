@@ -66,11 +66,12 @@ async def _prompt(
     else:
         ids = prompt
     array = await body.in_thread_if(len(ids) > body.THREAD_IDS, prompt_array, parts, ids, "prompt")
-    array = truncated(parts, request, array, request.max_tokens, DEFAULT_MAX_TOKENS)
-    array = shortened(parts, array, request.max_tokens, DEFAULT_MAX_TOKENS)
-    max_tokens = output_limit(parts, len(array), request.max_tokens, DEFAULT_MAX_TOKENS, "prompt")
+    name, asked = request.length
+    array = truncated(parts, request, array, asked, DEFAULT_MAX_TOKENS)
+    array = shortened(parts, array, asked, DEFAULT_MAX_TOKENS)
+    max_tokens = output_limit(parts, len(array), asked, DEFAULT_MAX_TOKENS, "prompt")
     if max_tokens == 0 and not request.echo:
-        raise invalid("max_tokens", "max_tokens: expected at least 1; 0 is only allowed with echo: true")
+        raise invalid(name, f"{name}: expected at least 1; 0 is only allowed with echo: true")
     echo_text = prompt if request.echo and isinstance(prompt, str) and len(array) == len(ids) else None
     scores_text = echo_text is not None and request.logprobs is not None
     lead = await body.in_thread_if(len(ids) > DECODE_IDS, _lead, parts, ids, echo_text) if scores_text else None

@@ -32,6 +32,8 @@ def truncated(
     keep = request.truncate_prompt_tokens
     if keep is None:
         return prompt
+    if keep == 0:
+        raise invalid("truncate_prompt_tokens", "truncate_prompt_tokens: expected at least 1, or -1 for what fits")
     if keep > parts.context:
         message = f"truncate_prompt_tokens: {keep} is more than the {parts.context} tokens of the context"
         raise invalid("truncate_prompt_tokens", message)
@@ -85,9 +87,10 @@ def sampling_params(
 ) -> SamplingParams:
     """Sampling parameters of the first choice. Raises ApiError for ids outside the vocabulary and for min_tokens."""
     defaults = parts.defaults
-    min_tokens = request.min_tokens or 0
+    min_tokens = request.min_tokens or request.min_new_tokens or 0
     if min_tokens > max_tokens:
-        raise invalid("min_tokens", f"min_tokens: {min_tokens} is more than the {max_tokens} tokens of max_tokens")
+        name = "min_tokens" if request.min_tokens else "min_new_tokens"
+        raise invalid(name, f"{name}: {min_tokens} is more than the {max_tokens} tokens of {request.length[0]}")
     stop_ids = tuple(request.stop_token_ids or ())
     check_ids(parts, "stop_token_ids", stop_ids)
     check_ids(parts, "logit_bias", request.logit_bias or ())

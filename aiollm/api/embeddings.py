@@ -13,12 +13,12 @@ from aiollm.api import body
 from aiollm.api.answer import answer
 from aiollm.api.caller import Caller, caller
 from aiollm.api.choice import Choice, Output
-from aiollm.api.convert import output_limit, prompt_array, sampling_params
+from aiollm.api.convert import output_limit, prompt_array, sampling_params, truncated
 from aiollm.api.decoding import decode
 from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation, Prompt, check_kind
 from aiollm.api.parts import PARTS, Parts
-from aiollm.api.schema import INT32, GenerationRequest, Prompts, Salt, prompts_of
+from aiollm.api.schema import INT32, GenerationRequest, Kept, Prompts, Salt, prompts_of
 from aiollm.api.shape import Shape, Unstreamed
 from aiollm.text.folder import TextError
 
@@ -33,6 +33,8 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1, le=INT32)] | None = None
     add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Kept | None = None
+    truncation_side: Literal["left", "right"] | None = None
     cache_salt: Salt | None = None
     priority: Annotated[int, Meta(ge=-100, le=100)] | None = None
 
@@ -61,8 +63,9 @@ async def prepared(parts: Parts, request: EmbeddingRequest, caller: Caller) -> t
     if request.dimensions is not None and request.dimensions > width:
         raise invalid("dimensions", f"dimensions: the embeddings of this model have {width} numbers")
     asked = GenerationRequest(
-        model=request.model, temperature=0.0, ignore_eos=True, cache_salt=request.cache_salt, priority=request.priority
-    )
+        model=request.model, temperature=0.0, ignore_eos=True, cache_salt=request.cache_salt, priority=request.priority,
+        truncate_prompt_tokens=request.truncate_prompt_tokens, truncation_side=request.truncation_side,
+    )  # fmt: skip
     listed = await body.in_thread_if(len(request.input) > body.THREAD_IDS, prompts_of, "input", request.input)
     if len(listed) > parts.settings.max_choices:
         raise invalid("input", f"input: at most {parts.settings.max_choices} inputs in one request")
@@ -91,9 +94,10 @@ async def _ids(parts: Parts, request: EmbeddingRequest, listed: list[str | list[
 def _prompts(parts: Parts, asked: GenerationRequest, listed: list[list[int]]) -> list[Prompt]:
     """Raises ApiError for an input that cannot run."""
     sampling = msgspec.structs.replace(sampling_params(parts, asked, 1, -1, -1), embed=True)
-    for ids in listed:
-        output_limit(parts, len(ids), 1, None, "input")
-    return [Prompt(prompt_array(parts, ids, "input"), sampling, Output(discard=True)) for ids in listed]
+    arrays = [truncated(parts, asked, prompt_array(parts, ids, "input"), 1, None) for ids in listed]
+    for array in arrays:
+        output_limit(parts, len(array), 1, None, "input")
+    return [Prompt(array, sampling, Output(discard=True)) for array in arrays]
 
 
 class EmbeddingShape(Unstreamed):

@@ -17,6 +17,7 @@ from aiollm.api.schema import (
     MAX_STOPS,
     AllowedTokens,
     BadWords,
+    Choices,
     Count,
     GenerationRequest,
     JsonSchema,
@@ -77,8 +78,10 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     allowed_token_ids: AllowedTokens | None = None
     bad_words: BadWords | None = None
     regular_constraint: str | None = None
+    guided_choice: Choices | None = None
     guided_json: JsonSchema | None = None
     guided_grammar: str | None = None
+    guided_regex: str | None = None
 
     @property
     def choices(self) -> int:
@@ -143,7 +146,8 @@ class TokensRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 BEGINNINGS = ("token_healing", "first_allowed_tokens")
-OTHERS = ("allowed_token_ids", "bad_words", "regular_constraint", "guided_json", "guided_grammar")
+OTHERS = ("allowed_token_ids", "bad_words", "regular_constraint", "guided_choice", "guided_json", "guided_grammar",
+          "guided_regex")  # fmt: skip
 """Constraints that may leave nothing to draw together with one of the beginning."""
 REFUSED = [field.name for field in msgspec.structs.fields(Parameters) if field.type is Any]
 _NATIVE = msgspec.json.Decoder(NativeRequest)
@@ -194,8 +198,10 @@ def native_grammars(parameters: Parameters) -> list[Asked]:
     """The grammars that are asked for, by field."""
     return asked(
         ("regular_constraint", "regex", parameters.regular_constraint),
+        ("guided_choice", "regex", parameters.guided_choice),
         ("guided_json", "json", parameters.guided_json),
         ("guided_grammar", "ebnf", parameters.guided_grammar),
+        ("guided_regex", "regex", parameters.guided_regex),
     )
 
 

@@ -22,7 +22,7 @@ INT32 = 2**31 - 1
 
 TokenId = Annotated[int, Meta(ge=0, le=INT32)]
 Count = Annotated[int, Meta(ge=0, le=INT32)]
-AtLeastOne = Annotated[int, Meta(ge=1, le=INT32)]
+Kept = Annotated[int, Meta(ge=-1, le=INT32, extra_json_schema={"not": {"const": 0}})]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
 TopK = Annotated[int, Meta(ge=-1, le=INT32)]
@@ -77,14 +77,17 @@ class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
     schema: JsonSchema | None = None
 
 
-class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
-    """vLLM's; one of the first five. The rest would change the output, and is refused."""
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """vLLM's; one of the first five. Fields typed Any would change the output, and are refused."""
 
     json: JsonSchema | None = None
     regex: str | None = None
     choice: Choices | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    disable_additional_properties: Any = None
+    disable_any_whitespace: Any = None
+    disable_fallback: bool | None = None
     structural_tag: Any = None
     whitespace_pattern: Any = None
 
@@ -97,7 +100,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     n: Annotated[int, Meta(ge=1)] | None = None
     max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    max_new_tokens: Count | None = None
     min_tokens: Count | None = None
+    min_new_tokens: Count | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
@@ -119,7 +125,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
     prompt_logprobs: Alternatives | None = None
-    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=INT32, extra_json_schema={"not": {"const": 0}})] | None = None
+    truncate_prompt_tokens: Kept | None = None
     truncation_side: Literal["left", "right"] | None = None
     request_id: RequestId | None = None
     rid: RequestId | None = None
@@ -133,16 +139,28 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     guided_regex: str | None = None
     regex: str | None = None
     ebnf: str | None = None
+    grammar: str | None = None
     json_schema: JsonSchema | None = None
     allowed_token_ids: AllowedTokens | None = None
     bad_words: BadWords | None = None
+    adapter_id: Any = None
     custom_logit_processor: Any = None
+    data_parallel_rank: Any = None
+    dry_multiplier: Any = None
+    guided_decoding: Any = None
+    guided_whitespace_pattern: Any = None
     input_embeds: Any = None
+    kv_transfer_params: Any = None
     logits_processors: Any = None
     lora_path: Any = None
+    mirostat: Any = None
     prompt_embeds: Any = None
     stop_regex: Any = None
+    typical_p: Any = None
     use_beam_search: Any = None
+    vllm_xargs: Any = None
+    watermark: Any = None
+    xtc_probability: Any = None
     metadata: Raw = Raw()
     prediction: Raw = Raw()
     prompt_cache_key: Raw = Raw()
@@ -155,6 +173,12 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def streams(self) -> bool:
         return self.stream is True
+
+    @property
+    def length(self) -> tuple[str, int | None]:
+        """The most tokens of an answer, with the name under which it was given."""
+        pairs = ((name, getattr(self, name)) for name in LENGTHS)
+        return next((pair for pair in pairs if pair[1] is not None), (LENGTHS[0], None))
 
     @property
     def own_id(self) -> str | None:
@@ -242,8 +266,6 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
-    max_tokens: AtLeastOne | None = None
-    max_completion_tokens: AtLeastOne | None = None
     logprobs: bool | None = None
     top_logprobs: Alternatives | None = None
     add_generation_prompt: bool | None = None
@@ -252,15 +274,18 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     reasoning_effort: str | None = None
     documents: list[dict[str, Scalar]] | None = None
     audio: Any = None
+    best_of: Any = None
     chat_template: Any = None
     function_call: Any = None
     functions: Any = None
     include_reasoning: bool | None = None
+    modalities: Any = None
     parallel_tool_calls: bool | None = None
     separate_reasoning: bool | None = None
     thinking_token_budget: Annotated[int, Meta(ge=-1, le=INT32)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     tools: Annotated[list[Tool], Meta(min_length=1, max_length=MAX_TOOLS)] | None = None
+    web_search_options: Any = None
 
 
 class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
@@ -271,6 +296,7 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
     logprobs: Alternatives | None = None
     best_of: Annotated[int, Meta(ge=1)] | None = None
     suffix: Any = None
+    top_logprobs: Any = None
 
     @property
     def drawn(self) -> int:
@@ -282,7 +308,9 @@ class CompletionRequest(GenerationRequest, frozen=True, kw_only=True):
         return prompts_of("prompt", self.prompt)
 
 
+LENGTHS = ("max_tokens", "max_completion_tokens", "max_new_tokens")
 ALIASES = (
+    ("min_tokens", "min_new_tokens"),
     ("repetition_penalty", "repeat_penalty"),
     ("include_stop_str_in_output", "no_stop_trim"),
     ("request_id", "rid"),
@@ -291,12 +319,27 @@ REFUSED = {
     kind: [field.name for field in msgspec.structs.fields(kind) if field.type is Any]
     for kind in (ChatRequest, CompletionRequest)
 }
-"""Fields that are known and not served: anything but null, false or "none" is refused."""
+"""Fields that are known and not served: anything but null, false, "none" and HARMLESS is refused."""
+HARMLESS: dict[str, Any] = {
+    "best_of": 1,
+    "data_parallel_rank": 0,
+    "dry_multiplier": 0,
+    "kv_transfer_params": {},
+    "mirostat": 0,
+    "modalities": ["text"],
+    "top_logprobs": 0,
+    "typical_p": 1,
+    "vllm_xargs": {},
+    "xtc_probability": 0,
+}
+"""Values that ask for nothing."""
 IGNORED = [field.name for field in msgspec.structs.fields(GenerationRequest) if field.type is Raw]
 """Fields that are known and change nothing here, whatever they hold."""
 INSTEAD = {
     "functions": "OpenAI has replaced this field; give tools",
     "function_call": "OpenAI has replaced this field; give tool_choice",
+    "best_of": "only /v1/completions has this field",
+    "top_logprobs": "only chats have this field; give their number as logprobs",
 }
 _CHAT = msgspec.json.Decoder(ChatRequest)
 _COMPLETION = msgspec.json.Decoder(CompletionRequest)
@@ -338,26 +381,26 @@ def _check(request: GenerationRequest) -> None:
     """What holds between fields of either request."""
     for name in REFUSED[type(request)]:  # type: ignore[index]  # the two requests are the only subclasses
         value = getattr(request, name)
-        if not (value is None or value is False or value == "none"):
+        if not (value is None or value is False or value == "none" or value == HARMLESS.get(name)):
             instead = INSTEAD.get(name, "this server does not support this field")
             raise invalid(name, f"{name}: {instead}", "unsupported_field")
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options", "stream_options: only allowed with stream: true")
     if sum(map(len, request.stops)) > MAX_STOP_CHARS:
         raise invalid("stop", f"stop: all strings together may have {MAX_STOP_CHARS} characters")
+    lengths = {name: value for name in LENGTHS if (value := getattr(request, name)) is not None}
+    if len(set(lengths.values())) > 1:
+        first, second, *_ = lengths
+        raise invalid(second, f"{second}: differs from {first}; give one of the two")
     for name, other in ALIASES:
         if getattr(request, name) is not None and getattr(request, other) is not None:
             raise invalid(other, f"{other}: another name of {name}; give one of the two")
     if request.prompt_logprobs is not None and request.streams:
         raise invalid("prompt_logprobs", "prompt_logprobs: not in a stream")
-    if request.truncate_prompt_tokens == 0:
-        raise invalid("truncate_prompt_tokens", "truncate_prompt_tokens: expected at least 1, or -1 for what fits")
 
 
 def _check_chat(request: ChatRequest) -> None:
     _check(request)
-    if request.max_completion_tokens not in (None, request.max_tokens) and request.max_tokens is not None:
-        raise invalid("max_tokens", "max_tokens: differs from max_completion_tokens; give one of the two")
     if request.top_logprobs is not None and not request.logprobs:
         raise invalid("top_logprobs", "top_logprobs: only allowed with logprobs: true")
     if request.add_generation_prompt and request.continue_final_message:

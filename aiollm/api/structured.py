@@ -17,6 +17,7 @@ from aiollm.grammar.llguidance import GrammarError
 from aiollm.text.folder import TextError
 from aiollm.wire.sampling import AllowedIds, BannedWords, Constraint, Grammar, Thoughts
 
+KINDS = ("json", "regex", "choice", "grammar", "json_object")  # of structured_outputs
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 Asked = tuple[str, Callable[[], Grammar]]
@@ -47,13 +48,16 @@ def asked_grammars(request: GenerationRequest) -> list[Asked]:
         ("guided_grammar", "ebnf", request.guided_grammar),
         ("regex", "regex", request.regex),
         ("ebnf", "ebnf", request.ebnf),
+        ("grammar", "ebnf", request.grammar),
         ("json_schema", "json", request.json_schema),
     )
     if outputs is None:
         return grammars
-    for field in ("structural_tag", "whitespace_pattern"):
-        if getattr(outputs, field) is not None:
-            raise invalid(name, f"{name}.{field}: this server does not support this field", "unsupported_field")
+    for field in msgspec.structs.fields(outputs):
+        if field.type is Any and getattr(outputs, field.name) not in (None, False):
+            raise invalid(name, f"{name}.{field.name}: this server does not support this field", "unsupported_field")
+    if all(getattr(outputs, kind) is None for kind in KINDS):
+        raise invalid(name, f"{name}: one of {', '.join(KINDS)} is required")
     return grammars + asked(
         (f"{name}.json", "json", outputs.json),
         (f"{name}.regex", "regex", outputs.regex),

@@ -36,7 +36,10 @@ BOTH: list[tuple[str, list[Any]]] = [
     ("repetition_penalty", [0, -1, 10.5, "1"]),
     ("repeat_penalty", [0, 11]),
     ("max_tokens", [-1, 2**31, 2**63, 1e10, "10", 1.0, True, 0]),
+    ("max_completion_tokens", [-1, "x", 1.5, 0]),
+    ("max_new_tokens", [-1, "x", 0]),
     ("min_tokens", [-1, 2**31, "1"]),
+    ("min_new_tokens", [-1, 10**6]),
     ("n", [0, -1, 129, 10**9, 2**70, "2", 1.0]),
     ("seed", ["1", 2**63, -(2**63) - 1, 1.5, True]),
     ("stop", ["", [""], ["a"] * 33, "x" * 1025, [5], 5, {}, [["a"]], ["x" * 1000] * 5]),
@@ -62,10 +65,15 @@ BOTH: list[tuple[str, list[Any]]] = [
     ("regex", BAD_REGEXES),
     ("guided_grammar", [5, *BAD_GRAMMARS]),
     ("ebnf", BAD_GRAMMARS),
+    ("grammar", [{"type": "json", "value": {}}, "nonsense"]),
+    ("guided_decoding", [{"regex": "a"}]),
+    ("guided_whitespace_pattern", [" "]),
     ("guided_choice", [[], "a", [""], [5], ["x" * 200_000]]),
     ("structured_outputs", [
         "x", {"regex": "["}, {"json": {"type": "wizard"}}, {"choice": []}, {"grammar": ""}, {"structural_tag": "x"},
         {"whitespace_pattern": " "}, {"regex": "a", "json": {}}, {"choice": ["a"], "json_object": True},
+        {}, {"json": None}, {"json_schema": {}}, {"json": {}, "disable_any_whitespace": True},
+        {"json": {}, "disable_additional_properties": True},
     ]),
     ("allowed_token_ids", [[], [-1], [259], ["a"], 5, [1] * 16385]),
     ("bad_words", ["a", [""], [5], ["a"] * 257, ["x" * 257]]),
@@ -81,11 +89,22 @@ BOTH: list[tuple[str, list[Any]]] = [
     ("custom_logit_processor", ["x"]),
     ("logits_processors", [["x"]]),
     ("lora_path", ["x"]),
+    ("adapter_id", ["x"]),
     ("stop_regex", ["a+"]),
+    ("kv_transfer_params", [{"do_remote_decode": True}]),
+    ("data_parallel_rank", [1]),
+    ("vllm_xargs", [{"a": 1}]),
+    ("mirostat", [2]),
+    ("dry_multiplier", [0.8]),
+    ("xtc_probability", [0.5]),
+    ("typical_p", [0.9]),
+    ("watermark", [True]),
 ]  # fmt: skip
 ONLY_CHAT: list[tuple[str, list[Any]]] = [
-    ("max_completion_tokens", [-1, "x", 1.5]),
     ("logprobs", [1, "true"]),
+    ("best_of", [2, 0]),
+    ("modalities", [["text", "audio"], ["audio"]]),
+    ("web_search_options", [{}]),
     ("top_logprobs", [21, -1, 5, 0, "1"]),
     ("messages", [
         None, [], {}, "hi", [5], [{}], [{"content": "x"}], [{"role": "user"}], [{"role": "user", "content": None}],
@@ -132,6 +151,7 @@ ONLY_TEXT: list[tuple[str, list[Any]]] = [
     ("echo", ["x", 1]),
     ("best_of", [129, 0, -1, "x", 1.5]),
     ("suffix", ["x", ""]),
+    ("top_logprobs", [5, -1]),
 ]  # fmt: skip
 
 
@@ -223,7 +243,10 @@ def test_two_constraints_at_once_are_refused(served: Runner, fields: dict[str, A
 def test_fields_that_contradict_each_other_are_refused(served: Runner) -> None:
     for body in [
         {"max_tokens": 5, "max_completion_tokens": 6},
+        {"max_tokens": 5, "max_new_tokens": 6},
         {"min_tokens": 6, "max_tokens": 5},
+        {"min_tokens": 1, "min_new_tokens": 1},
+        {"min_new_tokens": 6, "max_new_tokens": 5},
         {"repetition_penalty": 1.1, "repeat_penalty": 1.2},
         {"include_stop_str_in_output": True, "no_stop_trim": False},
         {"request_id": "a", "rid": "a"},
@@ -296,6 +319,16 @@ def test_unknown_fields_are_ignored(served: Runner) -> None:
         {"chat_template_kwargs": {"enable_thinking": False, "depth": 1.5, "name": "x", "none": None}},
         {"documents": [], "user": 5, "store": "yes", "service_tier": [1], "metadata": [{}], "verbosity": None},
         {"model": "", "request_id": "a.b:c-d_1", "truncate_prompt_tokens": CONTEXT, "use_beam_search": False},
+        {
+            "modalities": ["text"],
+            "best_of": 1,
+            "mirostat": 0,
+            "dry_multiplier": 0.0,
+            "typical_p": 1.0,
+            "vllm_xargs": {},
+        },
+        {"web_search_options": None, "guided_decoding": None, "watermark": False, "data_parallel_rank": 0},
+        {"structured_outputs": {"json": {}, "disable_any_whitespace": False, "disable_fallback": True}},
     ],
 )
 def test_values_at_the_edge_are_taken(served: Runner, body: dict[str, Any]) -> None:

@@ -316,6 +316,17 @@ def test_a_prompt_is_cut_to_what_the_request_says(served: Runner, asked: dict[st
     assert answer["usage"]["prompt_tokens"] == len(kept)
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_new_tokens"])
+def test_an_answer_s_length_is_limited_under_every_name(served: Runner, name: str) -> None:
+    answer = post(served, {"prompt": "x", name: 3, "top_logprobs": None}, "abcdefgh")
+    assert answer["choices"][0]["text"] == "abc" and answer["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("name", ["min_tokens", "min_new_tokens"])
+def test_an_answer_has_its_fewest_tokens_under_either_name(served: Runner, name: str) -> None:
+    assert post(served, {"prompt": "x", name: 3, "stop": ["a", "d"]}, "abcdefgh")["choices"][0]["text"] == "abc"
+
+
 def test_a_prompt_that_is_too_long_may_be_cut_to_what_fits(served: Runner) -> None:
     answer = post(served, {"prompt": "x" * 2000 + "end", "truncate_prompt_tokens": -1, "max_tokens": 12}, "y" * 50)
     assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (CONTEXT - 12, 12)

@@ -59,6 +59,19 @@ def test_fewer_dimensions_are_scaled_again_and_base64_holds_the_same(served: Run
     assert np.frombuffer(base64.b64decode(text), "<f4") == pytest.approx(short)
 
 
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({"truncate_prompt_tokens": 2}, "jk"),
+        ({"truncate_prompt_tokens": 2, "truncation_side": "right"}, "ab"),
+        ({"truncate_prompt_tokens": -1}, ("abc" * CONTEXT + "jk")[-(CONTEXT - 1) :]),
+    ],
+)
+def test_an_input_is_cut_to_what_the_request_says(served: Runner, fields: dict[str, Any], kept: str) -> None:
+    (found,) = ask(served, {"input": "abc" * CONTEXT + "jk", **fields})["data"]
+    assert found["embedding"] == vector(kept)
+
+
 def test_openai_s_client_reads_them(served: Runner) -> None:
     async def main() -> Any:
         async with openai.AsyncOpenAI(base_url=served.stand.url + "/v1", api_key="none") as client:
@@ -83,6 +96,8 @@ def test_openai_s_client_reads_them(served: Runner) -> None:
         ({"input": "x" * CONTEXT}, "input"),
         ({"input": "a", "dimensions": 0}, "dimensions"),
         ({"input": "a", "dimensions": HIDDEN + 1}, "dimensions"),
+        ({"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"input": "a", "truncate_prompt_tokens": CONTEXT + 1}, "truncate_prompt_tokens"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
     ],
 )
