@@ -20,6 +20,7 @@ from aiollm.api.schema import ChatRequest, StreamOptions, decode_chat
 from aiollm.api.shape import DONE, END, Shape, Template
 from aiollm.api.structured import asked_grammars, constraints
 from aiollm.api.turn import Turn
+from aiollm.text.chat import PLACES
 from aiollm.text.folder import TextError
 from aiollm.text.parsers.source import Event
 
@@ -81,7 +82,7 @@ async def rendered_ids(parts: Parts, request: ChatRequest) -> tuple[str, list[in
         text = await _rendered(parts, request)
         return text, await parts.tokenizer.encode_async(text, request.add_special_tokens is True)
     except TextError as error:
-        named = str(error).startswith(("chat_template_kwargs", "continue_final_message", "documents"))
+        named = str(error).startswith(("chat_template_kwargs", "continue_final_message", *PLACES))
         param = str(error).split(":")[0].split(" ")[0] if named else "messages"
         raise invalid(param, str(error)) from error
 
@@ -95,6 +96,8 @@ async def _rendered(parts: Parts, request: ChatRequest) -> str:
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_message=request.continue_final_message is True,
         documents=request.documents,
+        role_settings=request.role_settings,
+        character_settings=request.character_settings,
         tools=tools.for_template(tools.offered(request)),
         kwargs=kwargs,
     )

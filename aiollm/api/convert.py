@@ -99,7 +99,7 @@ def sampling_params(
     return SamplingParams(
         max_tokens=max(1, max_tokens),  # one token is computed and dropped where none is wanted
         min_tokens=min_tokens,
-        temperature=_first(request.temperature, defaults.temperature, 1.0),
+        temperature=_first(request.temperature, 0.0 if request.do_sample is False else None, defaults.temperature, 1.0),
         top_p=_first(request.top_p, defaults.top_p, 1.0),
         top_k=top_k if 0 < top_k < parts.vocabulary else 0,
         min_p=_first(request.min_p, defaults.min_p, 0.0),

@@ -105,6 +105,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: Count | None = None
     min_new_tokens: Count | None = None
     temperature: Temperature | None = None
+    do_sample: bool | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
     min_p: MinP | None = None
@@ -273,6 +274,8 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     chat_template_kwargs: Annotated[dict[VariableName, Variable], Meta(max_length=64)] | None = None
     reasoning_effort: str | None = None
     documents: list[dict[str, Scalar]] | None = None
+    role_settings: dict[str, Scalar] | None = None
+    character_settings: list[dict[str, Scalar]] | None = None
     audio: Any = None
     best_of: Any = None
     chat_template: Any = None

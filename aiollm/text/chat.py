@@ -34,6 +34,8 @@ MAX_BITS = 1 << 16  # of a number that a template computes
 # Stands at the end of the message to be continued, so that its place in the rendered text is known. The blank at its
 # end tells whether the template trims content.
 CONTINUE_MARK = "<aiollm:continue-here> "
+PLACES = {"documents": "documents", "role_settings": "role_setting", "character_settings": "character_settings"}
+"""Variables of templates for what a request brings."""
 ARGUMENTS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
 REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")
 SPECIAL_TOKEN_NAMES = frozenset(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
@@ -81,20 +83,24 @@ class ChatTemplate:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
+        role_settings: Mapping[str, Any] | None = None,
+        character_settings: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt for `messages`.
 
         `add_generation_prompt` opens the assistant's turn at the end; `continue_final_message` instead leaves the
-        last message open, so that the model goes on with it. `documents` are what the answer should rest on, for
-        templates that have a place for them. `kwargs` are the request's own template variables: scalars only, under
+        last message open, so that the model goes on with it. `documents` are what the answer should rest on, and the
+        two settings, which are LightLLM's, whom the model plays, for templates that have a place for them. `kwargs` are the request's own template variables: scalars only, under
         names that are not taken; those that the template does not read are left out.
 
         Raises TextError, with the template's own words where it has refused the messages.
         """
         template = self._choose(bool(tools))
-        if documents and "documents" not in template.reads:
-            raise TextError("documents: this model's chat template has no place for them")
+        given = {"documents": documents, "role_settings": role_settings, "character_settings": character_settings}
+        for name, value in given.items():
+            if value and PLACES[name] not in template.reads:
+                raise TextError(f"{name}: this model's chat template has no place for them")
         chat = [template.prepared(index, message) for index, message in enumerate(messages)]
         if continue_final_message:
             chat[-1:] = [_marked(chat)]
@@ -104,7 +110,8 @@ class ChatTemplate:
                 **{name: value for name, value in self._checked(kwargs or {}).items() if name in template.reads},
                 "messages": chat,
                 "tools": list(tools) if tools else None,
-                "documents": list(documents) if documents else None,
+                "documents": None,
+                **{PLACES[name]: value for name, value in given.items() if value},
                 "add_generation_prompt": add_generation_prompt and not continue_final_message,
             }
         )

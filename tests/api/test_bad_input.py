@@ -28,6 +28,7 @@ BAD_GRAMMARS = ["", "start: nothing", "root ::= nothing", "nonsense", 'start: "'
 # field, values that are refused
 BOTH: list[tuple[str, list[Any]]] = [
     ("temperature", [-1, 2.1, "0.7", True, [], {}, -1e-9, 1e300]),
+    ("do_sample", ["no", 0]),
     ("top_p", [0, 1.1, -0.1, "1", False]),
     ("top_k", [-2, 2**40, 1.5, "5", True, 2**70]),
     ("min_p", [-0.1, 2, "0"]),
@@ -123,6 +124,8 @@ ONLY_CHAT: list[tuple[str, list[Any]]] = [
     ("chat_template_kwargs", [{"messages": "x"}, {"bos_token": "x"}, {"a": [1]}, {"a": {}}, "x", {"a b": 1}]),
     ("chat_template", ["{{ messages }}"]),
     ("documents", [[{"text": "x"}], "x", [5], [{"a": [1]}]]),
+    ("role_settings", [{"user_name": "x"}, "x", {"a": [1]}]),
+    ("character_settings", [[{"role_name": "x"}], {}, [5]]),
     ("audio", [{"voice": "x"}]),
     ("tools", [
         [], "x", {}, [{}], [TOOL] * 2, [TOOL, 5], [{"type": "code", "function": {"name": "f"}}], [{"type": "function"}],

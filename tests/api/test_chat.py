@@ -462,6 +462,8 @@ def test_fields_without_effect_are_told_of_in_the_log(served: Runner, caplog: py
 def test_documents_and_template_variables_reach_a_template_that_reads_them(tmp_path: Path) -> None:
     template = (
         "{% for document in documents or [] %}[{{ document.title }}]{% endfor %}"
+        "{% if role_setting is defined %}{{ role_setting.user_name }}:{% endif %}"
+        "{% for each in character_settings or [] %}({{ each.role_name }}){% endfor %}"
         "{% if thinking is defined and thinking %}think{% endif %}{{ messages[0].content }}"
     )
     runner = Runner(write_byte_tokenizer(tmp_path, chat_template=template))
@@ -473,6 +475,8 @@ def test_documents_and_template_variables_reach_a_template_that_reads_them(tmp_p
     try:
         assert asked() == "hi"
         assert asked(documents=[{"title": "one", "text": "x"}, {"title": "two"}]) == "[one][two]hi"
+        roles = {"role_settings": {"user_name": "Al"}, "character_settings": [{"role_name": "a"}, {"role_name": "b"}]}
+        assert asked(**roles) == "Al:(a)(b)hi"
         assert asked(chat_template_kwargs={"thinking": True, "other": 1}) == "thinkhi"
     finally:
         runner.close()

@@ -316,6 +316,23 @@ def test_a_prompt_is_cut_to_what_the_request_says(served: Runner, asked: dict[st
     assert answer["usage"]["prompt_tokens"] == len(kept)
 
 
+@pytest.mark.parametrize(
+    ("fields", "texts"),
+    [
+        ({}, ["a", "b"]),
+        ({"do_sample": True}, ["a", "b"]),
+        ({"do_sample": False}, ["a", "a"]),
+        ({"do_sample": False, "temperature": 0.5}, ["a", "b"]),
+        ({"do_sample": True, "temperature": 0}, ["a", "a"]),
+    ],
+)
+def test_do_sample_says_whether_to_draw_where_no_temperature_does(
+    served: Runner, fields: dict[str, Any], texts: list[str]
+) -> None:
+    answer = post(served, {"prompt": "x", "n": 2, **fields}, "a", "b")
+    assert [choice["text"] for choice in answer["choices"]] == texts
+
+
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_new_tokens"])
 def test_an_answer_s_length_is_limited_under_every_name(served: Runner, name: str) -> None:
     answer = post(served, {"prompt": "x", name: 3, "top_logprobs": None}, "abcdefgh")
