@@ -59,16 +59,20 @@ def _room(parts: Parts, asked: int | None, default: int | None) -> int:
 
 
 def output_limit(parts: Parts, prompt: int, asked: int | None, default: int | None, where: str) -> int:
-    """How many tokens may be generated after a prompt of `prompt` tokens; None as default is all that fit.
+    """How many tokens may be generated after a prompt of `prompt` tokens: what is left of the context at most; None as
+    default is all of it.
 
-    Raises ApiError where that is more than the context holds.
+    Raises ApiError where no token is left, or where more are asked for than the context holds.
     """
     context = parts.context
-    wanted = asked if asked is not None else min(default or context, context - prompt)
-    if prompt + max(1, wanted) <= context:
-        return wanted
-    output = max(1, wanted)
-    raise ApiError(
+    if prompt >= context or (asked or 0) > context:
+        raise too_long(context, prompt, asked or 1, where)
+    return min(asked if asked is not None else default or context, context - prompt)
+
+
+def too_long(context: int, prompt: int, output: int, where: str) -> ApiError:
+    """In the words that clients look for."""
+    return ApiError(
         400,
         f"This model's maximum context length is {context} tokens. However, you requested {prompt + output} tokens "
         f"({prompt} in the {where}, {output} in the completion). Please shorten the {where} or the completion.",
@@ -90,7 +94,7 @@ def sampling_params(
     min_tokens = request.min_tokens or request.min_new_tokens or 0
     if min_tokens > max_tokens:
         name = "min_tokens" if request.min_tokens else "min_new_tokens"
-        raise invalid(name, f"{name}: {min_tokens} is more than the {max_tokens} tokens of {request.length[0]}")
+        raise invalid(name, f"{name}: {min_tokens} is more than the {max_tokens} tokens that the answer may have")
     stop_ids = tuple(request.stop_token_ids or ())
     check_ids(parts, "stop_token_ids", stop_ids)
     check_ids(parts, "logit_bias", request.logit_bias or ())

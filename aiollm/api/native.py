@@ -16,7 +16,7 @@ from aiollm.api import body
 from aiollm.api.answer import answer
 from aiollm.api.caller import caller
 from aiollm.api.choice import Choice, Delta, Entry, Output
-from aiollm.api.convert import check_ids, output_limit, prompt_array, sampling_params, shortened
+from aiollm.api.convert import check_ids, output_limit, prompt_array, sampling_params, shortened, too_long
 from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation, Prompt, Usage
 from aiollm.api.logprobs import LOWEST
@@ -105,6 +105,8 @@ async def _prompt(parts: Parts, inputs: str | list[int], parameters: Parameters,
         check_ids(parts, "stop_sequences", group)
     array = shortened(parts, array, asked.max_tokens, None)
     max_tokens = output_limit(parts, len(array), asked.max_tokens, None, "inputs")
+    if max_tokens < parameters.max_tokens:
+        raise too_long(parts.context, len(array), parameters.max_tokens, "inputs")
     kept, beginning = _beginning(parts, array, parameters)
     cut = array[len(kept) :].tolist()
     tells = asked.streams or parameters.return_details is True

@@ -91,8 +91,9 @@ class ChatTemplate:
 
         `add_generation_prompt` opens the assistant's turn at the end; `continue_final_message` instead leaves the
         last message open, so that the model goes on with it. `documents` are what the answer should rest on, and the
-        two settings, which are LightLLM's, whom the model plays, for templates that have a place for them. `kwargs` are the request's own template variables: scalars only, under
-        names that are not taken; those that the template does not read are left out.
+        two settings, which are LightLLM's, whom the model plays, for templates that have a place for them. `kwargs`
+        are the request's own template variables: scalars only, under names that are not taken; those that the template
+        does not read are left out.
 
         Raises TextError, with the template's own words where it has refused the messages.
         """

@@ -268,7 +268,7 @@ def test_an_unknown_model_is_not_found(served: Runner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "asked"), [(CONTEXT, None), (CONTEXT + 1, None), (CONTEXT - 1, 2), (5000, 1), (1, CONTEXT)]
+    ("prompt", "asked"), [(CONTEXT, None), (CONTEXT + 1, None), (CONTEXT, 2), (5000, 1), (1, CONTEXT + 1)]
 )
 def test_what_exceeds_the_context_is_refused_in_the_words_that_clients_look_for(
     served: Runner, prompt: int, asked: int | None
@@ -279,14 +279,22 @@ def test_what_exceeds_the_context_is_refused_in_the_words_that_clients_look_for(
     total = prompt + (asked or 1)
     output = asked or 1
     assert f"requested {total} tokens ({prompt} in the prompt, {output} in the completion)" in error["message"]
-    chat = refused(served, CHAT, {"messages": [{"role": "user", "content": "x" * prompt}], "max_tokens": CONTEXT})
+    chat = refused(served, CHAT, {"messages": [{"role": "user", "content": "x" * prompt}], "max_tokens": CONTEXT + 1})
     assert chat["code"] == "context_length_exceeded" and "in the messages" in chat["message"]
 
 
 def test_a_prompt_one_short_of_the_context_gets_one_token(served: Runner) -> None:
-    status, answer = served.run(served.stand.post(TEXT, {"prompt": [65] * (CONTEXT - 1)}))
-    assert status == 200
-    assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (1, "length")
+    for asked in (None, 1, 2, CONTEXT):
+        status, answer = served.run(served.stand.post(TEXT, {"prompt": [65] * (CONTEXT - 1), "max_tokens": asked}))
+        assert status == 200
+        assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (1, "length")
+
+
+def test_an_answer_gets_what_is_left_of_the_context(served: Runner) -> None:
+    body = {"messages": [USER], "max_completion_tokens": CONTEXT, "ignore_eos": True}
+    status, answer = served.run(served.stand.post(CHAT, body))
+    assert status == 200 and answer["usage"]["total_tokens"] == CONTEXT
+    assert answer["choices"][0]["finish_reason"] == "length"
 
 
 def test_too_many_choices_over_all_prompts_are_refused(served: Runner) -> None:

@@ -64,7 +64,14 @@ def test_seeds_wrap_around_in_64_bits(seed: int, index: int, expected: int) -> N
 
 @pytest.mark.parametrize(
     ("prompt", "asked", "default", "expected"),
-    [(10, None, None, CONTEXT - 10), (10, None, 16, 16), (CONTEXT - 3, None, 16, 3), (10, 7, 16, 7), (10, 0, 16, 0)],
+    [
+        (10, None, None, CONTEXT - 10),
+        (10, None, 16, 16),
+        (CONTEXT - 3, None, 16, 3),
+        (10, 7, 16, 7),
+        (10, 0, 16, 0),
+        (10, CONTEXT, None, CONTEXT - 10),
+    ],
 )
 def test_the_output_fills_what_is_left(
     served: Runner, prompt: int, asked: int | None, default: int | None, expected: int
@@ -76,7 +83,7 @@ def test_a_pool_smaller_than_the_context_is_the_limit(served: Runner) -> None:
     parts = small_pool(served.stand.parts, 99)
     assert output_limit(parts, 90, None, None, "prompt") == 10  # the last token needs no slot
     with pytest.raises(ApiError, match="maximum context length is 100 tokens"):
-        output_limit(parts, 90, 11, None, "prompt")
+        output_limit(parts, 90, 101, None, "prompt")
 
 
 def test_ids_up_to_the_vocabulary_make_a_prompt(served: Runner) -> None:
