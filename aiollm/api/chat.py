@@ -51,8 +51,8 @@ async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
     text, ids = await rendered_ids(parts, request)
     array = await body.in_thread_if(len(ids) > body.THREAD_IDS, prompt_array, parts, ids, "messages")
     name, asked = request.length
-    if asked == 0:
-        raise invalid(name, f"{name}: expected at least 1")
+    if asked == 0 and request.prompt_logprobs is None:
+        raise invalid(name, f"{name}: expected at least 1; 0 is only allowed with prompt_logprobs")
     default = parts.defaults.max_new_tokens
     array = shortened(parts, truncated(parts, request, array, asked, default), asked, default)
     max_tokens = output_limit(parts, len(array), asked, default, "messages")
@@ -64,6 +64,7 @@ async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
         spaces_between_special_tokens=request.spaces_between_special_tokens is not False,
         keep_entries=request.logprobs is True,
         end_entry=request.logprobs is True and request.return_token_ids is True,
+        discard=max_tokens == 0,
     )
     scores = -1 if request.prompt_logprobs is None else request.prompt_logprobs
     wanted = asked_grammars(request)

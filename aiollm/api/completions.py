@@ -70,8 +70,8 @@ async def _prompt(
     array = truncated(parts, request, array, asked, DEFAULT_MAX_TOKENS)
     array = shortened(parts, array, asked, DEFAULT_MAX_TOKENS)
     max_tokens = output_limit(parts, len(array), asked, DEFAULT_MAX_TOKENS, "prompt")
-    if max_tokens == 0 and not request.echo:
-        raise invalid(name, f"{name}: expected at least 1; 0 is only allowed with echo: true")
+    if max_tokens == 0 and not request.echo and request.prompt_logprobs is None:
+        raise invalid(name, f"{name}: expected at least 1; 0 is only allowed with echo: true or prompt_logprobs")
     echo_text = prompt if request.echo and isinstance(prompt, str) and len(array) == len(ids) else None
     scores_text = echo_text is not None and request.logprobs is not None
     lead = await body.in_thread_if(len(ids) > DECODE_IDS, _lead, parts, ids, echo_text) if scores_text else None

@@ -409,6 +409,13 @@ def test_a_template_without_an_end_costs_its_own_request_only(tmp_path: Path) ->
         runner.close()
 
 
+def test_a_prompt_may_be_scored_without_an_answer(served: Runner) -> None:
+    answer = post(served, {**HI, "prompt_logprobs": 0, "max_tokens": 0, "logprobs": True}, "a")
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": ""}
+    assert answer["choices"][0]["finish_reason"] == "length" and answer["usage"]["completion_tokens"] == 0
+    assert len(answer["prompt_logprobs"]) == answer["usage"]["prompt_tokens"]
+
+
 def test_prompt_logprobs_stand_beside_the_choices(served: Runner) -> None:
     answer = post(served, {**HI, "prompt_logprobs": 1, "n": 2, "return_tokens_as_token_ids": True}, "a", "b")
     scores = answer["prompt_logprobs"]

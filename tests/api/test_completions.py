@@ -284,6 +284,14 @@ def test_prompt_logprobs_have_vllm_s_shape(served: Runner) -> None:
             assert choice["prompt_logprobs"] == [None, {"169": scored(169, 1), "170": scored(170, 2)}]
 
 
+def test_a_prompt_may_be_scored_without_an_answer(served: Runner) -> None:
+    answer = post(served, {"prompt": "xy", "prompt_logprobs": 1, "max_completion_tokens": 0, "n": 2}, "a")
+    assert answer["usage"]["completion_tokens"] == 0
+    for choice in answer["choices"]:
+        assert (choice["text"], choice["finish_reason"]) == ("", "length")
+        assert choice["prompt_logprobs"] == [None, {"121": scored(121, 1)}]
+
+
 def test_a_prompt_token_has_its_rank_without_alternatives_too(served: Runner) -> None:
     choice = post(served, {"prompt": "xy", "prompt_logprobs": 0}, "a")["choices"][0]
     assert choice["prompt_logprobs"] == [None, {"121": scored(121, 122)}]
