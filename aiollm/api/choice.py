@@ -266,7 +266,7 @@ class Choice:
         text = self._detokenizer.push((token.id,))
         self._decoded += len(text)
         if self.generated <= self.request.sampling.min_tokens:
-            self._give(text)
+            self._give(text if self._stops is None else self._stops.skip(text))
             return None
         stop: int | str | None = None
         if self._stops is not None:

@@ -29,20 +29,32 @@ class StopStrings:
             return "", self._match
         if not self._stops:
             return text, None
+        held = len(self._held)
         text = self._held + text
-        found = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
+        found = [
+            (start + len(stop), start, stop)
+            for stop in self._stops
+            if (start := text.find(stop, max(0, held - len(stop) + 1))) >= 0  # it ends in what is new
+        ]
         if found:
             end, start, self._match = min(found)
             self._held = ""
             return text[: end if self._include else start], self._match
-        cut = partial_start(text, self._stops)
-        self._held = text[cut:]
-        return text[:cut], None
+        return self._hold(text), None
+
+    def skip(self, text: str) -> str:
+        """What may be given out behind text in which no stop string ends; one that begins in it may end later."""
+        return self._hold(self._held + text)
 
     def finish(self) -> str:
         """What was held back: at the end of the text it is no stop string."""
         held, self._held = self._held, ""
         return held
+
+    def _hold(self, text: str) -> str:
+        cut = partial_start(text, self._stops)
+        self._held = text[cut:]
+        return text[:cut]
 
 
 def partial_start(text: str, marks: Sequence[str]) -> int:

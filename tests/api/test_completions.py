@@ -352,6 +352,14 @@ def test_an_answer_has_its_fewest_tokens_under_either_name(served: Runner, name:
     assert post(served, {"prompt": "x", name: 3, "stop": ["a", "d"]}, "abcdefgh")["choices"][0]["text"] == "abc"
 
 
+@pytest.mark.parametrize(("least", "expected"), [(1, "a"), (2, "a"), (3, "abcd")])
+def test_a_stop_string_may_begin_before_min_tokens_and_end_behind(served: Runner, least: int, expected: str) -> None:
+    body = {"prompt": "x", "min_tokens": least, "stop": ["bc"]}
+    choice = post(served, body, "abcd")["choices"][0]
+    assert (choice["text"], choice["stop_reason"]) == (expected, "bc" if expected == "a" else None)
+    assert text(stream(served, body, "abcd")) == expected
+
+
 def test_a_prompt_that_is_too_long_may_be_cut_to_what_fits(served: Runner) -> None:
     answer = post(served, {"prompt": "x" * 2000 + "end", "truncate_prompt_tokens": -1, "max_tokens": 12}, "y" * 50)
     assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (CONTEXT - 12, 12)

@@ -15,9 +15,10 @@ def run(stops: list[str], chunks: list[str], include: bool = False) -> tuple[str
     return output + search.finish(), match
 
 
-def oracle(stops: list[str], text: str, include: bool) -> tuple[str, str | None]:
-    """Read character by character: the first place where any stop string ends, the longest that ends there."""
-    for end in range(1, len(text) + 1):
+def oracle(stops: list[str], text: str, include: bool, least: int = 0) -> tuple[str, str | None]:
+    """Read character by character: the first place behind `least` characters where any stop string ends, the longest
+    that ends there."""
+    for end in range(least + 1, len(text) + 1):
         ending = [stop for stop in stops if text[:end].endswith(stop)]
         if ending:
             stop = max(ending, key=len)
@@ -53,6 +54,21 @@ def test_what_is_held_is_the_longest_true_partial_match_and_no_more():
                 break
             ends = [seen[start:] for start in range(len(seen) + 1)]
             assert seen[len(given) :] == next(end for end in ends if any(stop.startswith(end) for stop in stops))
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_a_stop_string_that_ends_in_skipped_text_is_none_and_one_that_begins_there_is(include):
+    rng = random.Random(13)
+    for _ in range(4000):
+        stops = ["".join(rng.choices("ab🙂", k=rng.randrange(1, 5))) for _ in range(rng.randrange(1, 4))]
+        text, least = "".join(rng.choices("abc🙂", k=rng.randrange(25))), rng.randrange(12)
+        search, output, match = StopStrings(stops, include), "", None
+        for piece in random_cut(rng, text[:least]):
+            output += search.skip(piece)
+        for piece in random_cut(rng, text[least:]):
+            given, match = search.push(piece)
+            output += given
+        assert (output + search.finish(), match) == oracle(stops, text, include, least)
 
 
 def test_text_without_a_partial_match_is_given_out_at_once():
