@@ -6,6 +6,7 @@ import re
 import signal
 import threading
 import time
+import urllib.error
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
@@ -179,6 +180,24 @@ def test_allowed_ids_and_banned_words_hold_for_every_token(server: Server) -> No
     assert not {"A", "BBB", "CC"} & {banned["text"][i : i + n] for i in range(300) for n in (1, 2, 3)}
     assert {"BB", "BC", "CB"} <= {banned["text"][i : i + 2] for i in range(299)}, "and nothing else is"
     assert len(set(free["token_ids"])) > 50
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"allowed_token_ids": [65, 66], "bad_words": ["AA", "AB", "BA", "BB"]},
+        {"allowed_token_ids": [65, IM_END], "bad_words": ["AA"], "min_tokens": 3},
+        {"regex": "[AB]+", "bad_words": ["A", "B"]},
+    ],
+    ids=str,
+)
+def test_constraints_that_leave_no_token_are_the_request_s_own_fault(server: Server, fields: dict[str, Any]) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="400") as refusal:
+        complete(server, **fields)
+    with refusal.value as answer:
+        error = json.load(answer)["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "unsatisfiable_constraints")
+    assert "allow no token" in error["message"]
 
 
 def test_an_answer_stops_when_its_grammar_ends_though_min_tokens_asks_for_more(server: Server) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from aiollm.grammar.llguidance import GrammarError, LexerError, check, matcher_of, tokenizer_of
 from aiollm.wire.columns import ints
-from aiollm.wire.messages import Admit, Update
+from aiollm.wire.messages import Admit, Reason, Update
 from aiollm.wire.sampling import (
     AllowedIds,
     BannedWords,
@@ -42,10 +42,14 @@ Filter = Callable[[Sequence[int], Words], None]
 """Clears the bits of a line of ids that may not follow the generated ones."""
 
 
+class NoToken(GrammarError):
+    """The constraints of a request contradict each other, or lead to where none of them can be met."""
+
+
 class Filled(NamedTuple):
     """What came of masks. The lines of the rows named here are 0."""
 
-    failures: dict[int, str]
+    failures: dict[int, Reason]
     """What went wrong, by row."""
     later: list[int]
     """Rows that can draw once their matchers are built again."""
@@ -102,7 +106,8 @@ class Constraints:
             left = {}
             for at, error in full.items():
                 if not self._renew(self._rows[rows[at]]):
-                    filled.failures[rows[at]] = f"the grammar of this request is too complex: {error}"
+                    text = f"the grammar of this request is too complex: {error}"
+                    filled.failures[rows[at]] = Reason(text, asked=True)
                 elif self._rows[rows[at]].waits:
                     filled.later.append(rows[at])
                 else:
@@ -113,7 +118,7 @@ class Constraints:
                 lines[at] = 0
         return filled
 
-    def _narrow(self, rows: dict[int, int], lines: Words, failures: dict[int, str]) -> dict[int, str]:
+    def _narrow(self, rows: dict[int, int], lines: Words, failures: dict[int, Reason]) -> dict[int, str]:
         """Take out of lines, which are given with their rows, what may not be drawn; those whose lexer has failed."""
         full: dict[int, str] = {}
         guided: list[tuple[LLMatcher, int]] = []
@@ -126,11 +131,13 @@ class Constraints:
                     act(at, self._rows[row])
                 except LexerError as error:
                     full[at] = str(error)
+                except NoToken as error:
+                    failures[row] = Reason(str(error), asked=True)
                 except BaseException as error:  # a panic in Rust is no Exception, or the text of an error
-                    failures[row] = str(error)
+                    failures[row] = Reason(str(error))
                     if not isinstance(error, GrammarError):
                         log.exception("the constraints of a row failed")
-                        failures[row] = f"{type(error).__name__}: {error}"
+                        failures[row] = Reason(f"{type(error).__name__}: {error}")
                     self._forget(self._rows[row].compiled)  # nobody knows in what state it is
 
         def advance(at: int, row: _Row) -> None:
@@ -256,7 +263,10 @@ class _Row:
         return self._matcher
 
     def narrow(self, line: Words) -> None:
-        """Clear what else may not come, in a line as the grammar has it. Raises GrammarError where nothing is left."""
+        """Clear what else may not come, in a line as the grammar has it. Raises NoToken where nothing is left.
+
+        A grammar may end before min_tokens: then it has nothing else to say.
+        """
         if self._matcher is not None:
             check(self._matcher)
         for filter in self._filters:
@@ -264,10 +274,10 @@ class _Row:
         if len(self.tokens) < self._sampling.min_tokens:
             whole = line.copy()
             _clear(line, self._sampling.stop_ids)
-            if not line.any():
+            if not line.any() and self.grammar is not None:
                 line[:] = whole
         if not line.any():
-            raise GrammarError("the constraints of this request allow no token here")
+            raise NoToken("the constraints of this request allow no token here")
 
 
 def _tokenizer(vocabulary: Vocabulary | None, size: int) -> LLTokenizer:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aiollm.wire.columns import pack, pack_floats
-from aiollm.wire.messages import Failed, Header, PromptLogprobs, Result
+from aiollm.wire.messages import Failed, Header, PromptLogprobs, Reason, Result
 from aiollm.workers.step import Integers, Step
 from aiollm.workers.stream import Pending, Split
 
@@ -39,7 +39,7 @@ class Flight(NamedTuple):
     at_limit: np.ndarray
     stalled: Integers
     pending: Pending
-    reasons: dict[int, str]
+    reasons: dict[int, Reason]
     """Rows that could draw nothing, known once they were to."""
     waiting: Integers
     held: list[int]
@@ -53,7 +53,7 @@ class Undrawn(NamedTuple):
     step: Step
     rows: Integers
     masked: Integers
-    reasons: dict[int, str]
+    reasons: dict[int, Reason]
 
 
 def result(flight: Flight, header: Header, alive: np.ndarray, hints: np.ndarray) -> Result:

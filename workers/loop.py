@@ -16,7 +16,7 @@ import numpy as np
 
 from aiollm.wire import messages
 from aiollm.wire.columns import ints, pack
-from aiollm.wire.messages import Alive, FromWorker, Header, Profile, Profiled, Stop, ToWorker, Update
+from aiollm.wire.messages import Alive, FromWorker, Header, Profile, Profiled, Reason, Stop, ToWorker, Update
 from aiollm.workers import uploads
 from aiollm.workers.constraints import Constraints
 from aiollm.workers.decisions import Decisions
@@ -235,7 +235,7 @@ class Loop:
             counts = np.concatenate([counts, ints(chunks.chunk_counts)])
         self.rows.launched(rows, starts + counts)
         sampled = np.flatnonzero(self.rows.decoding[rows] & ~self.rows.waiting[rows])
-        reasons: dict[int, str] = {}
+        reasons: dict[int, Reason] = {}
         self._held = []
         step, pending = self._build_and_launch(rows, starts, counts, sampled, len(decode), reasons)
         self.iteration += 1
@@ -249,7 +249,7 @@ class Loop:
 
     def _build_and_launch(
         self, rows: Integers, starts: Integers, counts: Integers, sampled: Integers, decodes: int,
-        reasons: dict[int, str],
+        reasons: dict[int, Reason],
     ) -> tuple[Step | None, Pending]:  # fmt: skip
         """An error before the launch costs the rows of this step; what they would have uploaded goes with the next."""
         try:

@@ -161,6 +161,8 @@ class Generation:
                 return ApiError(400, "the request was cancelled", code="cancelled")
             if choice.finish is not None and choice.finish.reason == "numerical_error":
                 return engine_error(choice.finish.error, True, choice.finish.reason)
+            if choice.finish is not None and choice.finish.reason == "constraints":
+                return invalid(None, choice.finish.error, "unsatisfiable_constraints")
             if choice.finish is not None and choice.finish.reason not in ("stop", "length"):
                 available = self._parts.engine.status.state not in ("draining", "stopped")
                 return engine_error(choice.finish.error, available)

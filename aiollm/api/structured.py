@@ -93,9 +93,15 @@ async def constraints(
     if (allowed := request.allowed_token_ids) is not None:
         check_ids(parts, "allowed_token_ids", allowed)
         found.append(AllowedIds(tuple(allowed)))
+        ends = {*parts.tokenizer.eos_ids, *(request.stop_token_ids or ())}
+        if (least := request.min_tokens or request.min_new_tokens) and ends.issuperset(allowed):
+            message = f"min_tokens: none of allowed_token_ids goes on to {least} tokens, each of them ends the answer"
+            raise invalid("min_tokens", message)
     if request.bad_words:
         banned = await _banned(parts, request.bad_words)
         found += [BannedWords(banned)] if banned else []
+        if allowed is not None and set(allowed) <= {ids[0] for ids in banned if len(ids) == 1}:
+            raise invalid("bad_words", "bad_words: they ban all of allowed_token_ids")
     return tuple(found)
 
 

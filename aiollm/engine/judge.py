@@ -9,7 +9,7 @@ import numpy as np
 from aiollm.engine.request import Finish, PromptToken, Request, Token
 from aiollm.engine.rows import Row, Table
 from aiollm.wire.columns import floats, ints
-from aiollm.wire.messages import PromptLogprobs, Result
+from aiollm.wire.messages import PromptLogprobs, Reason, Result
 
 log = logging.getLogger(__name__)
 Top = tuple[tuple[int, float], ...]
@@ -41,7 +41,7 @@ class Judge:
                 continue
             request = row.request
             if id < 0:
-                yield row, Finish("error", error=reason) if (reason := reasons.get(index)) else NOT_FINITE
+                yield row, _undrawn(reasons.get(index))
                 continue
             sampling, output = request.sampling, request.output
             output.append(id)
@@ -70,6 +70,11 @@ class Judge:
             row = self._running[self.rows[at]]
             if row is not None and self.alive[at]:
                 row.request.hidden = hidden
+
+
+def _undrawn(reason: Reason | None) -> Finish:
+    """How a row ends that could draw nothing."""
+    return NOT_FINITE if reason is None else Finish("constraints" if reason.asked else "error", error=reason.text)
 
 
 def _tops(result: Result, count: int) -> Iterable[Top]:

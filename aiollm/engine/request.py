@@ -35,8 +35,8 @@ class PromptToken(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """Why a request ended: reason is stop, length, abort, timeout (it never began), numerical_error
-    (logits that are not finite) or error.
+    """Why a request ended: reason is stop, length, abort, timeout (it never began), constraints (they left no token to
+    draw), numerical_error (logits that are not finite) or error.
 
     `stop` is the stop string or the id of the stop token that ended it (None for the end of sequence).
     """

@@ -161,6 +161,14 @@ class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top_logprobs: bytes
 
 
+class Reason(msgspec.Struct, frozen=True, array_like=True):
+    """Why no token could be drawn for a row."""
+
+    text: str
+    asked: bool = False
+    """Whether that is what the request asks for: nothing has failed."""
+
+
 class Result(msgspec.Struct, frozen=True, tag="result", kw_only=True):
     """What one iteration drew. A row may occur several times, in token order, or not at all."""
 
@@ -177,8 +185,8 @@ class Result(msgspec.Struct, frozen=True, tag="result", kw_only=True):
     top_ids: bytes = b""
     top_logprobs: bytes = b""
     prompts: list[PromptLogprobs] = []
-    reasons: dict[int, str] = {}
-    """Why no token could be drawn for a row, where that is not the logits' fault."""
+    reasons: dict[int, Reason] = {}
+    """By row, where it is not the logits' fault."""
     hidden_at: bytes = b""
     """Places in the columns above of the rows that embed."""
     hidden: bytes = b""

@@ -235,6 +235,8 @@ def test_a_limit_is_named(served: Runner) -> None:
         ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"guided_choice": ["a"], "allowed_token_ids": [97]}, "allowed_token_ids"),
         ({"ebnf": 'root ::= "a"', "ignore_eos": True}, "ignore_eos"),
+        ({"allowed_token_ids": [65, 66], "bad_words": ["A", "B", "C"]}, "bad_words"),
+        ({"allowed_token_ids": [66, 258], "stop_token_ids": [66], "min_tokens": 2}, "min_tokens"),
     ],
     ids=str,
 )

@@ -80,7 +80,7 @@ def failure(constraints: Constraints, row: int) -> str:
     lines = np.zeros((1, constraints.words), np.int32)
     filled = constraints.fill([row], lines)
     assert not lines.any(), "nothing may be drawn"
-    return filled.failures[row]
+    return filled.failures[row].text
 
 
 def test_a_grammar_is_followed_from_the_first_generated_token_to_the_end_of_sequence() -> None:
@@ -161,7 +161,7 @@ def test_a_matcher_that_fails_costs_its_own_row(own: Constraint, reason: str) ->
     admit(constraints, 1, AB)
     lines = np.zeros((2, constraints.words), np.int32)
     failures = constraints.fill([0, 1], lines).failures
-    assert list(failures) == [0] and reason in failures[0]
+    assert list(failures) == [0] and reason in failures[0].text
     assert not lines[0].any() and allowed(constraints, 1) == [[97]]
 
 
