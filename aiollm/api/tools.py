@@ -12,6 +12,7 @@ from aiollm.api.parts import Parts
 from aiollm.api.schema import ChatRequest, NamedTool, Tool
 from aiollm.api.structured import Asked
 from aiollm.text.parsers.formats import Speech
+from aiollm.text.parsers.source import Content, Event, Reasoning
 from aiollm.wire.sampling import Grammar
 
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
@@ -72,17 +73,23 @@ def for_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 
 def read(output: Output, parts: Parts, request: ChatRequest, opened: bool | None) -> Output:
-    """The output with a parser for the calls that it may have, and for the reasoning unless `opened` is None."""
+    """The output with a parser for the calls that it may have, and for the reasoning unless `opened` is None.
+
+    Where calls are demanded, what is no call is one that was cut off before its name, and no content.
+    """
     tools = _schemas(request)
-    spoken = parts.speech if request.tool_choice in (None, "none", "auto") else parts.speech.demanding
+    demanded = request.tool_choice not in (None, "none", "auto")
+    spoken = parts.speech.demanding if demanded else parts.speech
     apart = opened is not None and request.separate_reasoning is not False
     speech = Speech(spoken.calls if tools else None, spoken.reasoning if apart else None)
     if speech == Speech():
         return output
-    shown = request.include_reasoning is not False
+    hidden: set[type[Event]] = {Reasoning} if request.include_reasoning is False else set()
+    if demanded and (apart or opened is None):
+        hidden.add(Content)
     one_call = speech.calls is not None and request.parallel_tool_calls is False
     return output._replace(
-        parser=lambda: speech.parser(opened is True, tools, shown, one_call),
+        parser=lambda: speech.parser(opened is True, tools, hidden, one_call),
         shown=parts.tokenizer.special_ids(speech.marks),
     )
 

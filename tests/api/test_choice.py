@@ -57,7 +57,7 @@ def test_with_a_parser_the_text_is_told_as_it_was_written(tokenizer: Tokenizer) 
         "",
     ):
         for _ in range(20):
-            output = Output(keep_entries=True, parser=lambda: speech.parser(False, {"f": {}}, True, one_call=False))
+            output = Output(keep_entries=True, parser=lambda: speech.parser(False, {"f": {}}, one_call=False))
             assert "".join(delta.text for delta in feed(choice(tokenizer, output), text, rng)) == text
 
 

@@ -154,6 +154,21 @@ def test_a_call_that_the_length_cuts_off_ends_with_length(served: Runner) -> Non
     assert answer["choices"][0]["finish_reason"] == "tool_calls"
 
 
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "get_weather"}}], ids=["required", "named"]
+)
+def test_a_demanded_call_that_is_cut_off_before_its_arguments_is_no_content(served: Runner, choice: Any) -> None:
+    text = f"<think>Hm</think>{hermes('get_weather', PARIS)}"
+    for length in range(text.index("<tool_call>") + 1, text.index("arguments") + 11):
+        answer, chunks = served.run(both(served, {**HI, "tool_choice": choice, "max_tokens": length}, text))
+        (told,), streamed = answer["choices"], joined(chunks)
+        assert told["finish_reason"] == streamed["finish_reason"] == "length"
+        assert told["message"] | {"reasoning_content": ""} == {
+            "role": "assistant", "content": "", "reasoning": "Hm", "reasoning_content": "",
+        }  # fmt: skip
+        assert streamed["message"] == told["message"]
+
+
 def test_stop_strings_cut_what_the_model_wrote(served: Runner) -> None:
     text = f"<think>one two</think>Well {hermes('get_weather', PARIS)} STOP {hermes(*NOW)}"
     answer, chunks = served.run(both(served, {**HI, "stop": ["STOP"]}, text))

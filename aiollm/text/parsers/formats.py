@@ -1,6 +1,6 @@
 """The formats by name, and which of them a model's chat template speaks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NamedTuple
 
 from aiollm.text.parsers.deepseek import BEGIN, BETWEEN, CALL, CALL_END, END, deepseek
@@ -15,7 +15,7 @@ from aiollm.text.parsers.mistral import mistral
 from aiollm.text.parsers.pythonic import MARKS as PYTHONIC
 from aiollm.text.parsers.pythonic import pythonic
 from aiollm.text.parsers.reasoning import Style, reasoning
-from aiollm.text.parsers.source import Parser, Source, Steps
+from aiollm.text.parsers.source import Event, Parser, Source, Steps
 from aiollm.text.parsers.tagged import CLOSE, FUNCTION, GLM, KEY, OPEN, glm, qwen_coder
 from aiollm.text.parsers.tools import Tools
 
@@ -88,7 +88,7 @@ class Speech(NamedTuple):
         assert self.calls is not None and self.calls.frame is not None
         return guarded(self.calls.frame, tools)
 
-    def parser(self, opened: bool, tools: Tools, reasoning_shown: bool = True, one_call: bool = False) -> Parser:
+    def parser(self, opened: bool, tools: Tools, hidden: Container[type[Event]] = (), one_call: bool = False) -> Parser:
         """For one output, whose prompt may have opened its reasoning; the last two arguments are Parser's."""
 
         def whole(source: Source) -> Steps[None]:
@@ -99,7 +99,7 @@ class Speech(NamedTuple):
             else:
                 yield from source.content()
 
-        return Parser(whole, reasoning_shown, one_call)
+        return Parser(whole, hidden, one_call)
 
 
 def speech(template: str, calls: str = "auto", reasoning: str = "auto") -> Speech:

@@ -8,7 +8,7 @@ a format finds that something is no call is text like any other: so nothing is l
 """
 
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Container, Generator, Sequence
 from typing import NamedTuple, TypeVar
 
 from aiollm.text.stop import partial_start
@@ -149,14 +149,16 @@ class Parser:
     """
 
     __slots__ = (
-        "_source", "_steps", "_reasoning", "one_call", "_events", "_pieces", "_kind", "_fresh", "_space", "calls",
+        "_source", "_steps", "_hidden", "one_call", "_events", "_pieces", "_kind", "_fresh", "_space", "calls",
         "open",
     )  # fmt: skip
 
-    def __init__(self, format: Callable[[Source], Steps[None]], reasoning: bool = True, one_call: bool = False) -> None:
-        """Without `reasoning` it is left out; with `one_call` nothing follows the first call."""
+    def __init__(
+        self, format: Callable[[Source], Steps[None]], hidden: Container[type[Event]] = (), one_call: bool = False
+    ) -> None:
+        """`hidden` are kinds of text that are left out; with `one_call` nothing follows the first call."""
         self._source = Source()
-        self._reasoning, self.one_call = reasoning, one_call
+        self._hidden, self.one_call = hidden, one_call
         self.calls = 0
         self.open = False
         """Whether the latest call's arguments are not complete."""
@@ -183,7 +185,7 @@ class Parser:
         events = self._advance()
         if self._source.held:
             self._take(Content(self._source.release()))
-        if self._space and self._kind is Content:
+        if self._space and self._kind is Content and Content not in self._hidden:
             self._give(Content(self._space))
             self._space = ""
         self._join()
@@ -210,7 +212,7 @@ class Parser:
             if text:
                 shown = text.rstrip(" \t\r\n")
                 self._fresh, self._space = False, text[len(shown) :]
-                if shown and (kind is Content or self._reasoning):
+                if shown and kind not in self._hidden:
                     self._give(type(event)(shown))
             return
         self.calls += kind is Call
