@@ -335,7 +335,7 @@ def drawn_under(
     ],
     ids=str,
 )
-def test_a_healed_prompt_is_cut_and_its_end_is_no_output(
+def test_a_healed_prompt_is_cut_and_its_end_is_counted_and_not_told_again(
     served: Runner, inputs: Any, cut: int, output: bytes, text: str
 ) -> None:
     ids = list(inputs.encode()) if isinstance(inputs, str) else inputs
@@ -351,6 +351,7 @@ def test_a_healed_prompt_is_cut_and_its_end_is_no_output(
 def test_healing_leaves_room_for_all_new_tokens(served: Runner) -> None:
     answer, *_ = drawn_under(served, "Hello", {"token_healing": True, "max_new_tokens": 5}, b"lo" + b"x" * 50)
     assert (answer["generated_text"], answer["finish_reason"]) == (["xxxxx"], "length")
+    assert answer["count_output_tokens"] == 5 + 2
 
 
 def test_a_healed_stream_gives_what_the_whole_answer_gives(served: Runner) -> None:

@@ -159,7 +159,7 @@ def test_a_call_that_the_length_cuts_off_ends_with_length(served: Runner) -> Non
 )
 def test_a_demanded_call_that_is_cut_off_before_its_arguments_is_no_content(served: Runner, choice: Any) -> None:
     text = f"<think>Hm</think>{hermes('get_weather', PARIS)}"
-    for length in range(text.index("<tool_call>") + 1, text.index("arguments") + 11):
+    for length in (text.index(mark) + 1 for mark in ("<tool_call>", '"name"', "weather", '": {"city"')):
         answer, chunks = served.run(both(served, {**HI, "tool_choice": choice, "max_tokens": length}, text))
         (told,), streamed = answer["choices"], joined(chunks)
         assert told["finish_reason"] == streamed["finish_reason"] == "length"
