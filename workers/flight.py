@@ -75,9 +75,7 @@ def result(flight: Flight, header: Header, alive: np.ndarray, hints: np.ndarray)
         top_ids=pack(outcome.top_ids[alive]),
         top_logprobs=pack_floats(outcome.top_logprobs[alive]),
         prompts=[
-            PromptLogprobs(
-                p.row, p.generation, p.start, pack_floats(own), pack(ranks), pack(ids), pack_floats(values)
-            )
+            PromptLogprobs(p.row, p.generation, p.start, pack_floats(own), pack(ranks), pack(ids), pack_floats(values))
             for p, (own, ranks, ids, values) in zip(step.prompts, outcome.prompts, strict=True)
         ],
         reasons=flight.reasons,
