@@ -89,16 +89,16 @@ def test_fields_have_their_ranges_and_a_line() -> None:
 @pytest.mark.parametrize(
     ("kind", "field", "least"),
     [
-        ("ChatRequest", "max_tokens", 1), ("ChatRequest", "max_completion_tokens", 1),
-        ("ChatRequest", "top_logprobs", 0), ("ChatRequest", "prompt_logprobs", 0),
+        ("ChatRequest", "max_tokens", 0), ("ChatRequest", "top_logprobs", 0), ("ChatRequest", "prompt_logprobs", 0),
         ("CompletionRequest", "max_tokens", 0), ("CompletionRequest", "logprobs", 0),
     ],
 )  # fmt: skip
 def test_what_is_always_refused_is_not_promised(served: Runner, kind: str, field: str, least: int) -> None:
     (number,) = (each for each in schema(kind)["properties"][field]["anyOf"] if each["type"] == "integer")
     assert number["minimum"] == least
+    chat = {"messages": [{"role": "user", "content": "x"}], "logprobs": True, "prompt_logprobs": 0}
     path, body = {
-        "ChatRequest": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "logprobs": True}),
+        "ChatRequest": ("/v1/chat/completions", chat),
         "CompletionRequest": ("/v1/completions", {"prompt": "x", "echo": True}),
     }[kind]
     for value, expected in ((least, 200), (least - 1, 400)):
