@@ -267,6 +267,8 @@ class Wire:
 class FullConstraints(Constraints):
     """Lexers are full now and then, though never twice before the same token."""
 
+    lasting = 1
+
     def __init__(self, threads: Executor, random: random.Random) -> None:
         super().__init__(LETTERS, VOCABULARY, threads)
         self.random = random

@@ -36,7 +36,6 @@ from aiollm.workers.thoughts import Limit
 log = logging.getLogger(__name__)
 
 COMPILED = 64  # grammars that are kept; one takes up to some 100 MB, mostly a thousandth of that
-AGAIN = 64  # tokens that a matcher must last: one that is built again holds up others, for half a second at worst
 Words = NDArray[np.int32]
 Filter = Callable[[Sequence[int], Words], None]
 """Clears the bits of a line of ids that may not follow the generated ones."""
@@ -57,6 +56,9 @@ class Filled(NamedTuple):
 
 class Constraints:
     """The constrained rows of a worker that draws; with several ranks that is rank 0."""
+
+    lasting = 64
+    """Tokens for which a matcher must last: one that is built again holds up others, for half a second at worst."""
 
     def __init__(
         self, vocabulary: Vocabulary | None, size: int, threads: Executor | None = None, healers: Executor | None = None
@@ -138,7 +140,8 @@ class Constraints:
                     if not isinstance(error, GrammarError):
                         log.exception("the constraints of a row failed")
                         failures[row] = Reason(f"{type(error).__name__}: {error}")
-                    self._forget(self._rows[row].compiled)  # nobody knows in what state it is
+                    if (own := self._rows.get(row)) is not None:
+                        self._forget(own.compiled)  # nobody knows in what state it is
 
         def advance(at: int, row: _Row) -> None:
             if (matcher := row.advanced()) is not None:
@@ -180,7 +183,7 @@ class Constraints:
         have filled it: the next is the row's alone. False where that one has failed soon too."""
         assert row.grammar is not None
         self._forget(row.compiled)
-        soon = len(row.tokens) - row.renewed < AGAIN
+        soon = row.renewed is not None and len(row.tokens) - row.renewed < self.lasting
         if soon and row.alone:
             return False
         row.renew(self._compile(row.grammar) if soon else self._matcher(row.grammar), soon)
@@ -233,7 +236,8 @@ class _Row:
         self._sampling = sampling
         self.grammar = grammar
         self.compiled = compiled
-        self.renewed, self.alone = -AGAIN, False
+        self.renewed: int | None = None
+        self.alone = False
         self._matcher: LLMatcher | None = None
         self._taken = 0
         self._filters = filters

@@ -245,9 +245,9 @@ def test_a_text_is_healed_while_grammars_are_being_built() -> None:
     assert constraints.unbuilt() == [0] and allowed(constraints, 1) == [[97]]
 
 
-def lexers_of(states: int, patch: pytest.MonkeyPatch, again: int = 1) -> None:
-    """Matchers are to last `again` tokens."""
-    patch.setattr("aiollm.workers.constraints.AGAIN", again)
+def lexers_of(states: int, patch: pytest.MonkeyPatch, lasting: int = 1) -> None:
+    """Matchers are to last for so many tokens."""
+    patch.setattr(Constraints, "lasting", lasting)
     patch.setattr(llguidance, "LIMITS", LLParserLimits(max_lexer_states=states, verbose_errors=False))
 
 
@@ -307,7 +307,7 @@ def test_a_matcher_that_lasts_for_a_few_tokens_is_not_built_again_for_each_of_th
 ) -> None:
     threads, chance = Counting(), random.Random(1)
     constraints = Constraints(BYTES, SIZE, threads, Now())
-    lexers_of(40, monkeypatch, again=200)
+    lexers_of(40, monkeypatch, lasting=200)
     admit(constraints, 0, WIDE)
     lines = np.empty((1, constraints.words), np.int32)
     while not (filled := constraints.fill([0], lines)).failures:
