@@ -2,6 +2,8 @@
 
 import torch
 
+ROWS = 32  # of which ranks are counted at once: beside 256 rows' logits there is no room for as many answers
+
 
 def logprobs(
     logits: torch.Tensor, targets: torch.Tensor, top_n: int
@@ -13,7 +15,9 @@ def logprobs(
     how many tokens are at least as likely, itself included.
     """
     own, ids, top = unranked(logits, targets, top_n)
-    return own, (logits >= logits.gather(1, targets[:, None])).sum(1), ids, top
+    parts = zip(logits.split(ROWS), targets.split(ROWS), strict=True)
+    ranks = [(part >= part.gather(1, wanted[:, None])).sum(1) for part, wanted in parts]
+    return own, torch.cat(ranks), ids, top
 
 
 def unranked(

@@ -203,6 +203,7 @@ def test_rows_that_wait_for_their_grammars_join_the_iterations_that_they_joined_
     )  # fmt: skip
     with monkeypatch.context() as patch:
         patch.setattr(llguidance, "LIMITS", LLParserLimits(max_lexer_states=100, verbose_errors=False))
+        patch.setattr(Constraints, "lasting", 1)
         start(loop)()
     wire.recorder.close()
     headers = [
