@@ -3,7 +3,7 @@
     python tools/soak.py [--save tools/results/soak.json]
 
 First the real front end over a stand-in for the worker, with 1,000 chats over WebSockets and 1,000 event streams at
-once; then the demo model with its real worker and 50 of each. Beside them others leave in the midst, read nothing,
+once; then the demo model with its real worker and 100 of each. Beside them others leave in the midst, read nothing,
 send what is broken, too long or too much, and flood the queue, while the worker is killed again and again. Clients are
 another process, and so are the probes.
 
@@ -269,7 +269,7 @@ def stand_in(
     )  # fmt: skip
 
 
-def demo(sockets: int = 50, streams: int = 50, warm: float = 20, load: float = 60) -> Setup:
+def demo(sockets: int = 100, streams: int = 100, warm: float = 20, load: float = 60) -> Setup:
     flags = ("--running_max_req_size", "64", "--max_total_token_num", "20000", "--max_restarts", "100")
     return Setup(
         "demo model", lambda: Server(*flags), lambda server: os.kill(server.workers()[0], signal.SIGKILL),

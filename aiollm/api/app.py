@@ -16,7 +16,8 @@ from aiollm.api.keys import KEYS, OPEN, Keys, guard
 from aiollm.api.metrics import Metrics
 from aiollm.api.parts import ENGINE, METRICS, PARTS, ModelInfo, Settings, make_parts
 from aiollm.api.static import PAGE
-from aiollm.api.stream import OUTBOX, Outbox
+from aiollm.api.stream import OUTBOX, write_all
+from aiollm.api.turns import Turns
 from aiollm.engine.engine import Engine
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.tokenizer import Tokenizer
@@ -84,7 +85,7 @@ def make_app(
     app = _application(engine, parts.metrics, keys)
     app[PARTS] = parts
     app[DEEP] = DeepProbe(parts)
-    app[OUTBOX] = Outbox()
+    app[OUTBOX] = Turns(write_all)
     app[RUNNING] = {}
     openapi.describe(app, ROUTES)
     app[ws.SOCKETS] = set()

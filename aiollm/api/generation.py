@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -84,7 +85,7 @@ class Generation:
                 prompt.output,
                 namespace=caller.namespace(request.cache_salt),
                 arrived=arrived,
-                on_text=self.changed.set if request.streams else _nothing,
+                on_text=partial(parts.wakes.add, self.changed) if request.streams else _nothing,
                 on_end=self.changed.set,
                 inter_token=_unobserved if twin is not None else parts.metrics.inter_token.observe,
                 kind=(self.model, prompt.sampling.max_tokens.bit_length(), getattr(request, "tools", None) is not None),

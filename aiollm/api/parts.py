@@ -1,5 +1,6 @@
 """What the handlers work with, put together once."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from aiollm.api.errors import ApiError
 from aiollm.api.grammars import Grammars
 from aiollm.api.metrics import Metrics
 from aiollm.api.schema import Message, SamplingDefaults
+from aiollm.api.turns import Turns, wake
 from aiollm.engine.engine import Engine
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.folder import TextError
@@ -66,6 +68,7 @@ class Parts(NamedTuple):
     metrics: Metrics
     grammars: Grammars
     speech: Speech
+    wakes: Turns[asyncio.Event]
 
     @property
     def context(self) -> int:
@@ -122,7 +125,8 @@ def make_parts(
     metrics = Metrics(engine)
     engine.on_header, engine.on_cost = metrics.on_header, metrics.on_cost
     spoken = speech(template.source, settings.tool_call_parser, settings.reasoning_parser)
-    return Parts(engine, tokenizer, template, model, defaults, settings, metrics, Grammars(tokenizer), spoken)
+    grammars, wakes = Grammars(tokenizer), Turns(wake)
+    return Parts(engine, tokenizer, template, model, defaults, settings, metrics, grammars, spoken, wakes)
 
 
 PARTS = web.AppKey("parts", Parts)

@@ -19,35 +19,20 @@ from aiollm.api.parts import Settings
 from aiollm.api.pulse import Pulse
 from aiollm.api.schema import StreamOptions
 from aiollm.api.shape import Shape
+from aiollm.api.turns import Turns
 
 log = logging.getLogger(__name__)
-
-SLICE = 32  # streams that are written before the loop looks at what else happened; less than a millisecond
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
-class Outbox:
-    """The streams of a server that may have something to write."""
-
-    def __init__(self) -> None:
-        self._due: list[Stream] = []
-
-    def add(self, stream: "Stream") -> None:
-        """Have a look at the stream before the loop waits again, and behind whatever this turn still brings."""
-        if not self._due:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._due.append(stream)
-
-    def _flush(self) -> None:
-        due, self._due = self._due[:SLICE], self._due[SLICE:]
-        if self._due:
-            asyncio.get_running_loop().call_soon(self._flush)
-        found = [(stream, stream.take()) for stream in due]
-        now = asyncio.get_running_loop().time()
-        for stream, data in found:
-            if data:
-                stream.write(data, now)
+def write_all(due: "list[Stream]") -> None:
+    """Write what there is of streams that may have something."""
+    found = [(stream, stream.take()) for stream in due]
+    now = asyncio.get_running_loop().time()
+    for stream, data in found:
+        if data:
+            stream.write(data, now)
 
 
 class Stream:
@@ -69,7 +54,7 @@ class Stream:
         connection: Connection,
         chunked: bool,
         settings: Settings,
-        outbox: Outbox,
+        outbox: "Turns[Stream]",
     ) -> None:
         """`chunked` as HTTP says it. Raises ConnectionResetError where the client is gone."""
         transport = connection.transport
@@ -175,7 +160,7 @@ class Stream:
             self.mark()
 
 
-OUTBOX = web.AppKey("outbox", Outbox)
+OUTBOX: web.AppKey[Turns[Stream]] = web.AppKey("outbox", Turns)
 
 
 def error_event(error: ApiError) -> bytes:

@@ -6,7 +6,7 @@ import json
 import pytest
 from stand import Runner, Stand
 
-from aiollm.api.stream import Outbox, Stream
+from aiollm.api.stream import OUTBOX, Stream
 from aiollm.engine.engine import Engine
 
 PATH = "/v1/completions"
@@ -80,12 +80,13 @@ def test_the_device_comes_first_then_texts_are_made_and_then_written(
     served: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    take, write, flush = Stream.take, Stream.write, Outbox._flush
+    outbox = served.stand.app[OUTBOX]
+    take, write, flush = Stream.take, Stream.write, outbox._act
     plan = Engine._plan
     monkeypatch.setattr(Engine, "_plan", lambda self: [seen.append("plan"), plan(self)][1])
     monkeypatch.setattr(Stream, "take", lambda self: [seen.append("take"), take(self)][1])
     monkeypatch.setattr(Stream, "write", lambda self, data, now: [seen.append("write"), write(self, data, now)][1])
-    monkeypatch.setattr(Outbox, "_flush", lambda self: [seen.append("flush"), flush(self)][1])
+    monkeypatch.setattr(outbox, "_act", lambda due: [seen.append("flush"), flush(due)][1])
 
     async def main(stand: Stand) -> None:
         stand.workers.say("abcd")
