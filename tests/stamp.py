@@ -45,8 +45,9 @@ from aiollm.wire.messages import Failed, FromWorker, Result, ToWorker
 from aiollm.wire.sampling import AllowedIds, BannedWords, Grammar, SamplingParams
 from aiollm.wire.vocabulary import Vocabulary
 from aiollm.workers import state as worker_state
-from aiollm.workers.constraints import Constraints, Words
+from aiollm.workers.constraints import Constraints
 from aiollm.workers.decisions import Decisions
+from aiollm.workers.filters import Words
 from aiollm.workers.flight import Flight, Outcome
 from aiollm.workers.groups import Groups, lifetimes
 from aiollm.workers.loop import BUILDING, Loop

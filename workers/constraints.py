@@ -12,33 +12,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
-from numpy.typing import NDArray
 
 from aiollm.grammar.llguidance import GrammarError, LexerError, check, matcher_of, tokenizer_of
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Admit, Reason, Update
-from aiollm.wire.sampling import (
-    AllowedIds,
-    BannedWords,
-    Constraint,
-    FirstIds,
-    Grammar,
-    Healing,
-    SamplingParams,
-    ThoughtLimit,
-)
+from aiollm.wire.sampling import Grammar, Healing, SamplingParams, ThoughtLimit
 from aiollm.wire.vocabulary import Vocabulary
-from aiollm.workers.healing import Following, Ids, Pieces, healing
+from aiollm.workers.filters import Filter, Words, behind, clear, filter_of
+from aiollm.workers.healing import Following, Pieces, healing
 from aiollm.workers.thoughts import Limit
 
 log = logging.getLogger(__name__)
 
 COMPILED = 64  # grammars that are kept; one takes up to some 100 MB, mostly a thousandth of that
-Words = NDArray[np.int32]
-Filter = Callable[[Sequence[int], Words], None]
-"""Clears the bits of a line of ids that may not follow the generated ones."""
 
 
 class NoToken(GrammarError):
@@ -160,7 +147,7 @@ class Constraints:
         compiled = None if grammar is None else self._matcher(grammar)
         healed = [self._healing(each.text) for each in constraints if isinstance(each, Healing)]
         others = [each for each in constraints if not isinstance(each, Grammar | Healing | ThoughtLimit)]
-        filters = [_filter(each, self.words) for each in others] + [_healed(each, self.words) for each in healed]
+        filters = [filter_of(each, self.words) for each in others] + [behind(each, self.words) for each in healed]
         pieces = self._vocabulary.pieces if self._vocabulary is not None else ()
         filters += [Limit(each, pieces) for each in constraints if isinstance(each, ThoughtLimit)]
         return _Row(admit.prompt_length, admit.sampling, grammar, compiled, filters, healed)
@@ -277,7 +264,7 @@ class _Row:
             filter(self.tokens, line)
         if len(self.tokens) < self._sampling.min_tokens:
             whole = line.copy()
-            _clear(line, self._sampling.stop_ids)
+            clear(line, self._sampling.stop_ids)
             if not line.any() and self.grammar is not None:
                 line[:] = whole
         if not line.any():
@@ -296,65 +283,3 @@ def _known(vocabulary: Vocabulary | None) -> Vocabulary:
     if vocabulary is None:
         raise GrammarError("the tokens of this model have no text of their own")
     return vocabulary
-
-
-def _filter(constraint: Constraint, words: int) -> Filter:
-    match constraint:
-        case AllowedIds(ids):
-            return _allowed(ids, words)
-        case BannedWords(sequences):
-            return _banned(sequences)
-        case FirstIds(ids):
-            return _first(ids, words)
-    raise TypeError(f"{constraint} is no filter")
-
-
-def _allowed(ids: Sequence[int], words: int) -> Filter:
-    allowed = _line(ids, words)
-
-    def narrow(tokens: Sequence[int], line: Words) -> None:
-        line &= allowed
-
-    return narrow
-
-
-def _first(ids: Sequence[int], words: int) -> Filter:
-    allowed = _line(ids, words)
-
-    def narrow(tokens: Sequence[int], line: Words) -> None:
-        if not tokens:
-            line &= allowed
-
-    return narrow
-
-
-def _healed(following: "Future[Following]", words: int) -> Filter:
-    def narrow(tokens: Sequence[int], line: Words) -> None:
-        if (ids := following.result()(tokens)) is not None:
-            line &= _line(ids, words)
-
-    return narrow
-
-
-def _line(ids: Sequence[int] | Ids, words: int) -> Words:
-    """That has the bits of these ids set."""
-    bits = np.zeros(32 * words, bool)
-    bits[np.asarray(ids, np.int64)] = True
-    return np.packbits(bits, bitorder="little").view(np.int32)
-
-
-def _banned(sequences: Sequence[tuple[int, ...]]) -> Filter:
-    longest = max(map(len, sequences))
-
-    def narrow(tokens: Sequence[int], line: Words) -> None:
-        known = list(tokens[-longest:])
-        _clear(line, [last for *before, last in sequences if known[max(0, len(known) - len(before)) :] == before])
-
-    return narrow
-
-
-def _clear(line: Words, ids: Sequence[int]) -> None:
-    for id in ids:
-        if id >= 32 * len(line):  # tokenizers may have ids that the model has not
-            continue
-        line.view(np.uint32)[id // 32] &= ~np.uint32(1 << (id % 32))

@@ -10,8 +10,9 @@ from aiohttp import web
 
 from aiollm.api.errors import ApiError
 from aiollm.api.grammars import Grammars
+from aiollm.api.messages import Message
 from aiollm.api.metrics import Metrics
-from aiollm.api.schema import Message, SamplingDefaults
+from aiollm.api.schema import SamplingDefaults
 from aiollm.api.turns import Turns, wake
 from aiollm.engine.engine import Engine
 from aiollm.text.chat import ChatTemplate

@@ -14,8 +14,9 @@ from aiollm.api.convert import output_limit, prompt_array, sampling_params
 from aiollm.api.decoding import decode
 from aiollm.api.errors import invalid
 from aiollm.api.generation import SCORE, Generation, Prompt, check_kind
+from aiollm.api.messages import Message, check_message
 from aiollm.api.parts import PARTS, Parts
-from aiollm.api.schema import GenerationRequest, Message, TokenId, check_message
+from aiollm.api.schema import GenerationRequest, TokenId
 from aiollm.api.shape import Unstreamed
 from aiollm.text.folder import TextError
 

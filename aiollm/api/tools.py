@@ -8,8 +8,9 @@ import msgspec
 from aiollm.api.choice import Output
 from aiollm.api.errors import invalid
 from aiollm.api.grammars import check_size
+from aiollm.api.messages import NamedTool, Tool
 from aiollm.api.parts import Parts
-from aiollm.api.schema import ChatRequest, NamedTool, Tool
+from aiollm.api.schema import ChatRequest
 from aiollm.api.structured import Asked
 from aiollm.text.parsers.formats import Speech
 from aiollm.text.parsers.source import Content, Event, Reasoning

@@ -14,8 +14,9 @@ from aiollm.wire.columns import ints
 from aiollm.wire.framing import FrameReader, FrameWriter
 from aiollm.wire.messages import Result, ToWorker, Update, encoder
 from aiollm.wire.sampling import AllowedIds, SamplingParams
-from aiollm.workers.constraints import Constraints, Filled, Words
+from aiollm.workers.constraints import Constraints, Filled
 from aiollm.workers.decisions import Decisions
+from aiollm.workers.filters import Words
 from aiollm.workers.flight import Outcome
 from aiollm.workers.loop import Loop
 from aiollm.workers.pipes import PipeInbox
