@@ -1,6 +1,8 @@
 """A chat answered whole and streamed, by a worker that says what a test wants."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from stand import Runner
@@ -12,6 +14,23 @@ TEMPLATE = (
     + CHATML
     + "{% if opening %}{{ opening }}{% endif %}"
 )
+
+
+@contextlib.contextmanager
+def constraints(served: Runner) -> Iterator[list[Any]]:
+    """Those of each request that comes to the engine inside of the block."""
+    seen: list[Any] = []
+    submit = served.stand.engine.submit
+
+    def watched(*requests: Any) -> None:
+        seen.extend(request.sampling.constraints for request in requests)
+        submit(*requests)
+
+    served.stand.engine.submit = watched  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        served.stand.engine.submit = submit  # type: ignore[method-assign]
 
 
 async def both(served: Runner, body: dict[str, Any], *texts: str) -> tuple[dict[str, Any], list[Any]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from chat_answers import PATH, TEMPLATE, both, joined
+from chat_answers import PATH, TEMPLATE, both, constraints, joined
 from outputs import FUNCTIONS, NOW, hermes
 from stand import Runner
 from tiny_tokenizer import write_byte_tokenizer, write_wordpiece_tokenizer
@@ -35,24 +35,14 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 
 def constraints_of(served: Runner, **fields: Any) -> tuple[Any, ...]:
     """What binds the request at the worker."""
-    seen: list[Any] = []
 
     async def run() -> None:
-        submit = served.stand.engine.submit
+        served.stand.workers.say("")
+        status, answer = await served.stand.post(PATH, {**HI, **fields})
+        assert status == 200, answer
 
-        def watched(*requests: Any) -> None:
-            seen.extend(request.sampling.constraints for request in requests)
-            submit(*requests)
-
-        served.stand.engine.submit = watched  # type: ignore[method-assign]
-        try:
-            served.stand.workers.say("")
-            status, answer = await served.stand.post(PATH, {**HI, **fields})
-            assert status == 200, answer
-        finally:
-            served.stand.engine.submit = submit  # type: ignore[method-assign]
-
-    served.run(run())
+    with constraints(served) as seen:
+        served.run(run())
     (found,) = seen
     return tuple(found)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 import pytest
-from chat_answers import PATH, TEMPLATE, both, joined
+from chat_answers import PATH, TEMPLATE, both, constraints, joined
 from outputs import FUNCTIONS, NOW, OUTPUTS, PARIS, WILD, Output, hermes
 from stand import Runner
 from tiny_tokenizer import write_byte_tokenizer
@@ -276,34 +276,24 @@ def test_calls_that_cannot_be_demanded_are_refused(served: Runner) -> None:
 
 
 def test_what_is_demanded_reaches_the_worker_as_a_grammar(served: Runner) -> None:
-    seen: list[Any] = []
+    strict = {"type": "function", "function": {"name": "s", "strict": True}}
+    named = {"type": "function", "function": {"name": "now"}}
 
     async def run() -> None:
-        submit = served.stand.engine.submit
+        for fields in (
+            {}, {"tool_choice": "required"}, {"tool_choice": named}, {"tools": [*TOOLS, strict]},
+            {"tools": [*TOOLS, strict], "response_format": {"type": "json_object"}},
+        ):  # fmt: skip
+            served.stand.workers.say(hermes(*NOW))
+            status, answer = await served.stand.post(PATH, {**HI, **fields})
+            assert status == 200, answer
+            assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "now"
 
-        def watched(*requests: Any) -> None:
-            seen.extend(request.sampling.constraints for request in requests)
-            submit(*requests)
-
-        served.stand.engine.submit = watched  # type: ignore[method-assign]
-        strict = {"type": "function", "function": {"name": "s", "strict": True}}
-        named = {"type": "function", "function": {"name": "now"}}
-        try:
-            for fields in (
-                {}, {"tool_choice": "required"}, {"tool_choice": named}, {"tools": [*TOOLS, strict]},
-                {"tools": [*TOOLS, strict], "response_format": {"type": "json_object"}},
-            ):  # fmt: skip
-                served.stand.workers.say(hermes(*NOW))
-                status, answer = await served.stand.post(PATH, {**HI, **fields})
-                assert status == 200, answer
-                assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "now"
-        finally:
-            served.stand.engine.submit = submit  # type: ignore[method-assign]
-
-    served.run(run())
-    free, required, named, guarded, formatted = ([grammar.source for grammar in each] for each in seen)
+    with constraints(served) as seen:
+        served.run(run())
+    free, required, single, guarded, formatted = ([grammar.source for grammar in each] for each in seen)
     assert free == [] and "get_weather" in required[0] and formatted == ['{"type":"object"}']
-    assert "now" in named[0] and "get_weather" not in named[0]
+    assert "now" in single[0] and "get_weather" not in single[0]
     assert guarded[0].startswith("start: (free call)* TAIL")
 
 
