@@ -27,12 +27,12 @@ H100 = Device("NVIDIA H100 80GB HBM3", (9, 0), 132, 227 << 10)
 B200 = Device("NVIDIA B200", (10, 0), 148, 227 << 10)
 STAND_INS = {"sm_80": A100, "sm_89": L40S, "sm_90": H100, "sm_100": B200}
 
-_stand_in = contextvars.ContextVar("stand_in", default=H100)
+_stand_in: contextvars.ContextVar[Device | None] = contextvars.ContextVar("stand_in", default=None)
 
 
 def facts(device: torch.device) -> Device:
     """The facts of a CUDA device, or those of the stand-in."""
-    return _queried(device) if device.type == "cuda" else _stand_in.get()
+    return _queried(device) if device.type == "cuda" else _stand_in.get() or H100
 
 
 def multiprocessors(device: torch.device) -> int:
@@ -56,13 +56,14 @@ def name(device: torch.device) -> str:
 
 
 def current() -> torch.device:
-    """The device that a kernel launched now would run on; the CPU where there is no GPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """The device that a kernel launched now would run on; the CPU where there is no GPU, or another one stands in."""
+    here = _stand_in.get() is None and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if here else torch.device("cpu")
 
 
 @contextlib.contextmanager
 def standing_in(device: Device) -> Iterator[None]:
-    """Within, tensors that lie on no GPU get the facts of `device`."""
+    """Within, tensors that lie on no GPU get the facts of `device`, and what was tuned for it is looked up."""
     token = _stand_in.set(device)
     try:
         yield

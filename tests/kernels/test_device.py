@@ -24,6 +24,16 @@ def test_another_card_can_stand_in_for_a_while() -> None:
     assert device.capability(CPU) == (9, 0)
 
 
+def test_what_is_compiled_for_another_card_takes_nothing_that_was_tuned_for_this_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert device.current() == torch.device("cuda", 0)
+    with device.standing_in(device.L40S):
+        assert device.name(device.current()) == "nvidia-l40s"
+
+
 def test_a_name_is_fit_for_a_folder() -> None:
     assert device.name(CPU) == "nvidia-h100-80gb-hbm3"
     with device.standing_in(device.H100._replace(name="GeForce RTX 4090 (Laptop)")):
