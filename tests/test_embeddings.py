@@ -34,7 +34,9 @@ def vectors(server: Server, **body: Any) -> list[list[float]]:
 
 
 @pytest.mark.parametrize(
-    ("family", "flags"), [("llama", ()), ("cohere2", ()), ("llama", ("--tp", "2"))], ids=["llama", "cohere2", "tp"]
+    ("family", "flags"),
+    [("llama", ()), ("cohere2", ()), ("llama", ("--tp", "2", "--device", "cpu"))],
+    ids=["llama", "cohere2", "tp"],
 )
 def test_embeddings_are_the_last_hidden_states_of_transformers(
     family: str, flags: tuple[str, ...], tmp_path: Path

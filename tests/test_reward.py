@@ -15,7 +15,7 @@ TEXT = "The owl and the pussy-cat went to sea"
 REWARD = 96  # the tiny InternLM 2's token for it
 
 
-@pytest.mark.parametrize("flags", [(), ("--tp", "2")], ids=["alone", "tp"])
+@pytest.mark.parametrize("flags", [(), ("--tp", "2", "--device", "cpu")], ids=["alone", "tp"])
 @pytest.mark.parametrize("family", ["internlm2", "qwen2"])
 def test_scores_are_those_of_transformers(family: str, flags: tuple[str, ...], tmp_path: Path) -> None:
     write_reward_model(tmp_path, family, vocab_size=VOCAB_SIZE)

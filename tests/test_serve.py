@@ -299,7 +299,7 @@ def test_a_start_that_fails_says_why_in_its_last_line(folder: Path, tmp_path: Pa
         status, line = start("--model_dir", str(folder), "--port", str(taken.getsockname()[1]))
     assert status == 1 and "--port" in line
 
-    status, line = start("--model_dir", str(folder), "--tp", "4")
+    status, line = start("--model_dir", str(folder), "--tp", "4", "--device", "cpu")
     assert status == 1 and "tp 4" in line
 
 
@@ -332,7 +332,7 @@ def test_8_bit_weights_are_the_default_only_where_their_cost_was_measured(demo: 
 
 @pytest.mark.skipif(not exact(), reason="needs AVX-512 VNNI")
 def test_two_ranks_of_8_bit_weights_draw_the_same_tokens_alone_and_in_a_crowd(folder: Path) -> None:
-    with Server("--model_dir", str(folder), *FLAGS, "--tp", "2", "--data_type", "int8") as server:
+    with Server("--model_dir", str(folder), *FLAGS, "--device", "cpu", "--tp", "2", "--data_type", "int8") as server:
         assert len(server.workers()) == 2 and "memory of each worker (int8)" in server.log()
         alone = [complete(server, temperature=1.0, seed=seed) for seed in range(3)]
         with ThreadPoolExecutor(8) as pool:

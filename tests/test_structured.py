@@ -258,7 +258,8 @@ def test_requests_that_are_paused_go_on_by_their_grammar(folder: Path, server: S
 
 
 def test_ranks_draw_what_the_first_of_them_may(folder: Path) -> None:
-    with Server("--model_dir", str(folder), *FLAGS, "--tp", "2") as ranks, ThreadPoolExecutor(4) as pool:
+    flags = ("--model_dir", str(folder), *FLAGS, "--device", "cpu", "--tp", "2")
+    with Server(*flags) as ranks, ThreadPoolExecutor(4) as pool:
         texts = list(pool.map(lambda seed: complete(ranks, regex=PAIRS % 30, seed=seed)["text"], range(4)))
     assert all(re.fullmatch(PAIRS % 30, text) for text in texts) and len(set(texts)) == 4
 

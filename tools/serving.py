@@ -42,13 +42,11 @@ class Server:
         command = [*self._launcher, *self._program, *self.flags]
         environ = {**os.environ, **self._environ}
         self.process = subprocess.Popen(command, stderr=self._log, env=environ, pass_fds=self._pass_fds)
-        deadline = time.monotonic() + self._patience
-        while not self.url:
-            line = next((line for line in self.log().splitlines() if line.startswith("listening on ")), "")
-            self.url = line.split()[2].rstrip(";") if line else ""
-            self._wait(deadline)
-        while self._ready and not self._is_ready():
-            self._wait(deadline)
+        try:
+            self._started(time.monotonic() + self._patience)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -60,6 +58,14 @@ class Server:
                 self.process.kill()
                 self.process.wait()
         self._log.close()
+
+    def _started(self, deadline: float) -> None:
+        while not self.url:
+            line = next((line for line in self.log().splitlines() if line.startswith("listening on ")), "")
+            self.url = line.split()[2].rstrip(";") if line else ""
+            self._wait(deadline)
+        while self._ready and not self._is_ready():
+            self._wait(deadline)
 
     def _is_ready(self) -> bool:
         try:

@@ -156,7 +156,7 @@ def test_code_that_came_with_a_model_is_not_run(folder: Path, tmp_path: Path) ->
 
 def test_two_ranks_listen_nowhere_but_at_the_servers_port_and_use_no_named_memory(folder: Path) -> None:
     """What containers give for /dev/shm is 64 MB; nothing there means that nothing can be full, or left behind."""
-    with Server("--model_dir", str(folder), *FLAGS, "--tp", "2") as server:
+    with Server("--model_dir", str(folder), *FLAGS, "--device", "cpu", "--tp", "2") as server:
         server.post(TEXT, {"prompt": "x", "max_tokens": 3})
         pids = [server.process.pid, *server.workers()]
         assert len(pids) == 3
