@@ -33,6 +33,7 @@ from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.shapes import SHAPES
 from aiollm.workers.tp import TensorParallel
 
+READ_BYTES = 16 << 20  # of plain reads at a time
 SHARD_BYTES = 5 << 30  # of the files, as Hugging Face cuts them
 TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
@@ -77,15 +78,15 @@ def plain_reads(files: list[Path], readers: int, fresh: bool) -> float:
     descriptors = [os.open(path, os.O_RDONLY) for path in files]
     for descriptor in descriptors:
         size = os.fstat(descriptor).st_size
-        jobs += [(descriptor, at, min(reading.PART_BYTES, size - at)) for at in range(0, size, reading.PART_BYTES)]
+        jobs += [(descriptor, at, min(READ_BYTES, size - at)) for at in range(0, size, READ_BYTES)]
     waiting = iter(list(enumerate(jobs)))
     # One allocation: small ones would be pages of the run before, which have been touched.
-    memory = torch.empty(len(jobs) * reading.PART_BYTES if fresh else 1, dtype=torch.uint8)
+    memory = torch.empty(len(jobs) * READ_BYTES if fresh else 1, dtype=torch.uint8)
 
     def reader() -> None:
-        buffer = torch.empty(0 if fresh else reading.PART_BYTES, dtype=torch.uint8)
+        buffer = torch.empty(0 if fresh else READ_BYTES, dtype=torch.uint8)
         for number, (descriptor, at, length) in waiting:
-            into = memory[number * reading.PART_BYTES :] if fresh else buffer
+            into = memory[number * READ_BYTES :] if fresh else buffer
             os.preadv(descriptor, [into.numpy().data[:length]], at)
 
     def work() -> None:

@@ -171,7 +171,7 @@ class _Assembly:
             first, last, _ = take[0].indices(shape[0])
             width = math.prod(shape[1:])
             row_bytes = width * DTYPES[at.dtype].itemsize
-            step = max(1, PART_BYTES // row_bytes)
+            step = max(1, PART_BYTES[self.device.type] // row_bytes)
             for begin in range(first, last, step):
                 end = min(last, begin + step)
                 row = piece.row + begin - first

@@ -11,6 +11,7 @@ from tiny_model import write_tiny_model
 
 from aiollm.kernels.ref.quantize import quantize
 from aiollm.kernels.weight import Int8Weight, Weights
+from aiollm.workers import reading
 from aiollm.workers.checkpoint import CheckpointError
 from aiollm.workers.families.registry import Description, describe
 from aiollm.workers.tp import TensorParallel
@@ -118,7 +119,7 @@ def test_each_byte_is_read_once_whatever_the_size_of_the_parts(
         return count
 
     monkeypatch.setattr(os, "preadv", noted)
-    monkeypatch.setattr("aiollm.workers.weights.PART_BYTES", part_bytes)
+    monkeypatch.setitem(reading.PART_BYTES, "cpu", part_bytes)
     weights = loaded(tmp_path)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     size = (tmp_path / "model.safetensors").stat().st_size
@@ -137,7 +138,11 @@ def test_an_error_in_one_thread_ends_the_others(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(("rank", "size"), [(0, 1), (1, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_gpu_gets_what_a_cpu_gets(tmp_path: Path, rank: int, size: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("piece_bytes", [1000, reading.PIECE_BYTES])
+def test_a_gpu_gets_what_a_cpu_gets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, size: int, dtype: torch.dtype, piece_bytes: int
+) -> None:
+    monkeypatch.setattr(reading, "PIECE_BYTES", piece_bytes)
     write_tiny_model(tmp_path, "stablelm", qk_layernorm=True)
     expected = loaded(tmp_path, rank, size, dtype=dtype)
     weights = loaded(tmp_path, rank, size, dtype=dtype, device=torch.device("cuda"))
