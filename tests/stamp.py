@@ -266,12 +266,13 @@ class Wire:
 
 
 class FullConstraints(Constraints):
-    """Lexers are full now and then, though never twice before the same token."""
+    """Lexers are full now and then, though never twice before the same token, and rows are spread over several."""
 
     lasting = 1
 
     def __init__(self, threads: Executor, random: random.Random) -> None:
-        super().__init__(LETTERS, VOCABULARY, threads)
+        super().__init__(LETTERS, VOCABULARY, threads, spares=threads, side_by_side=random.choice([1, 2, 3]))
+        self._lexers.each = random.choice([1, 2])
         self.random = random
         self.chance = random.choice([0.0, 0.02, 0.2])
 

@@ -2,12 +2,12 @@
 
 A row's `constraints` become matchers when it is admitted: one that follows the grammar, built beside the loop, and
 filters. They know the generated tokens as the host does: those of the admission, which after a pause are some, and
-those that were posted since. Rows of one grammar share its lexer; where that is full, each of them goes on behind its
-known tokens with a matcher that is built anew.
+those that were posted since. Where the lexer that a matcher shares with others is full, each of them goes on behind its
+known tokens with a matcher that is built anew; where too many share it, some go on with another one.
 """
 
 import logging
-from collections import OrderedDict
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -21,11 +21,10 @@ from aiollm.wire.sampling import Grammar, Healing, SamplingParams, ThoughtLimit
 from aiollm.wire.vocabulary import Vocabulary
 from aiollm.workers.filters import Filter, Words, behind, clear, filter_of
 from aiollm.workers.healing import Following, Pieces, healing
+from aiollm.workers.lexers import Lexer, Lexers
 from aiollm.workers.thoughts import Limit
 
 log = logging.getLogger(__name__)
-
-COMPILED = 64  # grammars that are kept; one takes up to some 100 MB, mostly a thousandth of that
 
 
 class NoToken(GrammarError):
@@ -48,19 +47,29 @@ class Constraints:
     """Tokens for which a matcher must last: one that is built again holds up others, for half a second at worst."""
 
     def __init__(
-        self, vocabulary: Vocabulary | None, size: int, threads: Executor | None = None, healers: Executor | None = None
+        self,
+        vocabulary: Vocabulary | None,
+        size: int,
+        threads: Executor | None = None,
+        healers: Executor | None = None,
+        spares: Executor | None = None,
+        side_by_side: int | None = None,
     ) -> None:
         """`size` is the model's number of ids; without a vocabulary no grammar can be followed. Grammars, which may
-        take seconds each, are built by `threads`, one after the other; texts are healed by `healers`."""
+        take seconds each, are built by `threads`, one after the other; texts are healed by `healers`. So many masks are
+        computed `side_by_side` (four of five cores); for that, grammars are built once more by `spares`."""
         self.words = -(-size // 32)
         self._size = size
         self._rows: dict[int, _Row] = {}
         self._threads = threads or ThreadPoolExecutor(1, "grammars")
         self._healers = healers or ThreadPoolExecutor(1, "healing")
+        self._spares = spares or ThreadPoolExecutor(1, "spare grammars")
+        self._side_by_side = side_by_side or max(1, len(os.sched_getaffinity(0)) * 4 // 5)
         self._executor: LLExecutor | None = None
-        self._compiled: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
         self._vocabulary = vocabulary
         self._tokenizer = self._threads.submit(_tokenizer, vocabulary, size)
+        most = 2 * self._side_by_side if self._side_by_side > 1 else 1
+        self._lexers = Lexers(self._built, self._threads, self._spares, most)
         self._pieces: Future[Pieces] | None = None
 
     def unbuilt(self) -> list[int]:
@@ -71,6 +80,8 @@ class Constraints:
         """Take an update's part of it: who is constrained, and which tokens are known."""
         retired = [self._rows.pop(row, None) for row in ints(update.retire).tolist()] if self._rows else []
         self._drop([part for row in retired if row is not None and row.waits for part in row.building])
+        if retired:
+            self._lexers.keep({row.compiled for row in self._rows.values() if row.compiled is not None})
         for admit in update.admit:
             if admit.sampling.constraints:
                 self._rows[admit.row] = self._admitted(admit)
@@ -89,8 +100,8 @@ class Constraints:
     def fill(self, rows: Sequence[int], lines: Words) -> Filled:
         """Write who may draw what into lines [n, words], one for each row."""
         filled, left = Filled({}, []), dict(enumerate(rows))
+        self._spread()
         while left:
-            lines[list(left)] = -1
             full = self._narrow(left, lines, filled.failures)
             left = {}
             for at, error in full.items():
@@ -110,7 +121,7 @@ class Constraints:
     def _narrow(self, rows: dict[int, int], lines: Words, failures: dict[int, Reason]) -> dict[int, str]:
         """Take out of lines, which are given with their rows, what may not be drawn; those whose lexer has failed."""
         full: dict[int, str] = {}
-        guided: list[tuple[LLMatcher, int]] = []
+        guided: dict[int, list[tuple[LLMatcher, int]]] = {}
 
         def attempt(act: Callable[[int, _Row], None]) -> None:
             for at, row in rows.items():
@@ -127,24 +138,28 @@ class Constraints:
                     if not isinstance(error, GrammarError):
                         log.exception("the constraints of a row failed")
                         failures[row] = Reason(f"{type(error).__name__}: {error}")
-                    if (own := self._rows.get(row)) is not None:
-                        self._forget(own.compiled)  # nobody knows in what state it is
+                    if (own := self._rows.get(row)) is not None and own.compiled is not None:
+                        self._lexers.forget(own.compiled)  # nobody knows in what state it is
 
         def advance(at: int, row: _Row) -> None:
-            if (matcher := row.advanced()) is not None:
-                guided.append((matcher, at))
+            if (matcher := row.advanced()) is None:
+                lines[at] = -1
+            else:
+                guided.setdefault(id(row.compiled), []).append((matcher, at))
 
         attempt(advance)
         if guided:
-            self._executor = self._executor or LLExecutor()
-            self._executor.unsafe_compute_mask_ptr(guided, lines.ctypes.data, 4 * self.words, len(lines))
+            self._executor = self._executor or LLExecutor(self._side_by_side)
+            # Threads take neighbours: those that share a lexer would wait for each other.
+            neighbours = [each for group in guided.values() for each in group]
+            self._executor.unsafe_compute_mask_ptr(neighbours, lines.ctypes.data, 4 * self.words, len(lines))
         attempt(lambda at, row: row.narrow(lines[at]))
         return full
 
     def _admitted(self, admit: Admit) -> "_Row":
         constraints = admit.sampling.constraints
         grammar = next((each for each in constraints if isinstance(each, Grammar)), None)
-        compiled = None if grammar is None else self._matcher(grammar)
+        compiled = None if grammar is None else self._lexers.of(grammar)
         healed = [self._healing(each.text) for each in constraints if isinstance(each, Healing)]
         others = [each for each in constraints if not isinstance(each, Grammar | Healing | ThoughtLimit)]
         filters = [filter_of(each, self.words) for each in others] + [behind(each, self.words) for each in healed]
@@ -152,28 +167,27 @@ class Constraints:
         filters += [Limit(each, pieces) for each in constraints if isinstance(each, ThoughtLimit)]
         return _Row(admit.prompt_length, admit.sampling, grammar, compiled, filters, healed)
 
-    def _matcher(self, grammar: Grammar) -> "Future[LLMatcher]":
-        """One that is copied for each row."""
-        found = self._compiled.pop(grammar, None)
-        if found is None:
-            found = self._compile(grammar)
-        self._compiled[grammar] = found
-        if len(self._compiled) > COMPILED:
-            self._compiled.popitem(last=False)
-        return found
+    def _built(self, grammar: Grammar) -> LLMatcher:
+        return matcher_of(grammar, self._tokenizer.result())
 
-    def _compile(self, grammar: Grammar) -> "Future[LLMatcher]":
-        return self._threads.submit(lambda: matcher_of(grammar, self._tokenizer.result()))
+    def _spread(self) -> None:
+        """Have rows follow other lexers where too many share one."""
+        crowds: dict[Lexer, list[_Row]] = {}
+        for row in self._rows.values():
+            if row.compiled is not None:
+                crowds.setdefault(row.compiled, []).append(row)
+        for row, lexer in self._lexers.spread(crowds):
+            row.follow(lexer)
 
     def _renew(self, row: "_Row") -> bool:
         """Have the matcher of a row built again, and not from what has failed. Where the new one fails soon, others may
         have filled it: the next is the row's alone. False where that one has failed soon too."""
-        assert row.grammar is not None
-        self._forget(row.compiled)
+        assert row.grammar is not None and row.compiled is not None
+        self._lexers.forget(row.compiled)
         soon = row.renewed is not None and len(row.tokens) - row.renewed < self.lasting
         if soon and row.alone:
             return False
-        row.renew(self._compile(row.grammar) if soon else self._matcher(row.grammar), soon)
+        row.renew(self._lexers.alone(row.grammar) if soon else self._lexers.of(row.grammar), soon)
         return True
 
     def _drop(self, parts: "Sequence[Future[Any]]") -> None:
@@ -181,16 +195,12 @@ class Constraints:
         wanted = {part for row in self._rows.values() for part in row.building} if parts else set()
         for part in parts:
             if part not in wanted and part.cancel():
-                self._forget(part)
+                self._lexers.forget(part)
 
     def close(self) -> None:
         """Begin nothing that has not begun: a process ends when all that it began has ended."""
-        for threads in (self._threads, self._healers):
+        for threads in (self._threads, self._healers, self._spares):
             threads.shutdown(wait=False, cancel_futures=True)
-
-    def _forget(self, compiled: "Future[Any] | None") -> None:
-        for grammar in [each for each, found in self._compiled.items() if found is compiled]:
-            del self._compiled[grammar]
 
     def _healing(self, text: bytes) -> "Future[Following]":
         if self._pieces is None:
@@ -214,7 +224,7 @@ class _Row:
         prompt: int,
         sampling: SamplingParams,
         grammar: Grammar | None,
-        compiled: "Future[LLMatcher] | None",
+        compiled: Lexer | None,
         filters: list[Filter],
         healed: "list[Future[Following]]",
     ) -> None:
@@ -235,11 +245,15 @@ class _Row:
         self.building = [part for part in self.building if not part.done()]
         return bool(self.building)
 
-    def renew(self, compiled: "Future[LLMatcher]", alone: bool) -> None:
-        """Follow the grammar from the first token on again, with what is compiled here."""
-        self.compiled, self.building = compiled, [*self.building, compiled]
+    def renew(self, compiled: Lexer, alone: bool) -> None:
+        """Follow the grammar with what is built anew."""
+        self.follow(compiled)
+        self.building = [*self.building, compiled]
         self.renewed, self.alone = len(self.tokens), alone
-        self._matcher, self._taken = None, 0
+
+    def follow(self, compiled: Lexer) -> None:
+        """Follow the grammar from the first token on again, with what is compiled here."""
+        self.compiled, self._matcher, self._taken = compiled, None, 0
 
     def advanced(self) -> LLMatcher | None:
         """The matcher of the row's grammar, behind all tokens. Raises GrammarError."""

@@ -29,7 +29,9 @@ from aiollm.wire.sampling import (
     Thoughts,
 )
 from aiollm.wire.vocabulary import Vocabulary
-from aiollm.workers.constraints import COMPILED, Constraints
+from aiollm.workers.constraints import Constraints
+from aiollm.workers.filters import Words
+from aiollm.workers.lexers import KEPT
 from aiollm.workers.replay import Now
 
 EOS = 256
@@ -72,8 +74,12 @@ def allowed(constraints: Constraints, *rows: int) -> list[list[int]]:
     """The ids that rows may draw; nothing may fail."""
     lines = np.zeros((len(rows), constraints.words), np.int32)
     assert constraints.fill(rows, lines) == ({}, [])
-    bits = np.unpackbits(lines.view(np.uint8), axis=1, bitorder="little")[:, :SIZE]
-    return [np.flatnonzero(line).tolist() for line in bits]
+    return list(map(ids_of, lines))
+
+
+def ids_of(line: Words) -> list[int]:
+    found: list[int] = np.flatnonzero(np.unpackbits(line.view(np.uint8), bitorder="little")[:SIZE]).tolist()
+    return found
 
 
 def failure(constraints: Constraints, row: int) -> str:
@@ -315,6 +321,47 @@ def test_a_matcher_that_lasts_for_a_few_tokens_is_not_built_again_for_each_of_th
     assert "too complex" in filled.failures[0].text and threads.asked == 1 + 3
 
 
+def test_many_rows_of_a_grammar_are_spread_over_lexers_and_may_draw_what_they_might_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows come and go, and lexers are full now and then: a row may wait for one, as any row may."""
+    spares, chance = LateThreads(), random.Random(2)
+    alone, many = constraints_of(), Constraints(BYTES, SIZE, Now(), Now(), spares, side_by_side=2)
+    admit(alone, 0, WIDE)
+    assert allowed(alone, 0) == [[97, 98]]  # its lexer is built before those that are soon full
+    lexers_of(90, monkeypatch)
+    rows: list[int] = []
+    drawn = waited = 0
+    for step in range(400):
+        if len(rows) < 40 and chance.random() < 0.5:
+            rows.append(max(rows, default=0) + 1)
+            for each in (alone, many):
+                admit(each, rows[-1], WIDE)
+        waiting = many.unbuilt()
+        drawing = [row for row in rows if row not in waiting]
+        lines = np.zeros((len(drawing), many.words), np.int32)
+        filled = many.fill(drawing, lines)
+        assert filled.failures == {}
+        waited += len(waiting) + len(filled.later)
+        for row, line in zip(drawing, lines, strict=True):
+            if row in filled.later:
+                continue
+            (might,) = allowed(alone, row)
+            assert ids_of(line) == might, step
+            token = chance.choice([97, 98] if 97 in might and chance.random() < 0.97 else might)
+            drawn += 1
+            if token != EOS and chance.random() > 0.06:
+                many.take(row, token)
+                alone.take(row, token)
+                continue
+            rows.remove(row)
+            for each in (alone, many):
+                each.apply(Update(number=2, retire=pack([row])))
+        if chance.random() < 0.2:
+            spares.complete()
+    assert spares.begun > 8 and drawn > 2000 and waited
+
+
 class Panic(BaseException):
     pass
 
@@ -341,10 +388,10 @@ def test_a_grammar_is_built_once_and_the_oldest_ones_are_given_up() -> None:
         for row in range(4):
             admit(constraints, row, Grammar("regex", f"a{row}"))
     assert threads.asked == 1 + 4, "the tokenizer's, and one for each grammar"
-    for row in range(COMPILED):
+    for row in range(KEPT):
         admit(constraints, 5, Grammar("regex", f"b{row}"))
     admit(constraints, 0, Grammar("regex", "a0"))
-    assert threads.asked == 1 + 4 + COMPILED + 1
+    assert threads.asked == 1 + 4 + KEPT + 1
 
 
 def written(constraints: Constraints, row: int, text: str) -> None:
