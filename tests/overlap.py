@@ -80,6 +80,9 @@ class ListOutbox:
     def put(self, message: FromWorker) -> None:
         self.waiting.append(message)
 
+    def offer(self) -> None:
+        self.flush()
+
     def flush(self) -> None:
         if self.waiting and self.fail is not None:
             raise self.fail

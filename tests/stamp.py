@@ -260,6 +260,9 @@ class Wire:
     def put(self, message: FromWorker) -> None:
         self.posted.append(messages.encoder.encode(message))
 
+    def offer(self) -> None:
+        self.flush()
+
     def flush(self) -> None:
         self.results += self.posted
         self.posted = []

@@ -73,6 +73,9 @@ class Outbox(Protocol):
     def put(self, message: FromWorker) -> None:
         """Queue a message; called with the baton."""
 
+    def offer(self) -> None:
+        """Write what of that can be written at once; called with the baton."""
+
     def flush(self) -> None:
         """Write what is queued, in order; called without the baton."""
 
@@ -116,6 +119,8 @@ class Loop:
         try:
             if flight is not None:
                 self._post(flight)
+                if self.in_flight:  # the device has work: clients come before the next launch, which takes 1 ms
+                    self.outbox.offer()
         finally:
             self._draw()  # the other thread waits for it
         self.turns += 1

@@ -48,8 +48,19 @@ class PipeOutbox:
         if self._speaks or not isinstance(message, Result | Failed):
             self._waiting.append(message)
 
+    def offer(self) -> None:
+        if self._lock.acquire(blocking=False):  # else the other thread is writing, and this one will when it flushes
+            try:
+                self._encode()
+                self._writer.flush()
+            finally:
+                self._lock.release()
+
     def flush(self) -> None:
         with self._lock:
-            while self._waiting:
-                self._writer.send(encoder.encode(self._waiting.popleft()))
+            self._encode()
             self._writer.flush_blocking()
+
+    def _encode(self) -> None:
+        while self._waiting:
+            self._writer.send(encoder.encode(self._waiting.popleft()))

@@ -122,6 +122,9 @@ class Comparison:
     def wait(self) -> bool:
         return False
 
+    def offer(self) -> None:
+        pass
+
     def flush(self) -> None:
         pass
 

@@ -1,5 +1,6 @@
 """What lies around a turn: the shell of two threads, its ends and its errors. The turns themselves: test_stamp.py."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from aiollm.workers.constraints import Constraints, Filled
 from aiollm.workers.flight import Outcome
 from aiollm.workers.loop import QUIET, SMALL_UPDATES
 from aiollm.workers.step import Step
-from aiollm.workers.stream import Split, StateLost
+from aiollm.workers.stream import HostStream, Pending, Split, StateLost
 
 
 def tokens(messages: list[FromWorker]) -> list[int]:
@@ -29,6 +30,22 @@ def test_a_row_runs_to_its_limit_and_the_loop_ends_with_its_server() -> None:
     headers = [message.header for message in outbox.sent if isinstance(message, Result)]
     assert [header.iteration for header in headers] == [1, 2, 3, 4]
     assert {header.applied for header in headers} == {1}
+
+
+def test_what_an_iteration_brought_is_on_its_way_before_the_launch_that_follows_its_post() -> None:
+    """That of iteration k precedes k + 2, while the device is busy with k + 1."""
+    outbox, sent = ListOutbox(), []
+
+    class Watched(HostStream):
+        def launch(self, work: Callable[[], object]) -> Pending:
+            sent.append(len(outbox.sent))
+            return super().launch(work)
+
+    inbox = ListInbox([begin(1, 3, [7, 7, 7], credit=9, outputs=10)])
+    loop = loop_of(inbox, outbox, PositionRunner())
+    loop.stream = Watched()
+    start(loop)()
+    assert sent == [0, 0, *range(1, 9)]
 
 
 def test_hidden_states_come_with_the_rows_that_want_them_and_are_alive() -> None:

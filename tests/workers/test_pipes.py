@@ -1,6 +1,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -49,6 +50,7 @@ def test_messages_leave_in_the_order_of_put_whichever_thread_flushes(pipe: tuple
         for _ in range(100):
             with baton:
                 outbox.put(result(next(iterations)))
+                outbox.offer()
             outbox.flush()
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -58,6 +60,27 @@ def test_messages_leave_in_the_order_of_put_whichever_thread_flushes(pipe: tuple
         thread.join()
     found = [message.header.iteration for message in received(pipe[0]) if isinstance(message, Result)]
     assert found == list(range(1, 401))
+
+
+def test_an_offer_never_waits(pipe: tuple[int, int]) -> None:
+    """Neither for the reader nor for the other thread, which waits for it."""
+    outbox, filled = PipeOutbox(FrameWriter(pipe[1])), 0
+    with suppress(BlockingIOError):
+        while True:
+            filled += os.write(pipe[1], bytes(4096))
+    outbox.put(result(1))
+    outbox.offer()
+    flushing = threading.Thread(target=outbox.flush)
+    flushing.start()
+    outbox.put(result(2))
+    outbox.offer()
+    assert flushing.is_alive()
+    while filled:
+        filled -= len(os.read(pipe[0], filled))
+    flushing.join()
+    outbox.put(result(3))
+    outbox.offer()
+    assert received(pipe[0]) == [result(1), result(2), result(3)]
 
 
 def test_a_rank_that_does_not_speak_still_says_how_it_loads_and_why_it_ends(pipe: tuple[int, int]) -> None:

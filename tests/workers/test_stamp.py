@@ -45,6 +45,9 @@ class Mute:
     def __init__(self, outbox: loop.Outbox) -> None:
         self.put = outbox.put
 
+    def offer(self) -> None:
+        pass
+
     def flush(self) -> None:
         pass
 
