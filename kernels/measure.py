@@ -31,33 +31,63 @@ def arguments(case: Case, device: torch.device, seed: int = 0) -> tuple[Any, ...
     return case.make(device)
 
 
-def expectation(case: Case, device: torch.device) -> tuple[Any, ...]:
-    """What the reference returns for `arguments(case, device)`, and the arguments as it leaves them."""
+class Expectation(NamedTuple):
+    """What the reference returns, and the tensors among its arguments before and after."""
+
+    result: Any
+    before: list[torch.Tensor]
+    after: list[torch.Tensor]
+
+
+def expectation(case: Case, device: torch.device) -> Expectation:
+    """That of `arguments(case, device)`."""
     given = arguments(case, device)
-    return case.reference(given), given
+    before = [tensor.clone() for tensor in tensors(given)]
+    return Expectation(case.reference(given), before, list(tensors(given)))
 
 
-def check(case: Case, device: torch.device, expected: tuple[Any, ...]) -> None:
-    """Compare the operation with an `expectation`: what it returns, and what it leaves in its arguments.
+def check(case: Case, device: torch.device, expected: Expectation) -> None:
+    """Compare the operation with the reference: what it returns, and what it leaves in its arguments.
 
     An argument whose memory the result took is not compared. Errors: AssertionError names the case and the difference.
     """
     given = arguments(case, device)
+    before = [tensor.clone() for tensor in tensors(given)]
     result = case.run(given)
     taken = {part.untyped_storage().data_ptr() for part in tensors(result)}
     try:
-        for ours, theirs in zip(tensors(result), tensors(expected[0]), strict=True):
-            _compare(case, ours, theirs)
-        for ours, theirs in zip(tensors(given), tensors(expected[1]), strict=True):
-            if ours.untyped_storage().data_ptr() not in taken:
+        if case.agree is not None:
+            case.agree(given, result, expected.result)
+        else:
+            for ours, theirs in zip(tensors(result), tensors(expected.result), strict=True):
                 _compare(case, ours, theirs)
+        each = zip(before, tensors(given), expected.before, expected.after, strict=True)
+        for ours_before, ours, theirs_before, theirs in each:
+            if ours.untyped_storage().data_ptr() not in taken:
+                _compare_left(case, (ours_before, ours), (theirs_before, theirs))
     except (AssertionError, ValueError) as error:
         raise AssertionError(f"{case.op} {case.label}: {error}") from error
 
 
 def _compare(case: Case, ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    if not torch.equal(ours, theirs):  # spares large pools that nobody wrote the comparison's memory
-        (case.close if ours.is_floating_point() else torch.testing.assert_close)(ours, theirs)
+    (case.close if ours.is_floating_point() else torch.testing.assert_close)(ours, theirs)
+
+
+def _compare_left(
+    case: Case, ours: tuple[torch.Tensor, torch.Tensor], theirs: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """An argument before and after, here and there. Where it was not the same before it is memory that nobody has
+    written yet; and guards against reading what is not to be read are NaN."""
+    (our_bits_before, our_bits), (their_bits_before, their_bits) = (tuple(map(_bits, pair)) for pair in (ours, theirs))
+    if torch.equal(our_bits, their_bits):
+        return
+    changed = (our_bits_before == their_bits_before) & (our_bits != their_bits)
+    if changed.any():
+        _compare(case, ours[1][changed], theirs[1][changed])
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def argument_sets(case: Case, device: torch.device) -> list[tuple[Any, ...]]:

@@ -25,6 +25,7 @@ from aiollm.kernels.processed import GROUP, changes, clear, processed, row_rules
 from aiollm.kernels.random import bits
 from aiollm.kernels.ref.sample import sample as reference
 from aiollm.kernels.select import BINS, LOG2_E, group_statistics
+from aiollm.kernels.tolerance import assert_drawn
 from aiollm.kernels.tuned import lookup
 from aiollm.kernels.workload import Case, Shape
 
@@ -202,7 +203,7 @@ def cases(shape: Shape) -> Iterator[Case]:
                 return logits, sampling._replace(**moved)
 
             size = rows * shape.vocab * shape.dtype.itemsize
-            yield Case("sample", f"{rows} rows {label}", make, bytes=size, expected=_stable)
+            yield Case("sample", f"{rows} rows {label}", make, bytes=size, expected=_stable, agree=_agree)
 
 
 def _stable(logits: torch.Tensor, sampling: Sampling) -> Sampled:
@@ -211,3 +212,8 @@ def _stable(logits: torch.Tensor, sampling: Sampling) -> Sampled:
     values, ids = logits.float().sort(dim=-1, descending=True, stable=True)
     total = logits.float().logsumexp(-1, keepdim=True)
     return drawn._replace(top_ids=ids[:, : sampling.top_n], top_logprobs=values[:, : sampling.top_n] - total)
+
+
+def _agree(given: tuple[torch.Tensor, Sampling], drawn: Sampled, expected: Sampled) -> None:
+    assert_drawn(*given, drawn, expected)
+    torch.testing.assert_close(drawn.top_ids, expected.top_ids)

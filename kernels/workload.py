@@ -69,7 +69,8 @@ class Case(NamedTuple):
     `make(device)` gives fresh positional arguments, all on `device`, with random content from torch's generator of that
     device. The device may be "meta", where tensors of any size cost nothing and hold nothing. `bytes` and `flops` are
     the least that any implementation must move and compute. `expected` gives what the reference gives for the same
-    arguments, where the reference itself needs too much memory. `close` compares a result with the reference's.
+    arguments, where the reference itself needs too much memory. `close` compares a tensor with the reference's; where
+    `agree` is given, it compares the results as a whole: arguments, result, the reference's result.
     """
 
     op: str  # a field of Ops
@@ -79,6 +80,7 @@ class Case(NamedTuple):
     flops: int = 0
     expected: Callable[..., Any] | None = None
     close: Callable[[torch.Tensor, torch.Tensor], None] = assert_close
+    agree: Callable[[tuple[Any, ...], Any, Any], None] | None = None
 
     def run(self, arguments: tuple[Any, ...]) -> Any:
         """Call the Triton operation."""

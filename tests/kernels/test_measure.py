@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -58,6 +59,56 @@ def test_an_argument_whose_memory_the_result_took_is_not_compared(device: torch.
     wrong = case._replace(expected=lambda x: x * 3)
     with pytest.raises(AssertionError, match="gated 3 rows: "):
         measure.check(wrong, device, measure.expectation(wrong, device))
+
+
+def test_memory_that_nobody_has_written_yet_is_not_compared(device: torch.device) -> None:
+    """Nor do guards against reading it fail, which are NaN."""
+    fresh = iter(range(100))
+
+    def make(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        guarded = torch.tensor([1.0, 2.0, math.nan], device=device)
+        return guarded, torch.tensor([5, next(fresh), next(fresh)], device=device)
+
+    class Writes(Case):
+        """The first number of the second argument, one more than it was."""
+
+        def run(self, arguments: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            arguments[1][0] += 1
+            return arguments[0].nan_to_num(0.0)
+
+    def reference(guarded: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
+        written[0] += 1
+        return guarded.nan_to_num(0.0)
+
+    case = Writes("gated", "3 rows", make, 96, expected=reference)
+    measure.check(case, device, measure.expectation(case, device))
+    lazy = case._replace(expected=lambda guarded, written: guarded.nan_to_num(0.0))
+    with pytest.raises(AssertionError, match="gated 3 rows: "):
+        measure.check(lazy, device, measure.expectation(lazy, device))
+
+
+def test_a_case_may_compare_its_results_as_a_whole(device: torch.device) -> None:
+    def agree(given: tuple[torch.Tensor, str], ours: torch.Tensor, theirs: torch.Tensor) -> None:
+        assert given[1] == "silu" and bool((ours < theirs).all()), "not smaller"
+
+    case = gated(lambda x, kind: reference_ops().gated(x, kind) + 0.01)._replace(agree=agree)
+    measure.check(case, device, measure.expectation(case, device))
+    wrong = case._replace(expected=reference_ops().gated)
+    with pytest.raises(AssertionError, match="gated 3 rows: not smaller"):
+        measure.check(wrong, device, measure.expectation(wrong, device))
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_draws_are_checked_as_they_are_in_a_benchmark(device: torch.device, at: int) -> None:
+    """Of one row: greedy, plain, a nucleus, and everything."""
+    shape = SHAPES["smollm2-135m"]._replace(vocab=500)
+    case = [case for case in cases(shape, ["sample"]) if case.label.startswith("1 rows")][at]
+    measure.check(case, device, measure.expectation(case, device))
+
+
+@pytest.mark.gpu
+def test_every_call_that_is_timed_and_tuned_is_right(device: torch.device) -> None:
+    assert bench.wrong(list(cases(SHAPES["qwen3-8b"])), device) == []
 
 
 def test_a_result_that_lacks_a_part_fails_the_check(device: torch.device) -> None:

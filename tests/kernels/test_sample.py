@@ -10,9 +10,8 @@ from aiollm.kernels.batch import Sampled, Sampling
 from aiollm.kernels.cases import make_sampling
 from aiollm.kernels.cpu import sample as cpu
 from aiollm.kernels.ref.random import uniform
-from aiollm.kernels.ref.sample import add_bias, gathered, penalize
 from aiollm.kernels.ref.sample import sample as reference
-from aiollm.kernels.tolerance import assert_close
+from aiollm.kernels.tolerance import assert_close, assert_drawn
 
 Sample = Callable[[torch.Tensor, Sampling], Sampled]
 INF = float("inf")
@@ -294,41 +293,6 @@ def mixed_sampling(rows: int, vocab: int, history: int = 12, seed: int = 5) -> S
     )
 
 
-def assert_draws(logits: torch.Tensor, sampling: Sampling, drawn: Sampled) -> None:
-    """Every token is the reference's, or would be if its weights were rounded a little otherwise."""
-    expected = reference(logits, sampling)
-    own = gathered(sampling)
-    processed = penalize(add_bias(logits.float(), own), own)
-    numbers = uniform(own.seeds, own.lengths).tolist()
-    for i in (drawn.tokens != expected.tokens).nonzero().flatten().tolist():
-        knobs = [getattr(own, name)[i].item() for name in ("temperature", "top_k", "top_p", "min_p")]
-        assert knobs[0] > 0 and drawn.tokens[i] >= 0, f"row {i}: {drawn.tokens[i]}, not {expected.tokens[i]}"
-        assert near_draw(processed[i].double(), *knobs, numbers[i], int(drawn.tokens[i])), f"row {i}: {knobs}"
-    alike = drawn.tokens == expected.tokens
-    assert_close(drawn.logprobs[alike], expected.logprobs[alike])
-    assert_close(drawn.top_logprobs, expected.top_logprobs)
-
-
-def near_draw(
-    x: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float, number: float, token: int
-) -> bool:
-    """Whether `number` draws `token` where the number and top_p may be off by 1e-5, and min_p by so much of it."""
-    off = 1e-5
-    weights = ((x - x.max()) / temperature).exp()
-    _, ids = x.sort(descending=True, stable=True)
-    ordered = weights[ids][: top_k or None]
-    before = ordered.cumsum(0) - ordered
-    low, high = (int((before < (top_p + d) * ordered.sum()).sum()) for d in (-off, off))
-    for count in range(max(low, 1), high + 1):
-        kept = torch.zeros_like(weights).index_fill(0, ids[:count], 1.0)
-        for least in (min_p * (1 - off), min_p * (1 + off)):
-            mass = (weights * kept * (weights >= least)).cumsum(0) / (weights * kept * (weights >= least)).sum()
-            start = mass[token - 1] if token else 0.0
-            if mass[token] > start and start - off <= number <= mass[token] + off:
-                return True
-    return False
-
-
 @pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
 @pytest.mark.parametrize("vocab", [5, 97, 5000])
 @pytest.mark.parametrize("rows", [0, 1, 63])
@@ -349,7 +313,7 @@ def test_cpu_draws_what_the_reference_draws(rows: int, vocab: int, spread: float
 def test_triton_draws_what_the_reference_draws(rows: int, vocab: int, spread: float, dtype: torch.dtype) -> None:
     logits = random_logits(rows, vocab, spread=spread).to(dtype)
     sampling = mixed_sampling(rows, vocab)
-    assert_draws(logits, sampling, triton_sample(logits, sampling))
+    assert_drawn(logits, sampling, triton_sample(logits, sampling), reference(logits, sampling))
 
 
 def test_triton_finds_the_cut_among_more_tokens_than_it_has_room_for() -> None:
@@ -357,7 +321,7 @@ def test_triton_finds_the_cut_among_more_tokens_than_it_has_room_for() -> None:
     logits = random_logits(3, vocab, spread=0.02).bfloat16()
     knobs = {"top_k": [0, 3000, 0], "top_p": [0.9, 0.5, 1.0], "min_p": [0.0, 0.0, 0.97], "presence": [0.0, 1.0, 0.0]}
     sampling = make_sampling(3, **knobs, generated=[[5], [7, 9], []], vocab=vocab)
-    assert_draws(logits, sampling, triton_sample(logits, sampling))
+    assert_drawn(logits, sampling, triton_sample(logits, sampling), reference(logits, sampling))
 
 
 @pytest.mark.gpu
@@ -367,7 +331,7 @@ def test_triton_finds_the_cut_among_more_tokens_than_it_has_room_for() -> None:
 def test_triton_draws_what_the_reference_draws_at_scale(vocab: int, spread: float, dtype: torch.dtype) -> None:
     logits = random_logits(500, vocab, seed=1, spread=spread).to(dtype)
     sampling = mixed_sampling(500, vocab, history=3000)
-    assert_draws(logits, sampling, triton_sample(logits, sampling))
+    assert_drawn(logits, sampling, triton_sample(logits, sampling), reference(logits, sampling))
 
 
 @pytest.mark.gpu
@@ -385,7 +349,7 @@ def test_a_captured_graph_serves_other_requests_than_it_was_captured_with() -> N
             if isinstance(tensor, torch.Tensor):
                 tensor.copy_(getattr(wishes, name))
         graph.replay()
-        assert_draws(others, wishes, Sampled(*(column.cpu() for column in drawn)))
+        assert_drawn(others, wishes, Sampled(*(column.cpu() for column in drawn)), reference(others, wishes))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
