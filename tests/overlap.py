@@ -108,7 +108,10 @@ class LateThreads(Executor):
             future, work = self.queue.popleft()
             if future.set_running_or_notify_cancel():
                 self.begun += 1
-                future.set_result(work())
+                try:
+                    future.set_result(work())
+                except BaseException as error:  # noqa: BLE001  the future's own
+                    future.set_exception(error)
 
 
 def loop_of(

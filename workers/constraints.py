@@ -68,8 +68,7 @@ class Constraints:
         self._executor: LLExecutor | None = None
         self._vocabulary = vocabulary
         self._tokenizer = self._threads.submit(_tokenizer, vocabulary, size)
-        most = 2 * self._side_by_side if self._side_by_side > 1 else 1
-        self._lexers = Lexers(self._built, self._threads, self._spares, most)
+        self._lexers = Lexers(self._built, self._threads, self._spares, self._side_by_side)
         self._pieces: Future[Pieces] | None = None
 
     def unbuilt(self) -> list[int]:

@@ -19,7 +19,8 @@ from aiollm.wire.sampling import Grammar
 
 log = logging.getLogger(__name__)
 
-KEPT = 64  # grammars; one takes up to some 100 MB, mostly a thousandth of that
+KEPT = 64  # grammars; a lexer takes up to some 100 MB, mostly a thousandth of that
+MOST = 32  # lexers of one grammar: those of 256 rows
 MOVED = 2000  # tokens that the rows which move in one step may have: a lexer reads some hundred in 1 ms at worst
 
 Lexer = Future[LLMatcher]
@@ -36,19 +37,24 @@ Row = TypeVar("Row", bound=Follower)
 
 
 class _Family(NamedTuple):
+    """The first of `lexers` is what rows begin with, the others are spares."""
+
     grammar: Grammar
     lexers: list[Lexer]
 
 
 class Lexers:
-    """`build` may take seconds, in `threads`; what is built once more is built in `spares`, so that nobody waits for
-    it. A grammar gets `most` lexers at most."""
+    """`build` may take seconds, in `threads`; spares are built in `spares`, and nobody waits for them. As many lexers
+    of a grammar are used as masks are computed `side_by_side`, twice over, so that few of these meet at one."""
 
     each = 8
     """Rows that may share a lexer before there is another one."""
 
-    def __init__(self, build: Callable[[Grammar], LLMatcher], threads: Executor, spares: Executor, most: int) -> None:
-        self._build, self._threads, self._spares, self._most = build, threads, spares, most
+    def __init__(
+        self, build: Callable[[Grammar], LLMatcher], threads: Executor, spares: Executor, side_by_side: int
+    ) -> None:
+        self._build, self._threads, self._spares = build, threads, spares
+        self._most = min(MOST, 2 * side_by_side) if side_by_side > 1 else 1
         self._grammars: OrderedDict[Grammar, _Family] = OrderedDict()
         self._families: dict[Lexer, _Family] = {}
 
@@ -60,7 +66,7 @@ class Lexers:
             self._add(family, self.alone(grammar))
         self._grammars[grammar] = family
         if len(self._grammars) > KEPT:
-            self._give_up(next(iter(self._grammars.values())).lexers)
+            self.forget(next(iter(self._grammars.values())).lexers[0])
         return family.lexers[0]
 
     def alone(self, grammar: Grammar) -> Lexer:
@@ -68,16 +74,17 @@ class Lexers:
         return self._threads.submit(self._build, grammar)
 
     def forget(self, lexer: Lexer) -> None:
-        """Whoever comes next gets another one."""
-        if (family := self._families.pop(lexer, None)) is not None:
-            family.lexers.remove(lexer)
-            if not family.lexers:
-                del self._grammars[family.grammar]
+        """Have its grammar built anew for whoever comes next: if this one is full, its spares soon will be. Rows that
+        follow any of them go on."""
+        if (family := self._families.get(lexer)) is not None:
+            self._cut(family, 0)
+            del self._grammars[family.grammar]
 
     def keep(self, used: AbstractSet[Lexer]) -> None:
-        """Rows have gone: of what was built once more, give up what none of these is."""
+        """Rows have gone, and these lexers are followed: give up the spares of grammars that no row follows now."""
         for family in self._grammars.values():
-            self._give_up([each for each in family.lexers[1:] if each.done() and each not in used])
+            if len(family.lexers) > 1 and used.isdisjoint(family.lexers):
+                self._cut(family, 1)
 
     def spread(self, crowds: Mapping[Lexer, Sequence[Row]]) -> Iterator[tuple[Row, Lexer]]:
         """Rows by their lexers: who is to follow which one from now on, as too many share theirs."""
@@ -104,9 +111,13 @@ class Lexers:
         family.lexers.append(lexer)
         self._families[lexer] = family
 
-    def _give_up(self, lexers: Sequence[Lexer]) -> None:
-        for lexer in list(lexers):
-            self.forget(lexer)
+    def _cut(self, family: _Family, first: int) -> None:
+        """Give up its lexers from number `first` on; spares that were not begun are not built."""
+        for lexer in family.lexers[first:]:
+            del self._families[lexer]
+        for spare in family.lexers[max(first, 1) :]:
+            spare.cancel()
+        del family.lexers[first:]
 
 
 def _longest_first(rows: Sequence[Row]) -> list[Row]:

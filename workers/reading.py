@@ -16,9 +16,10 @@ import torch
 
 from aiollm.workers.checkpoint import CheckpointError
 
-# Read at a time. On a CPU large enough for full bandwidth, small beside any model. On the way to a GPU each part costs
-# its thread some 12 calls of torch: 16.4 GB in parts of 16, 32, 64 and 128 MB took 0.59, 0.50, 0.45 and 0.39 s.
-PART_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}
+PART_BYTES = 16 << 20  # read at a time: large enough for full bandwidth, small beside any model
+# As it is stored, on the way to a GPU, where each part costs its thread some 12 calls of torch: 16.4 GB in parts of 16,
+# 32, 64 and 128 MB took 0.59, 0.50, 0.45 and 0.39 s. What has to be changed there lies there twice meanwhile.
+WHOLE_BYTES = 128 << 20
 PIECE_BYTES = 4 << 20  # on its way to a GPU: the pinned buffers of all threads together stay in the host's cache
 READERS = 12  # threads for a GPU; for a CPU as many as compute, at most these
 

@@ -215,7 +215,7 @@ def _replay(epoch: Epoch, settings: WorkerSettings) -> int:
     decisions = Recorded([message.header for message in epoch.results])
     began = time.monotonic()
     number, rows = epoch.setup.epoch, settings.rows
-    constraints = Constraints(epoch.setup.vocabulary, ready.vocabulary, Now(), Now())
+    constraints = Constraints(epoch.setup.vocabulary, ready.vocabulary, Now(), Now(), Now())
     overlap.run(
         loop.Loop(
             number, rows, comparison, comparison, stream, runner, runner.staging, decisions, constraints,

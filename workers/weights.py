@@ -16,7 +16,7 @@ from aiollm.workers.checkpoint import DTYPES, CheckpointError, Stored, stored
 from aiollm.workers.model.parameters import Parameter, parameters
 from aiollm.workers.model.sources import located
 from aiollm.workers.model.spec import DecoderSpec
-from aiollm.workers.reading import PART_BYTES, Part, read
+from aiollm.workers.reading import PART_BYTES, WHOLE_BYTES, Part, read
 from aiollm.workers.tp import Shard, TensorParallel
 
 # Tensors in some checkpoints that are no text decoder's weights: tables that older code stored along, and eyes.
@@ -162,7 +162,8 @@ class _Assembly:
             self.weights[each] = self.quantize(weight) if self.quantize and LINEAR.search(each) else weight
 
     def _parts(self, parameter: Parameter, found: Mapping[str, Stored]) -> list[Part]:
-        """What has to be read for a parameter, in parts of PART_BYTES at most but never less than a row."""
+        """What has to be read for a parameter, in parts of PART_BYTES or WHOLE_BYTES at most but never less than a
+        row."""
         parts = []
         for piece in parameter.pieces:
             at = found[piece.source]
@@ -171,7 +172,10 @@ class _Assembly:
             first, last, _ = take[0].indices(shape[0])
             width = math.prod(shape[1:])
             row_bytes = width * DTYPES[at.dtype].itemsize
-            step = max(1, PART_BYTES[self.device.type] // row_bytes)
+            as_stored = DTYPES[at.dtype] == self.dtype and all(
+                columns.indices(size) == (0, size, 1) for columns, size in zip(take[1:], shape[1:], strict=True)
+            )
+            step = max(1, (WHOLE_BYTES if as_stored and self.device.type == "cuda" else PART_BYTES) // row_bytes)
             for begin in range(first, last, step):
                 end = min(last, begin + step)
                 row = piece.row + begin - first

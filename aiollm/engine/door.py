@@ -36,7 +36,7 @@ class Door:
                 outlook = self.look()
                 gauge = outlook, self.policy.open(outlook.view)
             joined = self._joining(head, *gauge)
-            if not joined and not self._ledger.running:
+            if not joined and not self._ledger.running:  # a group of several, each of which fits alone
                 joined, gauge = (head,), None
                 for other in head.group:
                     other.group = ()  # they never fit together

@@ -17,7 +17,7 @@ WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 # Texts are not forced through one way of cutting them into tokens: the model cuts as it was trained to.
 HEAD = '%llguidance {"no_forcing": true}\n'
 OPTIONS = re.compile(r"^[ \t]*%llguidance.*$", re.MULTILINE)
-# A state of a lexer takes 1 to 2 kB, and there is one lexer for each grammar.
+# A state of a lexer takes 1 to 2 kB.
 # Where an error is, the grammar around it, and how a regular expression stands in its own error.
 POSITION = re.compile(r"(?:at )?(?:(\d+)\(\d+\): )+")
 LISTING = re.compile(r"\n +\d+ \| |; following special tokens|\n<non-verbose")

@@ -51,6 +51,22 @@ def test_memory_for_all_of_a_group_is_there_before_the_first_one_begins():
     assert answered(running, *group) and stand.core.paused_total == 0
 
 
+def test_who_finds_nobody_running_begins_without_a_look():
+    stand = Stand(rows=4, slots=200)
+    looks = []
+    open_gauge = stand.core.policy.open
+    stand.core.policy.open = lambda view: looks.append(view) or open_gauge(view)
+    alone, second = ask(count_to(5), 6), ask(count_to(5, 1), 6)
+    stand.submit(alone)
+    stand.round()
+    assert alone.state is State.RUNNING and not looks
+    stand.submit(second)
+    stand.round()
+    assert second.state is State.RUNNING and len(looks) == 1
+    stand.finish()
+    assert answered(alone, second)
+
+
 @pytest.mark.parametrize(("rows", "slots"), [(2, 200), (8, 30)])
 def test_a_group_that_never_fits_as_a_whole_begins_one_by_one(rows, slots):
     stand = Stand(rows=rows, slots=slots)

@@ -324,12 +324,12 @@ def test_a_matcher_that_lasts_for_a_few_tokens_is_not_built_again_for_each_of_th
 def test_many_rows_of_a_grammar_are_spread_over_lexers_and_may_draw_what_they_might_have(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Rows come and go, and lexers are full now and then: a row may wait for one, as any row may."""
-    spares, chance = LateThreads(), random.Random(2)
-    alone, many = constraints_of(), Constraints(BYTES, SIZE, Now(), Now(), spares, side_by_side=2)
+    """Rows come and go, and lexers are full now and then."""
+    threads, spares, chance = LateThreads(), LateThreads(), random.Random(2)
+    alone, many = constraints_of(), Constraints(BYTES, SIZE, threads, Now(), spares, side_by_side=2)
     admit(alone, 0, WIDE)
     assert allowed(alone, 0) == [[97, 98]]  # its lexer is built before those that are soon full
-    lexers_of(90, monkeypatch)
+    lexers_of(120, monkeypatch)
     rows: list[int] = []
     drawn = waited = 0
     for step in range(400):
@@ -357,9 +357,10 @@ def test_many_rows_of_a_grammar_are_spread_over_lexers_and_may_draw_what_they_mi
             rows.remove(row)
             for each in (alone, many):
                 each.apply(Update(number=2, retire=pack([row])))
-        if chance.random() < 0.2:
-            spares.complete()
-    assert spares.begun > 8 and drawn > 2000 and waited
+        for each in (threads, spares):
+            if chance.random() < 0.7:
+                each.complete()
+    assert threads.begun > 10 and spares.begun > 8 and drawn > 2000 and waited
 
 
 class Panic(BaseException):

@@ -28,7 +28,7 @@ class Crowd:
 
     def __init__(self, build: Any = lambda grammar: grammar.source) -> None:
         self.spares = LateThreads()
-        self.lexers = Lexers(build, Now(), self.spares, MOST)
+        self.lexers = Lexers(build, Now(), self.spares, MOST // 2)
         self.rows: list[Row] = []
 
     def come(self, grammar: Grammar, rows: int = 1, tokens: int = 0) -> None:
@@ -111,11 +111,22 @@ def test_moves_of_long_rows_take_several_steps() -> None:
     assert [crowd.spread() for _ in range(9)] == [1] * 8 + [0]
 
 
-def test_what_no_row_uses_any_more_is_given_up_but_for_the_first() -> None:
+def test_spares_outlive_those_who_come_and_go_and_are_given_up_when_nobody_is_left() -> None:
     crowd = Crowd()
     crowd.come(A, 20)
+    crowd.come(B)
+    crowd.spread()
+    while crowd.spares.queue:
+        crowd.spares.complete()
+        crowd.go(crowd.rows[-1:])  # they are not followed yet
+        crowd.come(B)
     crowd.settle()
     first = crowd.lexers.of(A)
+    assert crowd.sizes()[-3:] == [6, 7, 7] and crowd.spares.begun == 2
+    crowd.go([row for row in crowd.rows if row.lexer is not first])
+    crowd.come(A, 20 - len(crowd.rows))
+    crowd.settle()
+    assert crowd.sizes() == [6, 7, 7] and crowd.spares.begun == 2
     crowd.go(list(crowd.rows))
     crowd.come(A, 20)
     assert crowd.lexers.of(A) is first and crowd.sizes() == [20]
@@ -123,36 +134,53 @@ def test_what_no_row_uses_any_more_is_given_up_but_for_the_first() -> None:
     assert crowd.spares.begun == 4
 
 
-def test_a_forgotten_lexer_is_not_followed_again() -> None:
+def test_spares_for_nobody_are_not_begun() -> None:
     crowd = Crowd()
     crowd.come(A, 20)
+    crowd.spread()
+    crowd.go(list(crowd.rows))
     crowd.settle()
-    old = crowd.rows[0].lexer
-    crowd.lexers.forget(old)
-    assert crowd.lexers.of(A) is not old
-    crowd.settle()
-    assert len({row.lexer for row in crowd.rows if row.lexer is not old}) == 2
-    crowd.lexers.forget(old)
-    for lexer in {row.lexer for row in crowd.rows}:
-        crowd.lexers.forget(lexer)
-    assert crowd.lexers.of(A) not in {row.lexer for row in crowd.rows}
+    assert not crowd.spares.begun
 
 
-def test_what_cannot_be_built_once_more_is_told_and_its_rows_stay(caplog: pytest.LogCaptureFixture) -> None:
+def test_where_one_is_full_all_are_forgotten_and_their_rows_go_on() -> None:
+    crowd = Crowd()
+    crowd.come(A, 20)
+    crowd.spread()
+    crowd.spares.complete()
+    crowd.spread()
+    old = set(crowd.shared())
+    assert len(old) == 2
+    crowd.lexers.forget(crowd.rows[-1].lexer)
+    new = crowd.lexers.of(A)
+    assert new not in old and new.done(), "nobody waits for a spare"
+    crowd.lexers.forget(crowd.rows[0].lexer)
+    assert crowd.lexers.of(A) is new, "it is not one of them"
+    crowd.settle()
+    assert set(crowd.shared()) == old and crowd.spares.begun == 1, "what was asked for once more is not built"
+
+
+def test_what_cannot_be_built_once_more_is_told_and_its_rows_share_what_there_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     built = 0
 
     def build(grammar: Grammar) -> str:
         nonlocal built
         built += 1
-        if built > 1:
+        if built == 3:
             raise MemoryError("no more")
         return grammar.source
 
     crowd = Crowd(build)
-    crowd.spares = crowd.lexers._spares = Now()  # type: ignore[assignment]
     crowd.come(A, 20)
-    assert crowd.spread() == 0 and crowd.spread() == 0
-    assert built == 3 and "no more" in caplog.text
+    crowd.come(B)
+    for _ in range(5):
+        crowd.settle()
+        crowd.go(crowd.rows[-1:])
+        crowd.come(B)
+    assert crowd.sizes() == [1, 10, 10] and caplog.text.count("no more") == 1
+    assert built == 2 + 2, "nobody tries again for them"
 
 
 def test_one_that_is_alone_is_nobody_elses() -> None:
@@ -185,7 +213,6 @@ def test_whatever_comes_and_goes_rows_follow_their_own_grammar_and_nothing_is_le
     crowd.go(crowd.rows)
     while crowd.spares.queue:
         crowd.spares.complete()
-    crowd.lexers.keep(set())
     kept = crowd.lexers._grammars.values()
     assert all(len(family.lexers) == 1 for family in kept) and len(kept) <= KEPT
     assert crowd.lexers._families.keys() == {family.lexers[0] for family in kept}

@@ -119,7 +119,7 @@ def test_each_byte_is_read_once_whatever_the_size_of_the_parts(
         return count
 
     monkeypatch.setattr(os, "preadv", noted)
-    monkeypatch.setitem(reading.PART_BYTES, "cpu", part_bytes)
+    monkeypatch.setattr("aiollm.workers.weights.PART_BYTES", part_bytes)
     weights = loaded(tmp_path)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     size = (tmp_path / "model.safetensors").stat().st_size
