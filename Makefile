@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: help serve test test-long check aot conformance families stamp parity stalls fuzz tables soak \
+.PHONY: help serve test test-gpu test-long check aot conformance families stamp parity stalls fuzz tables soak \
         bench-cpu bench-frontend bench-gpu bench-kernels bench-shapes bench-static clean operations simulate
 .DEFAULT_GOAL := help
 
@@ -12,6 +12,7 @@ help:
 	@echo 'make serve ARGS="serve MODEL --port 8000"   serve a model; without ARGS a small demo model'
 	@echo 'make test ARGS="tests/engine -k radix"      run the tests; without ARGS all of them'
 	@echo 'make test-long                              the tests that it leaves out for their time'
+	@echo 'make test-gpu                               the tests that need a GPU, and the kernels natively'
 	@echo 'make check                                  ruff, mypy and the layout tests'
 	@echo 'make aot                                    what each kernel costs on each GPU, and whether that is more than before'
 	@echo 'make tables                                 write the tables of the README again'
@@ -98,6 +99,9 @@ bench-gpu: $(VENV)/.serve
 
 bench-shapes: $(VENV)/.serve
 	$(RUN) tools/bench_shapes.py --save tools/results/bench_shapes.json $(ARGS)
+
+test-gpu: $(VENV)/.serve $(VENV)/.test
+	$(RUN) tools/gpu_tests.py --save tools/results/gpu_tests.json $(ARGS)
 
 bench-kernels: $(VENV)/.serve
 	$(RUN) -m aiollm.kernels.bench --save tools/results/bench_kernels.json $(ARGS)

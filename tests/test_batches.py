@@ -11,6 +11,7 @@ first: such steps are equal bit for bit.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +81,12 @@ def model(folder: Path) -> Any:
     ],
 )
 def test_alone_and_in_a_full_batch_tokens_are_the_likeliest(
-    setting: Setting, dtype: torch.dtype, folder: Path, model: Any, tmp_path: Path
+    setting: Setting,
+    dtype: torch.dtype,
+    folder: Path,
+    model: Any,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     size, trace = setting.size, tmp_path / "trace.json"
     flags = (
@@ -98,9 +104,10 @@ def test_alone_and_in_a_full_batch_tokens_are_the_likeliest(
 
     bound = 2 * TOLERANCE[dtype][0] * math.sqrt(2 * LAYERS)  # two logits, errors of as many chains: test_half_precision
     swapped = [assert_likeliest(model, prompt, output, bound) for prompt, output in alone + together]
-    print(
-        f"not the likeliest: {sum(swapped[: len(alone)])} of {size.output * len(alone)} tokens alone,"
-        f" {sum(swapped[len(alone) :])} of {size.output * len(together)} together"
+    record_property(
+        "not the likeliest",
+        f"{sum(swapped[: len(alone)])} of {size.output * len(alone)} tokens alone,"
+        f" {sum(swapped[len(alone) :])} of {size.output * len(together)} together",
     )
     assert sum(swapped) <= SWAPPED[dtype] * size.output * len(swapped)
 

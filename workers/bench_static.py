@@ -68,6 +68,9 @@ class Kind(NamedTuple):
     floor_us: float
 
 
+DRAWING = ("plain", "top_p", "all")
+
+
 class Call(NamedTuple):
     kind: str
     work: Callable[[], Any]
@@ -96,10 +99,10 @@ class Bench:
         self.spec, self.dtype, self.device, self.ops = spec, dtype, device, ops
         self.weights = weights.dummy(spec, dtype=dtype, device=device, tp=TensorParallel())
 
-    def step(self, load: Workload, everything: bool, scattered: bool) -> tuple[Callable[[], Any], list[Call]]:
-        """A function that runs the step, and its calls, noted in one run of it."""
+    def step(self, load: Workload, drawing: str, scattered: bool) -> tuple[Callable[[], Any], list[Call]]:
+        """A function that runs the step, and its calls, noted in one run of it. `drawing` is one of DRAWING."""
         batch, tokens, pools = self._batch(load, scattered)
-        sampling = self._sampling(load, tokens, everything)
+        sampling = self._sampling(load, tokens, drawing)
         token_rows = batch.rows.repeat_interleave(batch.starts.diff(), output_size=load.tokens)
         last = batch.starts[1:].long() - 1
 
@@ -150,20 +153,20 @@ class Bench:
         pools = [(pool(), pool()) for _ in range(self.spec.layers)]
         return batch, tokens, pools
 
-    def _sampling(self, load: Workload, tokens: torch.Tensor, everything: bool) -> Sampling:
-        """Plain sampling at temperature 1, or with every parameter on."""
-        n, device = load.sequences, self.device
-        length = tokens.shape[1] - 1
+    def _sampling(self, load: Workload, tokens: torch.Tensor, drawing: str) -> Sampling:
+        n, device, everything = load.sequences, self.device, drawing == "all"
+        length, words = tokens.shape[1] - 1, -(-self.spec.vocab // 32)
 
         def column(plain: float, on: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.full((n,), on if everything else plain, device=device, dtype=dtype)
 
         entries = BIASED if everything else 0
+        no_lines = torch.full((n,), -1, dtype=torch.int32, device=device)
         return Sampling(
             rows=torch.arange(n, device=device),
             lengths=torch.full((n,), length, device=device),
             temperature=column(1.0, 0.8),
-            top_p=column(1.0, 0.9),
+            top_p=torch.full((n,), 1.0 if drawing == "plain" else 0.9, device=device),
             top_k=column(0, 50, torch.int32),
             min_p=column(0.0, 0.02),
             presence=column(0.0, 0.5),
@@ -175,8 +178,9 @@ class Bench:
             bias_starts=torch.arange(n + 1, device=device, dtype=torch.int32) * entries,
             bias_ids=torch.randint(self.spec.vocab, (n * entries,), device=device),
             bias_values=torch.randn(n * entries, device=device),
-            masks=torch.empty((0, 1), dtype=torch.int32, device=device),
-            mask_lines=torch.full((n,), -1, dtype=torch.int32, device=device),
+            # Every other id, so that no row is left without one that the bias and penalties spare.
+            masks=torch.full((n if everything else 0, words), 0x55555555, dtype=torch.int32, device=device),
+            mask_lines=torch.arange(n, dtype=torch.int32, device=device) if everything else no_lines,
             top_n=5 if everything else 0,
         )
 
@@ -253,7 +257,7 @@ def replay_us(work: Callable[[], Any], replays: int) -> float:
 def report(bench: Bench, load: Workload, options: argparse.Namespace, ceilings: measure.Ceilings) -> dict[str, Any]:
     """Time one workload and print its table."""
     gc.collect()  # the pools of the workload before are part of a cycle
-    step, calls = bench.step(load, options.sampling == "all", options.slots == "scattered")
+    step, calls = bench.step(load, options.sampling, options.slots == "scattered")
     graph_us, eager_us = replay_us(step, options.repeats), statistics.median(measure.event_us(step, options.repeats))
     rate = load.tokens / graph_us * 1e6
     print(f"\n{load.label}: {graph_us / 1e3:.3f} ms as a graph, {eager_us / 1e3:.3f} ms eager, {rate:,.0f} tok/s")
@@ -294,7 +298,10 @@ def main(argv: Sequence[str]) -> int:
         "--mixed", nargs="*", default=["96x1024+2048"], metavar="ROWSxTOKENS+PROMPT",
         help="steps of one token for each row and of a prompt besides (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--sampling", choices=["plain", "all"], default="plain", help="all: every parameter on")
+    parser.add_argument(
+        "--sampling", choices=DRAWING, default="plain",
+        help="top_p: 0.9 alone, which leaves most tokens of dummy weights; all: every parameter and a mask",
+    )  # fmt: skip
     parser.add_argument(
         "--slots", choices=["scattered", "runs"], default="scattered", help="where tokens lie in the pool"
     )

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from aiollm.kernels.ops import reference_ops
-from aiollm.workers.bench_static import Bench, Workload, main, parse, parse_mixed
+from aiollm.workers.bench_static import DRAWING, Bench, Workload, main, parse, parse_mixed
 from aiollm.workers.families.registry import describe
 from aiollm.workers.shapes import QWEN3
 
@@ -21,17 +21,18 @@ def bench(**changes: object) -> Bench:
 @pytest.mark.parametrize(
     "load", [Workload(3, 20, 1), Workload(2, 0, 17), Workload(3, 20, 1, 9)], ids=lambda load: load.label
 )
-@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("drawing", DRAWING)
 @pytest.mark.parametrize("scattered", [False, True])
-def test_a_step_draws_a_token_for_every_row(load: Workload, everything: bool, scattered: bool) -> None:
-    step, _ = bench().step(load, everything, scattered)
+def test_a_step_draws_a_token_for_every_row(load: Workload, drawing: str, scattered: bool) -> None:
+    step, _ = bench().step(load, drawing, scattered)
     tokens = step()
+    assert drawing != "all" or not (tokens % 2).any(), "masked"
     assert tokens.shape == (load.sequences,) and bool((tokens >= 0).all()) and bool((tokens < 500).all())
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_operation_of_a_step_is_noted_under_its_layer(tied: bool) -> None:
-    _, calls = bench(tie_word_embeddings=tied).step(Workload(2, 9, 1), False, True)
+    _, calls = bench(tie_word_embeddings=tied).step(Workload(2, 9, 1), "plain", True)
     kinds = [call.kind for call in calls]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "inputs": 1, "plan": 1, "embedding": 1, "qkv": 3, "rotary_store": 3, "attention": 3, "o": 3, "gate_up": 3,
@@ -57,7 +58,7 @@ def test_costs_are_those_of_the_sizes() -> None:
 
 def test_layers_with_a_window_are_a_kind_of_their_own_that_costs_what_they_see() -> None:
     here = bench(use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    _, calls = here.step(Workload(2, 9, 1), False, True)
+    _, calls = here.step(Workload(2, 9, 1), "plain", True)
     kinds = [call.kind for call in calls]
     assert (kinds.count("attention"), kinds.count("windowed")) == (1, 2)
     assert here.cost("attention", Workload(2, 9, 1)) == (4 * (2 * 9 * 64 + 2 * 2 * 64), 4 * 2 * 9 * 64)
