@@ -2,9 +2,10 @@
 
 Messages are in OpenAI's form. Before the template sees them:
 
-- content None or missing becomes "";
+- content None or missing becomes ""; where the template compares content with none, no text beside tool calls is None;
 - content given as a list of text parts is joined with newlines, unless the template itself loops over content;
 - the role "developer" becomes "system", unless the template mentions "developer";
+- tool calls that are none are left out;
 - arguments of tool calls become an object that reads as its JSON text where a template takes it for text;
 - reasoning is put under each of the names that templates read it from.
 """
@@ -27,6 +28,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aiollm.text import mistral
 from aiollm.text.folder import TextError, read_json, special_tokens
+from aiollm.text.template_tree import compares_content_with_none, loops_over_content
 
 # 32 Mi characters is some 8 million tokens: beyond every context, and what a runaway template may cost at most.
 MAX_RENDERED_CHARS = 32 * 1024 * 1024
@@ -144,18 +146,21 @@ class _Compiled:
         tree = environment.parse(source)
         self.reads = frozenset(name.name for name in tree.find_all(jinja2.nodes.Name) if name.ctx == "load")
         """Names of variables whose values matter."""
-        self._loops_over_content = _loops_over_content(tree)
+        self._loops_over_content = loops_over_content(tree)
+        self._knows_none = compares_content_with_none(tree)
         self._knows_developer = "developer" in source
 
     def prepared(self, index: int, message: Mapping[str, Any]) -> dict[str, Any]:
         """A copy of message number `index` in the form described at the top of this file."""
         reasoning = next((message[name] for name in REASONING_NAMES if message.get(name) is not None), None)
         aliases = {} if reasoning is None else dict.fromkeys(REASONING_NAMES, reasoning)
-        result = {**message, **aliases, "content": self._content(index, message.get("content"))}
+        result = {**message, **aliases, "content": self._content(index, message)}
         if message.get("role") == "developer" and not self._knows_developer:
             result["role"] = "system"
         if isinstance(calls := message.get("tool_calls"), list):
             result["tool_calls"] = [_with_arguments(call) for call in calls]
+        if not calls:
+            result.pop("tool_calls", None)
         return result
 
     def render(self, variables: Mapping[str, Any]) -> str:
@@ -173,9 +178,11 @@ class _Compiled:
             raise TextError(f"the chat template refused the messages: {error}") from error
         return "".join(parts)
 
-    def _content(self, index: int, content: Any) -> Any:
-        if content is None:
-            return ""
+    def _content(self, index: int, message: Mapping[str, Any]) -> Any:
+        content = message.get("content")
+        if content is None or content == "":
+            only_calls = message.get("role") == "assistant" and message.get("tool_calls")
+            return None if only_calls and self._knows_none else ""
         if isinstance(content, str):
             return content
         if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
@@ -279,22 +286,6 @@ def _sources(found: Any) -> dict[str, str]:
     return sources if len(sources) != 1 else {"default": next(iter(sources.values()))}
 
 
-def _loops_over_content(tree: jinja2.nodes.Template) -> bool:
-    """Whether some {% for %} runs over `content`, `x.content` or `x['content']`, filtered or not."""
-    for loop in tree.find_all(jinja2.nodes.For):
-        node: Any = loop.iter
-        while isinstance(node, jinja2.nodes.Filter):
-            node = node.node
-        match node:
-            case (
-                jinja2.nodes.Name(name="content")
-                | jinja2.nodes.Getattr(attr="content")
-                | jinja2.nodes.Getitem(arg=jinja2.nodes.Const(value="content"))
-            ):
-                return True
-    return False
-
-
 class _Arguments(dict[str, Any]):
     """Arguments of a call: an object for most templates, JSON text for those that print it or add it to text."""
 
@@ -315,7 +306,7 @@ class _Arguments(dict[str, Any]):
 def _with_arguments(call: Any) -> Any:
     """A tool call whose arguments, if they are an object or the JSON text of one, are both."""
     match call:
-        case {"function": {"arguments": str(text)}}:
+        case {"function": {"arguments": str() | None as text}}:
             try:
                 arguments = _Arguments(msgspec.json.decode(text or "{}", type=dict[str, Any]), text or "{}")
             except msgspec.MsgspecError:

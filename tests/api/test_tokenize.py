@@ -1,14 +1,26 @@
 """/tokenize and /detokenize, by both of their names."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from stand import CONTEXT, Runner
-from tiny_tokenizer import IM_END, IM_START, VOCAB_SIZE
+from tiny_tokenizer import IM_END, IM_START, VOCAB_SIZE, write_byte_tokenizer
 
 TOKENIZE, DETOKENIZE = ["/tokenize", "/v1/tokenize"], ["/detokenize", "/v1/detokenize"]
 MESSAGES = [{"role": "user", "content": "hé"}]
+# As DeepSeek's: content that is none tells calls from an answer. As Llama's: a message with calls has one of them.
+CALLING = """{% for message in messages %}
+    {%- if 'tool_calls' in message and message.tool_calls | length != 1 %}{{ raise_exception('one call') }}{% endif %}
+    {%- if message['role'] == 'assistant' and message['content'] is none %}
+        {%- for call in message['tool_calls'] %}
+            {{- '<' + call['function']['name'] + '>' + call['function']['arguments'] }}
+        {%- endfor %}
+    {%- else %}
+        {{- '[' + message['content'] + ']' }}
+    {%- endif %}
+{%- endfor %}"""
 CHAT = [IM_START, *"user\nhé".encode(), IM_END, *b"\n", IM_START, *b"assistant\n"]
 
 
@@ -65,6 +77,25 @@ def test_a_chat_is_what_its_template_makes_of_it(served: Runner) -> None:
     assert ask(served, "/tokenize", {"messages": [*MESSAGES, last]} | options)["tokens"] == [*CHAT, *b"Sure"]
     completion = ask(served, "/v1/chat/completions", body | {"max_tokens": 1})
     assert completion["usage"]["prompt_tokens"] == len(CHAT)
+
+
+def test_calls_of_earlier_turns_are_told_by_their_missing_content(tmp_path: Path) -> None:
+    served = Runner(write_byte_tokenizer(tmp_path, CALLING))
+    answer = {"role": "assistant", "content": "yes", "tool_calls": []}
+
+    def text(**fields: Any) -> str:
+        call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", **fields}}]}
+        result = {"role": "tool", "tool_call_id": "1", "content": "1"}
+        asked: list[Any] = [*MESSAGES, answer, call, result]
+        return bytes(ask(served, "/tokenize", {"messages": asked})["tokens"]).decode()
+
+    try:
+        for arguments in ('{"a": "é"}', {"a": "é"}):
+            assert text(arguments=arguments) == '[hé][yes]<f>{"a": "é"}[1]'
+        for fields in ({}, {"arguments": None}, {"arguments": ""}):
+            assert text(**fields) == "[hé][yes]<f>{}[1]"
+    finally:
+        served.close()
 
 
 @pytest.mark.parametrize("path", DETOKENIZE)

@@ -233,6 +233,33 @@ def test_no_content_is_the_empty_string(message):
     assert template("[{{ messages[0].content }}]").render([message]) == "[]"
 
 
+@pytest.mark.parametrize(
+    "test", ["message['content'] is none", "message.content is not none", "message.content == none"]
+)
+@pytest.mark.parametrize("fields", [{"content": None}, {"content": ""}, {}])
+def test_calls_without_text_have_no_content_where_the_template_asks_for_none(test: str, fields: dict[str, Any]) -> None:
+    called, answered = "{{ message.tool_calls[0].function.name }}", "[{{ message.content }}]"
+    first, second = (answered, called) if "not" in test else (called, answered)
+    source = f"{{% for message in messages %}}{{% if {test} %}}{first}{{% else %}}{second}{{% endif %}}{{% endfor %}}"
+    calls = {"role": "assistant", "tool_calls": [CALL], **fields}
+    texts = [{"role": "user", "content": "a"}, {"role": "assistant", **fields}, {"role": "assistant", "content": "b"}]
+    assert template(source).render([*texts, calls, calls | {"content": "c"}]) == "[a][][b]f[c]"
+    with_text = "{% for message in messages %}[{{ message.content }}]{% endfor %}"
+    assert template(with_text).render([calls]) == "[]"
+
+
+@pytest.mark.parametrize("calls", [[], None])
+def test_tool_calls_that_are_none_are_left_out(calls: Any) -> None:
+    source = (
+        "{% if 'tool_calls' in messages[0] %}"
+        "{% if messages[0].tool_calls | length != 1 %}{{ raise_exception('one call at a time') }}{% endif %}"
+        "{% endif %}{{ messages[0].content }}"
+    )
+    assert template(source).render([{"role": "assistant", "content": "a", "tool_calls": calls}]) == "a"
+    with pytest.raises(TextError, match="one call at a time"):
+        template(source).render([{"role": "assistant", "content": "a", "tool_calls": [CALL, CALL]}])
+
+
 def test_text_parts_are_joined_unless_the_template_loops_over_content():
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     assert template("{{ messages[0].content }}").render(user(parts)) == "one\ntwo"
@@ -267,6 +294,7 @@ def test_developer_becomes_system_where_the_template_does_not_know_it():
     [
         ('{"b": 1, "a": "é"}', '{"b": 1, "a": "é"}'),
         ("", "{}"),
+        (None, "{}"),
         ("{broken", '"{broken"'),
         ("[1]", '"[1]"'),
         ({"a": 1}, '{"a": 1}'),
