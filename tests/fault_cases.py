@@ -106,8 +106,10 @@ CASES = {
     "F38": Case("stops within constrained text end it as they end any other", (
         STRUCTURED + "test_a_stop_string_ends_constrained_text_as_it_does_any_other",
     )),
-    "F39": Case("a request brings no template, and no variable under a taken name: 400", (
-        FIELDS[0], "text/test_chat.py::test_request_variables_under_taken_names_are_refused_by_name",
+    "F39": Case("a request brings no template, and no variable under a taken name: 400 not_allowed", (
+        FIELDS[0], BAD + "test_what_only_the_server_may_set_is_not_allowed",
+        "text/test_chat.py::test_request_variables_under_taken_names_are_refused_by_name",
+        "text/test_chat.py::test_options_of_apply_chat_template_are_no_variables",
     )),
     "F40": Case("template variables that are huge, many or deep: 400 by name", (
         FIELDS[0], PROMPTS + "test_a_field_of_a_megabyte_is_refused_by_name",

@@ -20,7 +20,7 @@ from aiollm.api.schema import ChatRequest, StreamOptions, decode_chat
 from aiollm.api.shape import DONE, END, Shape, Template
 from aiollm.api.structured import asked_grammars, constraints
 from aiollm.api.turn import Turn
-from aiollm.text.chat import PLACES
+from aiollm.text.chat import PLACES, NameTaken
 from aiollm.text.folder import TextError
 from aiollm.text.parsers.source import Event
 
@@ -85,7 +85,7 @@ async def rendered_ids(parts: Parts, request: ChatRequest) -> tuple[str, list[in
     except TextError as error:
         named = str(error).startswith(("chat_template_kwargs", "continue_final_message", *PLACES))
         param = str(error).split(":")[0].split(" ")[0] if named else "messages"
-        raise invalid(param, str(error)) from error
+        raise invalid(param, str(error), "not_allowed" if isinstance(error, NameTaken) else "invalid_value") from error
 
 
 async def _rendered(parts: Parts, request: ChatRequest) -> str:

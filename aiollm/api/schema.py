@@ -327,7 +327,8 @@ def _check(request: GenerationRequest) -> None:
         value = getattr(request, name)
         if not (value is None or value is False or value == "none" or value == HARMLESS.get(name)):
             instead = INSTEAD.get(name, "this server does not support this field")
-            raise invalid(name, f"{name}: {instead}", "unsupported_field")
+            code = "not_allowed" if name == "chat_template" else "unsupported_field"
+            raise invalid(name, f"{name}: {instead}", code)
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options", "stream_options: only allowed with stream: true")
     if sum(map(len, request.stops)) > MAX_STOP_CHARS:

@@ -39,8 +39,19 @@ CONTINUE_MARK = "<aiollm:continue-here> "
 PLACES = {"documents": "documents", "role_settings": "role_setting", "character_settings": "character_settings"}
 """Variables of templates for what a request brings."""
 ARGUMENTS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
+OPTIONS = frozenset(
+    {
+        "chat_template", "conversation", "max_length", "padding", "return_assistant_tokens_mask", "return_dict",
+        "return_tensors", "sanitize_control_tokens", "tokenize", "tokenizer_kwargs", "truncation",
+    }
+)  # fmt: skip
+"""What transformers' apply_chat_template takes beside them: under these names no template gets a variable."""
 REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")
 SPECIAL_TOKEN_NAMES = frozenset(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+
+
+class NameTaken(TextError):
+    """A request's template variable has a name that only the server gives a value."""
 
 
 class ChatTemplate:
@@ -59,7 +70,7 @@ class ChatTemplate:
         self.source = "\n".join(sources.values())
         """The text of all of them."""
         self._variables = dict(variables)
-        self._reserved = ARGUMENTS | SPECIAL_TOKEN_NAMES | variables.keys() | environment.globals.keys()
+        self._reserved = ARGUMENTS | OPTIONS | SPECIAL_TOKEN_NAMES | variables.keys() | environment.globals.keys()
 
     @classmethod
     def load(cls, folder: str, file: str = "", named: Mapping[str, str] = MappingProxyType({})) -> "ChatTemplate":
@@ -97,7 +108,7 @@ class ChatTemplate:
         are the request's own template variables: scalars only, under names that are not taken; those that the template
         does not read are left out.
 
-        Raises TextError, with the template's own words where it has refused the messages.
+        Raises TextError, with the template's own words where it has refused the messages, and NameTaken for `kwargs`.
         """
         template = self._choose(bool(tools))
         given = {"documents": documents, "role_settings": role_settings, "character_settings": character_settings}
@@ -132,7 +143,8 @@ class ChatTemplate:
     def _checked(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         for name, value in kwargs.items():
             if name in self._reserved or name.startswith("_") or not name.isidentifier():
-                raise TextError(f"chat_template_kwargs: {name!r} is reserved or is not a name that a template can read")
+                error = NameTaken if name in self._reserved else TextError
+                raise error(f"chat_template_kwargs: {name!r} is reserved or is not a name that a template can read")
             if value is not None and not isinstance(value, str | int | float | bool):
                 raise TextError(f"chat_template_kwargs: {name!r} must be a string, number, boolean or null")
         return kwargs

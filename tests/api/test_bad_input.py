@@ -180,6 +180,18 @@ def test_a_bad_field_of_a_chat_request_is_named(served: Runner, field: str, valu
     assert error["param"] == field and field in error["message"]
 
 
+@pytest.mark.parametrize("path", [CHAT, "/tokenize"])
+def test_what_only_the_server_may_set_is_not_allowed(served: Runner, path: str) -> None:
+    assert refused(served, path, {"messages": [USER], "chat_template": "x"})["code"] == "not_allowed"
+    for name in ("messages", "tools", "bos_token", "add_generation_prompt", "tokenize", "chat_template", "return_dict"):
+        error = refused(served, path, {"messages": [USER], "chat_template_kwargs": {name: True}})
+        assert (error["code"], error["param"]) == ("not_allowed", "chat_template_kwargs")
+        assert error["message"].startswith(f"chat_template_kwargs: {name!r}")
+    for kwargs in ({"a b": 1}, {"a": []}):
+        error = refused(served, path, {"messages": [USER], "chat_template_kwargs": kwargs})
+        assert error["code"] == "invalid_value"
+
+
 @pytest.mark.parametrize(("field", "value"), table(BOTH + ONLY_TEXT))
 def test_a_bad_field_of_a_completion_request_is_named(served: Runner, field: str, value: Any) -> None:
     error = refused(served, TEXT, {"prompt": "hi", field: value})

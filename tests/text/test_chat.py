@@ -1,3 +1,4 @@
+import inspect
 import json
 from datetime import datetime
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 from tiny_tokenizer import CHATML, write_byte_tokenizer, write_json
 
 from aiollm.text import chat
-from aiollm.text.chat import ChatTemplate
+from aiollm.text.chat import ChatTemplate, NameTaken
 from aiollm.text.folder import TextError
 
 # Llama 2 style: the system message goes into the first turn, roles must alternate, the tokenizer's own tokens appear.
@@ -334,11 +335,28 @@ def test_request_variables_reach_the_template():
 @pytest.mark.parametrize(
     "name",
     ["messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "bos_token", "pad_token",
-     "image_token", "raise_exception", "strftime_now", "range", "namespace", "_private", "a-b", "self.x", ""],
+     "image_token", "raise_exception", "strftime_now", "range", "namespace"],
 )  # fmt: skip
 def test_request_variables_under_taken_names_are_refused_by_name(name):
-    with pytest.raises(TextError, match=f"chat_template_kwargs: '{name}'"):
+    with pytest.raises(NameTaken, match=f"chat_template_kwargs: '{name}'"):
         template("a", image_token="<image>").render(user("a"), kwargs={name: True})
+
+
+def test_options_of_apply_chat_template_are_no_variables():
+    from transformers import PreTrainedTokenizerBase
+
+    options = set(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {"self", "kwargs"}
+    assert {"tokenize", "chat_template", "return_dict", "return_tensors"} < options
+    for name in options:
+        with pytest.raises(NameTaken, match=f"chat_template_kwargs: '{name}'"):
+            template("a").render(user("a"), kwargs={name: False})
+
+
+@pytest.mark.parametrize("name", ["_private", "a-b", "self.x", ""])
+def test_request_variables_under_names_that_are_none_are_refused_by_name(name):
+    with pytest.raises(TextError, match=f"chat_template_kwargs: '{name}'") as error:
+        template("a").render(user("a"), kwargs={name: True})
+    assert not isinstance(error.value, NameTaken)
 
 
 @pytest.mark.parametrize("value", [[1], {"a": 1}, b"x"])
