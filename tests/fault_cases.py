@@ -96,9 +96,11 @@ CASES = {
         GRAMMARS + "test_verdicts_are_kept_up_to_a_number_of_bytes",
         "workers/test_constraints.py::test_a_grammar_is_built_once_and_the_oldest_ones_are_given_up",
     )),
-    "F36": Case("tools that are null, huge, unnamed, twice there; a choice of none of them: 400", (
+    "F36": Case("tools that are none, huge, unnamed, twice there; a choice of none of them; null parameters are none", (
         FIELDS[0], "api/test_tools.py::test_calls_that_cannot_be_demanded_are_refused",
-    )),
+        "api/test_tools.py::test_parameters_that_nobody_enforces_are_left_to_the_model",
+    ), "a schema that no grammar enforces is text for the model: tools with types such as any and patterns of other "
+        "dialects are about, and models call them; only what is demanded or strict is tried out"),
     "F37": Case("a grammar that ends early, or never: stop, or length with a valid beginning", (
         STRUCTURED + "test_an_answer_stops_when_its_grammar_ends_though_min_tokens_asks_for_more",
         STRUCTURED + "test_an_answer_that_reaches_max_tokens_is_cut",

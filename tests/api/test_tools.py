@@ -16,6 +16,11 @@ from tiny_tokenizer import write_byte_tokenizer
 
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": FUNCTIONS[name]}} for name in FUNCTIONS]
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "seed": 0, "tools": TOOLS}
+ODD: list[dict[str, Any]] = [
+    {"type": "banana"}, {"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}},
+    {"$ref": "#/nowhere"},
+]  # fmt: skip
+"""Schemas of parameters that no grammar can follow."""
 Serve = Callable[..., Runner]
 
 
@@ -38,6 +43,10 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 @pytest.fixture
 def served(serve: Serve) -> Runner:
     return serve()
+
+
+def function(name: str, parameters: Any, **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, **fields}}
 
 
 def without_ids(message: dict[str, Any]) -> dict[str, Any]:
@@ -260,19 +269,28 @@ def test_with_tool_choice_none_the_model_hears_of_no_tools(served: Runner) -> No
 
 
 def test_calls_that_cannot_be_demanded_are_refused(served: Runner) -> None:
-    odd = [{"type": "function", "function": {"name": "f", "parameters": {"$ref": "#/nowhere"}}}]
-    strict = [{"type": "function", "function": {**odd[0]["function"], "strict": True}}]  # type: ignore[dict-item]
     for fields, param in (
-        ({"tools": odd, "tool_choice": "required"}, "tools"),
-        ({"tools": strict}, "tools"),
+        *(({"tools": [function("f", schema)], "tool_choice": "required"}, "tools") for schema in ODD),
+        *(({"tools": [function("f", schema, strict=True)]}, "tools") for schema in ODD),
         ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),
         ({"tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
     ):
         status, answer = served.run(served.stand.post(PATH, HI | fields))
         assert status == 400 and answer["error"]["param"] == param, answer
         assert not re.search("start:|call_|%json|\n", answer["error"]["message"])
-    status, _ = served.run(served.stand.post(PATH, {**HI, "tools": odd, "max_tokens": 1}))
-    assert status == 200  # nothing is demanded of the model
+
+
+def test_parameters_that_nobody_enforces_are_left_to_the_model(served: Runner) -> None:
+    named = {"tool_choice": {"type": "function", "function": {"name": "now"}}}
+    for schema in (*ODD, None):
+        for fields in ({}, {"tool_choice": "auto"}, named):
+            tools = [function("f", schema), function("now", None)]
+            status, answer = served.run(served.stand.post(PATH, {**HI, "tools": tools, "max_tokens": 1, **fields}))
+            assert status == 200, answer
+    for fields in ({"tool_choice": "required"}, {"tools": [function("f", None, strict=True)]}):
+        body = {**HI, "tools": [function("f", None)], "max_tokens": 1, **fields}
+        status, answer = served.run(served.stand.post(PATH, body))
+        assert status == 200, answer
 
 
 def test_what_is_demanded_reaches_the_worker_as_a_grammar(served: Runner) -> None:
