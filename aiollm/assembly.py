@@ -74,7 +74,7 @@ async def find_model(settings: Config, progress: Progress) -> ModelFiles:
 
 async def read_model(settings: Config, files: ModelFiles) -> Model:
     """Tokenizer, chat template and defaults. Raises TextError, OSError or ValueError for files that are no good."""
-    tokenizer = await asyncio.to_thread(Tokenizer.load, files.folder)
+    tokenizer = await asyncio.to_thread(Tokenizer.load, files.folder, settings.split_special_tokens)
     tokenizer.eos_ids = frozenset(settings.eos_id) or tokenizer.eos_ids
     return Model(
         tokenizer,

@@ -76,6 +76,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     chat_template: Annotated[
         str, Setting(MODEL, "FILE", "Jinja text that chats are written with; none takes the model's own")
     ] = ""
+    split_special_tokens: Annotated[
+        bool,
+        Setting(
+            MODEL,
+            "",
+            "cut special tokens in prompts, documents and messages of users and tools as the text that they look like",
+        ),
+    ] = False
     generation_config: Annotated[
         Literal["auto", "none"],
         Setting(

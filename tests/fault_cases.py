@@ -76,10 +76,13 @@ CASES = {
         *FIELDS, PROMPTS + "test_a_field_of_a_megabyte_is_refused_by_name", CHAT + "test_stop_strings_cut_the_text",
         "text/test_stop.py::test_stop_equal_to_the_first_token_gives_empty_text",
     )),
-    "F28": Case("control tokens as ids, or typed by a user: they are continued", (
+    "F28": Case("control tokens as ids, or typed by a user: they are continued, or on demand taken for text", (
         PROMPTS + "test_prompts_of_nothing_but_control_tokens_are_continued",
         BAD + "test_control_tokens_and_odd_messages_never_break_the_server",
         "text/test_tokenizer.py::test_special_tokens_in_text_become_control_tokens_and_are_skipped_on_demand",
+        PROMPTS + "test_a_server_may_take_typed_control_tokens_for_text",
+        "api/test_tokenize.py::test_special_tokens_that_users_type_are_text_on_demand",
+        "text/test_typed.py::test_typed_special_tokens_are_cut_as_the_library_cuts_text",
     )),
     "F29": Case("stream and stream_options of other types, or one without the other: 400", (
         *FIELDS, BAD + "test_fields_that_contradict_each_other_are_refused",

@@ -113,7 +113,8 @@ async def stand(
         rows=ROWS, chunk_budget=128, chunk_size=64, prefix_cache=True, policy=Conservative(), queue=queue
     )
     engine = Engine(settings._replace(**options.pop("engine", {})))
-    tokenizer, template = Tokenizer.load(str(folder)), ChatTemplate.load(str(folder))
+    tokenizer = Tokenizer.load(str(folder), options.pop("split_special_tokens", False))
+    template = ChatTemplate.load(str(folder))
     generation_config = options.pop("generation_config", {"temperature": 1.0})
     keys = Keys(options.pop("keys", ()), options.pop("key_file", None))
     app = make_app(engine, tokenizer, template, MODEL, generation_config, Settings(**options), keys)

@@ -60,7 +60,7 @@ async def _prompt(
 ) -> Prompt:
     if isinstance(prompt, str):
         try:
-            ids = await parts.tokenizer.encode_async(prompt, request.add_special_tokens is not False)
+            ids = await parts.tokenizer.encode_async(prompt, request.add_special_tokens is not False, typed=True)
         except TextError as error:
             raise invalid("prompt", f"prompt: {error}") from error
     else:

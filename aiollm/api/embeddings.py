@@ -86,7 +86,7 @@ async def _ids(parts: Parts, request: EmbeddingRequest, listed: list[str | list[
     if not texts:
         return [each for each in listed if isinstance(each, list)]
     try:
-        return await parts.tokenizer.encode_many_async(texts, request.add_special_tokens is not False)
+        return await parts.tokenizer.encode_many_async(texts, request.add_special_tokens is not False, typed=True)
     except TextError as error:
         raise invalid("input", f"input: {error}") from error
 

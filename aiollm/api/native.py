@@ -156,7 +156,7 @@ def _beginning(
 
 async def _encode(parts: Parts, field: str, text: str, parameters: Parameters) -> list[int]:
     try:
-        return await parts.tokenizer.encode_async(text, parameters.add_special_tokens is not False)
+        return await parts.tokenizer.encode_async(text, parameters.add_special_tokens is not False, typed=True)
     except TextError as error:
         raise invalid(field, f"{field}: {error}") from error
 

@@ -21,6 +21,9 @@ from aiollm.text.limit import within
 from aiollm.text.parsers.formats import Speech, speech
 from aiollm.text.tokenizer import Tokenizer
 
+TYPED = ("user", "tool", "function")
+"""Roles of messages that come from outside: what looks like a special token there may be meant to deceive."""
+
 
 class ModelInfo(NamedTuple):
     """`names` are what clients may call the model, the first one first; `root` is where it came from."""
@@ -93,13 +96,20 @@ class Parts(NamedTuple):
         """
 
         def render() -> str:
-            return self.template.render(msgspec.to_builtins(messages), **options)
+            chat = [self._typed(message) for message in msgspec.to_builtins(messages)]
+            return self.template.render(
+                chat, **options | {"documents": self.tokenizer.marked(options.get("documents"))}
+            )
 
         try:
             return await within(self.settings.render_timeout, render)
         except TimeoutError:
             limit = self.settings.render_timeout
             raise TextError(f"the model's chat template was not done with them after {limit:g} s") from None
+
+    def _typed(self, message: dict[str, Any]) -> dict[str, Any]:
+        marked: dict[str, Any] = self.tokenizer.marked(message) if message["role"] in TYPED else message
+        return marked
 
     def served_name(self, asked: str | None) -> str:
         """The name to answer under. Raises ApiError for one that is not served."""

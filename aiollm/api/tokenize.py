@@ -100,7 +100,7 @@ async def _ids(parts: Parts, data: bytes, request: TokenizeRequest) -> list[list
         return [(await rendered_ids(parts, chat))[1]]
     texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt or []
     try:
-        return await parts.tokenizer.encode_many_async(texts, request.add_special_tokens is not False)
+        return await parts.tokenizer.encode_many_async(texts, request.add_special_tokens is not False, typed=True)
     except TextError as error:
         raise invalid("prompt", f"prompt: {error}") from error
 

@@ -10,6 +10,7 @@ import tokenizers
 from aiollm.text.definition import definition
 from aiollm.text.folder import TextError, read_json, special_tokens
 from aiollm.text.pieces import piece_rule, token_pieces
+from aiollm.text.typed import Typed
 from aiollm.wire.vocabulary import Vocabulary
 
 # Encoding runs at about 1 MB/s; longer texts go to a thread, so that the event loop stalls for at most about 2 ms.
@@ -35,11 +36,13 @@ class Tokenizer:
         eos_ids: Collection[int] = (),
         named: Mapping[str, str] | None = None,
         add_bos: bool = False,
+        split_special_tokens: bool = False,
     ) -> None:
         """`definition` is the text of a tokenizer.json; `named` are special tokens by name ("eos_token": "</s>").
 
         `bos_id` and `eos_ids` add to what `named` says. `add_bos`: encode with special tokens puts BOS first, even if
-        the definition does not. Raises TextError if the definition cannot be read.
+        the definition does not. `split_special_tokens`: those that users have typed are text. Raises TextError if the
+        definition cannot be read, or cannot do that.
         """
         try:
             decoder = msgspec.json.decode(definition, type=_Sections).decoder
@@ -60,11 +63,12 @@ class Tokenizer:
         self.eos_ids = frozenset(eos_ids) | ({ids["eos_token"]} if "eos_token" in ids else set())
         self._special = frozenset(index for index, token in added.items() if token.special) | frozenset(ids.values())
         self.pieces = None if self.rule is None else token_pieces(self.rule, tokens, added.keys())
+        self._typed = Typed(self._backend, self._special) if split_special_tokens else None
         self._visible: dict[frozenset[int], dict[int, bytes]] = {}
         self._bos_prefix = [self.bos_id] if add_bos and self.bos_id is not None and not self._adds(self.bos_id) else []
 
     @classmethod
-    def load(cls, folder: str) -> "Tokenizer":
+    def load(cls, folder: str, split_special_tokens: bool = False) -> "Tokenizer":
         """The tokenizer of a model folder, of whatever kind, and what its config files say of BOS and EOS.
 
         Raises TextError if there is none or one of the files cannot be read.
@@ -82,31 +86,41 @@ class Tokenizer:
             eos_ids=_first_ids(models, "eos_token_id"),
             named=special_tokens(config, read_json(folder, "special_tokens_map.json"), found.named),
             add_bos=config.get("add_bos_token", found.add_bos) is True,
+            split_special_tokens=split_special_tokens,
         )
+
+    def marked(self, value: Any) -> Any:
+        """What a user has typed, a text or texts in lists and dicts, to stand within a text that is to be encoded."""
+        return value if self._typed is None else self._typed.marked(value)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of `text`, on the calling thread. Raises TextError if the text holds a lone surrogate."""
         return self.encode_many([text], add_special_tokens)[0]
 
-    def encode_many(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
-        """Token ids of each text. Raises TextError if one holds a lone surrogate."""
+    def encode_many(self, texts: Sequence[str], add_special_tokens: bool, typed: bool = False) -> list[list[int]]:
+        """Token ids of each text; `typed` ones are all a user's. Raises TextError if one holds a lone surrogate."""
+        listed = list(texts)
         try:
             # The batch call lets the GIL go; plain encode() holds it for a second per MB of text.
-            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+            encodings = self._backend.encode_batch_fast(
+                self.marked(listed) if typed else listed, add_special_tokens=add_special_tokens
+            )
         except TypeError as error:
             raise TextError("text is not valid Unicode: it holds half of a surrogate pair") from error
         prefix = self._bos_prefix if add_special_tokens else []
         return [prefix + encoding.ids if prefix else encoding.ids for encoding in encodings]
 
-    async def encode_async(self, text: str, add_special_tokens: bool) -> list[int]:
+    async def encode_async(self, text: str, add_special_tokens: bool, typed: bool = False) -> list[int]:
         """As `encode`; a text of THREAD_CHARS characters or more is encoded in a thread."""
-        return (await self.encode_many_async([text], add_special_tokens))[0]
+        return (await self.encode_many_async([text], add_special_tokens, typed))[0]
 
-    async def encode_many_async(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+    async def encode_many_async(
+        self, texts: Sequence[str], add_special_tokens: bool, typed: bool = False
+    ) -> list[list[int]]:
         """As `encode_many`; texts of together THREAD_CHARS characters or more are encoded in a thread."""
         if sum(len(text) + TEXT_CHARS for text in texts) < THREAD_CHARS + TEXT_CHARS:
-            return self.encode_many(texts, add_special_tokens)
-        return await asyncio.to_thread(self.encode_many, texts, add_special_tokens)
+            return self.encode_many(texts, add_special_tokens, typed)
+        return await asyncio.to_thread(self.encode_many, texts, add_special_tokens, typed)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole id sequence. Ids outside the vocabulary are nothing; broken UTF-8 becomes U+FFFD."""

@@ -98,6 +98,36 @@ def test_calls_of_earlier_turns_are_told_by_their_missing_content(tmp_path: Path
         served.close()
 
 
+def test_special_tokens_that_users_type_are_text_on_demand(tmp_path: Path, served: Runner) -> None:
+    source = (
+        "{% for message in messages %}<|im_start|>{% for part in message.content %}{{ part.text }}{% endfor %}"
+        "<|im_end|>{% endfor %}{% for document in documents or () %}{{ document.text }}<|im_end|>{% endfor %}"
+    )
+    typed, token = "<|im_end|>", IM_END
+    splitting = Runner(write_byte_tokenizer(tmp_path, source), split_special_tokens=True)
+    roles = {"user": {}, "assistant": {}, "system": {}, "tool": {"tool_call_id": "1"}}
+    texts = [{"type": "text", "text": typed}]
+    chat: dict[str, Any] = {
+        "messages": [{"role": role, "content": texts, **fields} for role, fields in roles.items()],
+        "documents": [{"text": typed}], "return_token_ids": True, "max_tokens": 1,
+    }  # fmt: skip
+    as_text, as_token = [*typed.encode()], [token]
+    try:
+        expected = [as_text, as_token, as_token, as_text]
+        ids = [id for each in expected for id in (IM_START, *each, IM_END)] + [*as_text, IM_END]
+        assert ask(splitting, "/tokenize", chat)["tokens"] == ids
+        assert ask(splitting, "/v1/chat/completions", chat)["prompt_token_ids"] == ids
+        for runner, expected_ids in ((splitting, as_text), (served, as_token)):
+            assert ask(runner, "/tokenize", {"prompt": typed})["tokens"] == expected_ids
+            completion = {"prompt": typed, "max_tokens": 1, "return_token_ids": True}
+            assert ask(runner, "/v1/completions", completion)["choices"][0]["prompt_token_ids"] == expected_ids
+            assert ask(runner, "/tokens", {"text": typed})["ntokens"] == len(expected_ids)
+            assert ask(runner, "/v1/embeddings", {"input": typed})["usage"]["prompt_tokens"] == len(expected_ids)
+        assert ask(splitting, "/v1/completions", {"prompt": [token], "max_tokens": 1})["usage"]["prompt_tokens"] == 1
+    finally:
+        splitting.close()
+
+
 @pytest.mark.parametrize("path", DETOKENIZE)
 def test_ids_become_their_text_with_special_tokens(served: Runner, path: str) -> None:
     text = "<|im_start|>hé<|im_end|>"

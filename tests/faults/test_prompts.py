@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from calm import FLAGS
 from serving import Server
 from stand import stand
 from tiny_tokenizer import END_OF_TEXT, IM_END, IM_START, write_byte_tokenizer, write_sentencepiece_tokenizer
@@ -65,6 +66,14 @@ def test_a_tokenizer_that_splits_nothing_is_not_quadratic(tmp_path: Path, kind: 
 def test_prompts_of_nothing_but_control_tokens_are_continued(server: Server, prompt: list[int]) -> None:
     answer = server.post(TEXT, {"prompt": prompt, "max_tokens": 3, "ignore_eos": True})
     assert answer["usage"]["completion_tokens"] == 3
+
+
+def test_a_server_may_take_typed_control_tokens_for_text(folder: Path) -> None:
+    with Server("--model_dir", str(folder), "--split_special_tokens", *FLAGS) as server:
+        chat = {"messages": [{"role": "user", "content": "<|im_end|>"}], "add_generation_prompt": False}
+        assert server.post("/tokenize", chat)["tokens"] == [IM_START, *b"user\n<|im_end|>", IM_END, *b"\n"]
+        answer = server.post(TEXT, {"prompt": "<|im_end|>", "max_tokens": 3, "ignore_eos": True})
+        assert answer["usage"] == answer["usage"] | {"prompt_tokens": 10, "completion_tokens": 3}
 
 
 @pytest.mark.parametrize(
