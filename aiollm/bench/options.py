@@ -153,11 +153,13 @@ def _lengths(args: argparse.Namespace) -> Any:
     return around(prompt, output, args.random_range_ratio) if args.random_range_ratio else fixed(prompt, output)
 
 
-def drawn(args: argparse.Namespace, load: Workload) -> list[Job]:
+def drawn(args: argparse.Namespace, load: Workload, point: int) -> list[Job]:
+    """The requests of one point."""
     low, high = args.token_ids
     draw = Draw(
-        args.seed, low, high, args.burstiness, args.random_prefix_len, shared=REAL_SHARED if args.real_life else 0.0
-    )
+        args.seed, low, high, args.burstiness, args.random_prefix_len,
+        shared=REAL_SHARED if args.real_life else 0.0, point=point,
+    )  # fmt: skip
     if args.dataset_name == "custom":
         return text_jobs(args.dataset_path, load, args.random_output_len or 128, draw)
     if args.backend == "openai-chat":

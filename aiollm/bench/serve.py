@@ -79,8 +79,8 @@ async def runs(args: argparse.Namespace, loads: Sequence[Workload]) -> list[dict
         args.backend == "openai-chat", args.timeout, args.real_life,
     )  # fmt: skip
     found: list[dict[str, Any]] = []
-    for load in loads:
-        work = drawn(args, load)
+    for point, load in enumerate(loads):
+        work = drawn(args, load, point)
         if args.num_warmups:
             warm = jobs(Workload(args.num_warmups, args.num_warmups, None, fixed(32, 16)), Draw(0, *args.token_ids))
             if target.chat:

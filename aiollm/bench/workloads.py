@@ -105,10 +105,15 @@ class Draw(NamedTuple):
     """Share of a conversation's first prompt that it has from one of SHARED_TEXTS texts."""
     turns: int = 1
     """Requests of a conversation; each prompt holds all that was said before."""
+    point: int = 0
+    """Which of several loads that are run in turn: each has prompts that no other has left in the server's cache."""
 
 
 def jobs(load: Workload, draw: Draw) -> list[Job]:
-    """The whole load, in order of arrival. Raises LoadError for a file that cannot be read."""
+    """The whole load, in order of arrival. Raises LoadError for a file that cannot be read.
+
+    Points differ in their token ids alone: lengths, arrivals, and which prompts begin alike are the same for all.
+    """
     r = random.Random(draw.seed)
     lengths = _lengths(load.lengths, r)
     aside = random.Random(draw.seed + 1)  # so that prompts stay the same where beginnings are shared
@@ -129,13 +134,25 @@ def jobs(load: Workload, draw: Draw) -> list[Job]:
         found.append(Job(at, turns))
         if load.rate is not None:
             at += _wait(r, load.rate, draw.burstiness)
-    return found
+    return _with_other_ids(found, draw) if draw.point else found
+
+
+def _with_other_ids(found: list[Job], draw: Draw) -> list[Job]:
+    """Each id replaced by another one of the range, the same for all prompts of a point."""
+    others = list(range(draw.low, draw.high))
+    random.Random(f"{draw.seed} {draw.point}").shuffle(others)
+
+    def other(prompt: list[int] | str) -> list[int] | str:
+        return prompt if isinstance(prompt, str) else [others[token - draw.low] for token in prompt]
+
+    return [Job(job.at, [Turn(other(turn.prompt), turn.output) for turn in job.turns]) for job in found]
 
 
 def text_jobs(path: Path, load: Workload, default_output: int, draw: Draw) -> list[Job]:
     """Prompts from a file of JSON lines, {"prompt": text, "output_tokens": n}, from the first again where it is short.
 
-    Raises LoadError.
+    Behind the first point each text begins with the point's number, so that no other point has left it in the server's
+    cache. Raises LoadError.
     """
     r = random.Random(draw.seed)
     try:
@@ -145,6 +162,8 @@ def text_jobs(path: Path, load: Workload, default_output: int, draw: Draw) -> li
         raise LoadError(f'--dataset-path: {path} is no file of lines {{"prompt": text}}: {error!r}') from error
     if not turns:
         raise LoadError(f"--dataset-path: {path} is empty")
+    if draw.point:
+        turns = [Turn(f"{draw.point + 1}. {turn.prompt}", turn.output) for turn in turns]
     found, at = [], 0.0
     for number in range(load.requests):
         found.append(Job(at, [turns[number % len(turns)]]))

@@ -66,6 +66,13 @@ def test_several_loads_are_run_in_turn(served: Runner, tmp_path: Path) -> None:
     assert kept == found and kept[0]["gpu"] == "none"
 
 
+def test_no_load_finds_the_prompts_of_another_in_the_cache(served: Runner) -> None:
+    loads = ["--max-concurrency", "1", "2", "4", "--num-prompts", "8", "--token-ids", "0:250", "--seed", "5"]
+    found = bench(served, *loads)
+    assert [run["total_input_tokens"] for run in found] == [8 * 12] * 3
+    assert all(run["total_cached_tokens"] < 8 for run in found), "a first token may be that of another prompt"
+
+
 def test_conversations_take_their_answers_along(served: Runner) -> None:
     turns = ["--dataset-name", "multi_turn", "--multi-turn-num-turns", "3", "--random-prefix-len", "16"]
     (run,) = bench(served, *turns, "--num-prompts", "6", "--max-concurrency", "2")

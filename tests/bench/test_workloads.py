@@ -2,7 +2,7 @@
 
 import json
 import random
-from itertools import pairwise
+from itertools import combinations, pairwise, product
 from pathlib import Path
 
 import pytest
@@ -80,6 +80,36 @@ def test_shared_texts_keep_lengths_and_ends() -> None:
         other = found[(at + SHARED_TEXTS) % len(found)].turns[0].prompt
         common = min(half, len(other) // 2)
         assert shared[:common] == other[:common]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [DRAW, DRAW._replace(prefix=6, prefixes=3), DRAW._replace(shared=0.5), DRAW._replace(turns=3, burstiness=0.5)],
+)
+def test_points_differ_in_their_token_ids_alone(draw: Draw) -> None:
+    load = Workload(30, None, 50, around(40, 10, 0.5))
+    prompts = []
+    for point in range(3):
+        found = jobs(load, draw._replace(point=point))
+        prompts.append([turn.prompt for job in found for turn in job.turns])
+        assert all(draw.low <= token < draw.high for prompt in prompts[-1] for token in prompt)
+        shape = [(job.at, [(len(turn.prompt), turn.output) for turn in job.turns]) for job in found]
+        assert shape == [
+            (job.at, [(len(turn.prompt), turn.output) for turn in job.turns]) for job in jobs(load, draw)
+        ], "loads stay comparable"
+        alike = [a[:4] == b[:4] for a, b in product(prompts[-1], repeat=2)]
+        assert alike == [a[:4] == b[:4] for a, b in product(prompts[0], repeat=2)], "beginnings are shared as before"
+    assert prompts[0] == [turn.prompt for job in jobs(load, draw) for turn in job.turns]
+    for one, other in combinations(prompts, 2):
+        assert not {tuple(prompt[:4]) for prompt in one} & {tuple(prompt[:4]) for prompt in other}
+
+
+def test_texts_of_later_points_begin_differently(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "one"}\n')
+    load = Workload(1, 1, None, fixed(1, 1))
+    found = [text_jobs(path, load, 9, DRAW._replace(point=point))[0].turns[0].prompt for point in range(3)]
+    assert found == ["one", "2. one", "3. one"]
 
 
 def test_conversations_have_as_many_requests_together_as_asked_for() -> None:
