@@ -25,13 +25,18 @@ from aiollm.bench import plot
 from aiollm.bench.client import Outcome, Report, Setup
 from aiollm.bench.options import BACKENDS, drawn, parse, points, workload
 from aiollm.bench.report import detailed, figures, table
-from aiollm.bench.workloads import Draw, Job, LoadError, Workload, fixed, jobs
+from aiollm.bench.workloads import Draw, Job, LoadError, Ramp, Workload, fixed, jobs
 
 # What requests of real users carry. The stop strings hardly ever come, so that the work stays the same.
-REAL_LIFE = {
+REAL_LIFE: dict[str, Any] = {
     "ignore_eos": False, "temperature": 0.8, "top_p": 0.95, "presence_penalty": 0.2, "frequency_penalty": 0.2,
     "logprobs": 5, "stop": ["\n\n\n\n\n", "the end of the answer"],
 }  # fmt: skip
+SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logprobs",
+    "ignore_eos",
+)  # fmt: skip
+PROGRESS_SECONDS = 1.0  # between two counts of requests on a terminal
 START_SECONDS = 0.2  # from the last client's word that it is ready to the first request
 CLIENT = ("-P", "-m", "aiollm.bench.client")
 LINE_LIMIT = 1 << 30  # bytes of a client's report
@@ -73,9 +78,9 @@ async def runs(args: argparse.Namespace, loads: Sequence[Workload]) -> list[dict
     if urlsplit(root).scheme not in ("http", "https"):
         raise LoadError(f"--base-url: {root} is no address like http://127.0.0.1:8000")
     headers = dict(args.header)
-    model = args.model or await _ask_model(root, headers, args.ready_check_timeout_sec)
+    model = args.model or args.served_model_name or await _ask_model(root, headers, args.ready_check_timeout_sec)
     target = Target(
-        root + (args.endpoint or BACKENDS[args.backend]), headers, _body(args, model),
+        root + (args.endpoint or BACKENDS[args.backend]), headers, body_of(args, args.served_model_name or model),
         args.backend == "openai-chat", args.timeout, args.real_life,
     )  # fmt: skip
     found: list[dict[str, Any]] = []
@@ -85,8 +90,8 @@ async def runs(args: argparse.Namespace, loads: Sequence[Workload]) -> list[dict
             warm = jobs(Workload(args.num_warmups, args.num_warmups, None, fixed(32, 16)), Draw(0, *args.token_ids))
             if target.chat:
                 warm = work[: args.num_warmups]
-            await _run(target, warm, load.concurrency or args.num_warmups, args.procs)
-        outcomes, began, shares = await _run(target, work, load.concurrency, args.procs)
+            await _run(target, warm, load.concurrency or args.num_warmups, args)
+        outcomes, began, shares = await _run(target, work, load.concurrency, args)
         facts = {
             "date": datetime.now().astimezone().isoformat(timespec="seconds"),
             "backend": args.backend,
@@ -97,6 +102,7 @@ async def runs(args: argparse.Namespace, loads: Sequence[Workload]) -> list[dict
             "real_life": args.real_life,
             "num_prompts": len(outcomes),
             "request_rate": load.rate if load.rate is not None else "inf",
+            **_ramp_facts(load.ramp),
             "burstiness": args.burstiness,
             "max_concurrency": load.concurrency,
             "client_processes": len(shares),
@@ -114,15 +120,20 @@ async def runs(args: argparse.Namespace, loads: Sequence[Workload]) -> list[dict
     return found
 
 
-def _body(args: argparse.Namespace, model: str) -> dict[str, Any]:
-    given = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k, "ignore_eos": args.ignore_eos}
-    real = REAL_LIFE if args.real_life else {}
-    if args.backend == "openai-chat" and real:
-        real = {**real, "logprobs": True, "top_logprobs": real["logprobs"]}
+def _ramp_facts(ramp: Ramp | None) -> dict[str, Any]:
+    if ramp is None:
+        return {}
+    return {"ramp_up_strategy": ramp.strategy, "ramp_up_start_rps": ramp.start, "ramp_up_end_rps": ramp.end}
+
+
+def body_of(args: argparse.Namespace, model: str) -> dict[str, Any]:
+    """What all requests have in common: what is asked for wins over what real life has, and that over our defaults."""
+    asked = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    sampling = {"temperature": 1.0, "ignore_eos": True} | (REAL_LIFE if args.real_life else {}) | asked
+    if args.backend == "openai-chat" and "logprobs" in sampling:
+        sampling |= {"logprobs": True, "top_logprobs": sampling["logprobs"]}
     common = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
-    return {
-        **common, **{name: value for name, value in given.items() if value is not None}, **real, **args.extra_body,
-    }  # fmt: skip
+    return {**common, **sampling, **args.extra_body}
 
 
 async def _ask_model(root: str, headers: dict[str, str], patience: float) -> str:
@@ -153,10 +164,10 @@ async def _ask_model(root: str, headers: dict[str, str], patience: float) -> str
 
 
 async def _run(
-    target: Target, work: Sequence[Job], concurrency: int | None, procs: int
+    target: Target, work: Sequence[Job], concurrency: int | None, args: argparse.Namespace
 ) -> tuple[list[Outcome], float, list[float]]:
     """Outcomes, second of the start, and each client's share of a core."""
-    procs = min(procs, concurrency or len(work), len(work))
+    procs = min(args.procs, concurrency or len(work), len(work))
     setups = [
         Setup(
             target.url, target.headers, target.body, target.chat,
@@ -178,7 +189,8 @@ async def _run(
         began = time.monotonic() + START_SECONDS
         for client in clients:
             await _tell(client, repr(began).encode())
-        progress = Progress(sum(len(job.turns) for job in work), len(clients))
+        shown = sys.stderr.isatty() and not args.disable_tqdm
+        progress = Progress(sum(len(job.turns) for job in work), len(clients), shown)
         reports = await asyncio.gather(*(_report(client, at, progress) for at, client in enumerate(clients)))
         progress.close()
     finally:
@@ -215,16 +227,16 @@ async def _report(client: asyncio.subprocess.Process, at: int, progress: "Progre
 
 
 class Progress:
-    """Requests that have ended, redrawn on a terminal once a second."""
+    """Requests that have ended, redrawn once a second where they are `shown`."""
 
-    def __init__(self, total: int, clients: int) -> None:
-        self._ended, self._total = [0] * clients, total
+    def __init__(self, total: int, clients: int, shown: bool) -> None:
+        self._ended, self._total, self._shown = [0] * clients, total, shown
         self._began = self._drawn = time.monotonic()
 
     def set(self, client: int, ended: int) -> None:
         self._ended[client] = ended
         now = time.monotonic()
-        if sys.stderr.isatty() and now - self._drawn >= 1:
+        if self._shown and now - self._drawn >= PROGRESS_SECONDS:
             self._drawn = now
             text = f"\r{sum(self._ended)} of {self._total} requests, {now - self._began:.0f} s "
             print(text, end="", file=sys.stderr, flush=True)
@@ -245,7 +257,8 @@ def _errors(outcomes: Sequence[Outcome]) -> list[tuple[str, int]]:
 
 def _save(args: argparse.Namespace, run: dict[str, Any], first: bool) -> None:
     """A file of one run is JSON; further runs are lines behind it."""
-    load = args.workload or f"{run['request_rate']}qps-{run['max_concurrency'] or 'all'}"
+    pace = f"ramp-up-{args.ramp_up_strategy}" if args.ramp_up_strategy else f"{run['request_rate']}qps"
+    load = args.workload or f"{pace}-{run['max_concurrency'] or 'all'}"
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     name = args.result_filename or f"{run['label']}-{load}-{Path(run['model_id']).name}-{stamp}.json"
     path = args.result_dir / name

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 SHAREGPT = Path(__file__).parent / "sharegpt_lengths.json"
+RAMPS = ("linear", "exponential")
 SHARED_TEXTS = 8  # from which the beginnings of prompts are taken where `shared` says so
 Lengths = Callable[[random.Random], tuple[int, int]]
 """Prompt and output tokens of one request."""
@@ -36,6 +37,21 @@ class Job(msgspec.Struct, frozen=True, array_like=True):
     turns: list[Turn]
 
 
+class Ramp(NamedTuple):
+    """Requests per second that rise over a load, from `start` at the first request to `end` at the last."""
+
+    strategy: str
+    """One of RAMPS."""
+    start: float
+    end: float
+
+    def rate(self, share: float) -> float:
+        """Where this share of the requests, 0 to 1, has come."""
+        if self.strategy == "linear":
+            return self.start + (self.end - self.start) * share
+        return float(self.start * (self.end / self.start) ** share)
+
+
 class Workload(NamedTuple):
     """A named load. `lengths` may be a file of [prompt, output] pairs, which are taken in their order."""
 
@@ -44,6 +60,8 @@ class Workload(NamedTuple):
     rate: float | None
     """Requests per second, drawn as they would come from many independent users."""
     lengths: Lengths | Path
+    ramp: Ramp | None = None
+    """In place of `rate`."""
 
 
 def fixed(prompt: int, output: int) -> Lengths:
@@ -120,7 +138,8 @@ def jobs(load: Workload, draw: Draw) -> list[Job]:
     beginnings = [_ids(aside, draw, draw.prefix) for _ in range(draw.prefixes)] if draw.prefix else [[]]
     texts: list[list[int]] = [[] for _ in range(SHARED_TEXTS)]
     found, at = [], 0.0
-    for number in range(-(-load.requests // draw.turns)):
+    conversations = -(-load.requests // draw.turns)
+    for number in range(conversations):
         turns = []
         for turn in range(min(draw.turns, load.requests - number * draw.turns)):
             prompt, output = next(lengths)
@@ -132,8 +151,7 @@ def jobs(load: Workload, draw: Draw) -> list[Job]:
                 ids[:common] = text[:common]
             turns.append(Turn(ids if turn else beginnings[number % len(beginnings)] + ids, output))
         found.append(Job(at, turns))
-        if load.rate is not None:
-            at += _wait(r, load.rate, draw.burstiness)
+        at += _wait(r, load, number, conversations, draw.burstiness)
     return _with_other_ids(found, draw) if draw.point else found
 
 
@@ -146,6 +164,13 @@ def _with_other_ids(found: list[Job], draw: Draw) -> list[Job]:
         return prompt if isinstance(prompt, str) else [others[token - draw.low] for token in prompt]
 
     return [Job(job.at, [Turn(other(turn.prompt), turn.output) for turn in job.turns]) for job in found]
+
+
+def with_output(found: list[Job], output: int | None) -> list[Job]:
+    """The same with answers of `output` tokens each; None leaves them as they are."""
+    if output is None:
+        return found
+    return [Job(job.at, [Turn(turn.prompt, output) for turn in job.turns]) for job in found]
 
 
 def text_jobs(path: Path, load: Workload, default_output: int, draw: Draw) -> list[Job]:
@@ -167,8 +192,7 @@ def text_jobs(path: Path, load: Workload, default_output: int, draw: Draw) -> li
     found, at = [], 0.0
     for number in range(load.requests):
         found.append(Job(at, [turns[number % len(turns)]]))
-        if load.rate is not None:
-            at += _wait(r, load.rate, draw.burstiness)
+        at += _wait(r, load, number, load.requests, draw.burstiness)
     return found
 
 
@@ -190,5 +214,9 @@ def _ids(r: random.Random, draw: Draw, count: int) -> list[int]:
     return [r.randrange(draw.low, draw.high) for _ in range(count)]
 
 
-def _wait(r: random.Random, rate: float, burstiness: float) -> float:
+def _wait(r: random.Random, load: Workload, number: int, count: int, burstiness: float) -> float:
+    """Seconds from conversation `number` of `count` to the next; 0 where nothing sets the pace."""
+    rate = load.ramp.rate(number / max(1, count - 1)) if load.ramp else load.rate
+    if rate is None:
+        return 0.0
     return r.expovariate(rate) if burstiness == 1 else r.gammavariate(burstiness, 1 / (rate * burstiness))

@@ -89,6 +89,27 @@ def test_texts_are_asked_as_chats(served: Runner, tmp_path: Path) -> None:
     assert (run["completed"], run["total_output_tokens"]) == (2, 10)
 
 
+def test_a_model_may_have_a_second_name_for_requests(served: Runner) -> None:
+    (run,) = bench(served, "--model", "org/large", "--served-model-name", "tiny", "--num-prompts", "2")
+    assert (run["completed"], run["model_id"]) == (2, "org/large")
+
+
+def test_a_ramp_is_kept_with_the_figures(
+    served: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("aiollm.bench.serve.PROGRESS_SECONDS", 0.0)
+    ramp = ["--ramp-up-strategy", "linear", "--ramp-up-start-rps", "50", "--ramp-up-end-rps", "200"]
+    (run,) = bench(served, *ramp, "--num-prompts", "9", "--save-result", "--result-dir", str(tmp_path))
+    assert "of 9 requests" in capsys.readouterr().err
+    assert run["completed"] == 9 and run["duration"] > 8 / 200
+    assert (run["ramp_up_strategy"], run["ramp_up_start_rps"], run["ramp_up_end_rps"]) == ("linear", 50.0, 200.0)
+    (kept,) = tmp_path.iterdir()
+    assert "ramp-up-linear-all" in kept.name
+    bench(served, "--num-prompts", "9", "--disable-tqdm")
+    assert "of 9 requests" not in capsys.readouterr().err
+
+
 def test_real_life_asks_for_what_users_ask_for(served: Runner) -> None:
     assert REAL_LIFE.keys() >= {"stop", "presence_penalty", "logprobs"} and REAL_LIFE["ignore_eos"] is False
     (run,) = bench(served, "--real-life", "--num-prompts", "20", "--max-concurrency", "2")

@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from aiollm.bench.workloads import SHARED_TEXTS, WORKLOADS, Draw, LoadError, Workload, around, fixed, jobs, text_jobs
+from aiollm.bench.workloads import (
+    SHARED_TEXTS,
+    WORKLOADS,
+    Draw,
+    LoadError,
+    Ramp,
+    Workload,
+    around,
+    fixed,
+    jobs,
+    text_jobs,
+    with_output,
+)
 
 DRAW = Draw(seed=3, low=10, high=90)
 
@@ -59,6 +71,40 @@ def test_burstier_arrivals_have_the_same_rate() -> None:
         assert times[-1] == pytest.approx(80, rel=0.15)
         gaps[burstiness] = max(b - a for a, b in pairwise(times))
     assert gaps[0.2] > gaps[1.0] > gaps[5.0]
+
+
+@pytest.mark.parametrize(("strategy", "halfway"), [("linear", 12.5), ("exponential", 10.0)])
+def test_a_ramp_rises_from_its_start_to_its_end(strategy: str, halfway: float) -> None:
+    ramp = Ramp(strategy, 5.0, 20.0)
+    assert [ramp.rate(share) for share in (0.0, 0.5, 1.0)] == pytest.approx([5.0, halfway, 20.0])
+
+
+@pytest.mark.parametrize("strategy", ["linear", "exponential"])
+@pytest.mark.parametrize("texts", [False, True])
+def test_requests_come_as_often_as_the_ramp_says(strategy: str, texts: bool, tmp_path: Path) -> None:
+    ramp = Ramp(strategy, 5.0, 20.0)
+    load = Workload(3000, None, None, fixed(1, 1), ramp)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "one"}')
+    found = text_jobs(tmp_path / "prompts.jsonl", load, 1, DRAW) if texts else jobs(load, DRAW)
+    times = [job.at for job in found]
+    for share in (0.0, 0.45, 0.9):
+        first = int(share * 2999)
+        rate = 300 / (times[first + 299] - times[first])
+        assert rate == pytest.approx(ramp.rate(share + 0.05), rel=0.15)
+
+
+def test_a_ramp_leaves_prompts_as_they_are_without_a_rate_and_one_request_comes_at_once() -> None:
+    assert jobs(Workload(1, None, None, fixed(3, 1), Ramp("linear", 1, 2)), DRAW) == jobs(
+        Workload(1, None, None, fixed(3, 1)), DRAW
+    )
+
+
+def test_answers_may_all_be_of_one_length() -> None:
+    found = jobs(Workload(5, 1, None, around(8, 4, 0.5)), DRAW)
+    assert with_output(found, None) == found
+    changed = with_output(found, 77)
+    assert [job.turns[0].output for job in changed] == [77] * 5
+    assert [job.turns[0].prompt for job in changed] == [job.turns[0].prompt for job in found]
 
 
 def test_beginnings_are_taken_in_turn_and_prompts_stay_their_own() -> None:

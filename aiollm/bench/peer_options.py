@@ -1,0 +1,69 @@
+"""Options of vLLM's and SGLang's benchmarks that are none of `aiollm bench serve`, as aiollm/peer_flags.py has those of
+servers: those that change nothing are taken, and answered with the reason; the others end the start with it.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+from aiollm.peer_flags import flags
+
+_NO_EFFECT = {
+    "prompts are token ids, and texts are read by the server's tokenizer": "tokenizer NAME, tokenizer-mode MODE",
+    "no code of a model is loaded": "trust-remote-code",
+    "the server gives requests their ids": "request-id-prefix TEXT",
+    "completions send texts as they are, and chats as messages": "skip-chat-template",
+}
+_NOT_HERE = {
+    "a profile is taken on the server's --admin_socket while the load runs: POST /profile": "profile",
+    "--save-detailed keeps the times of every request, and --plot draws figures over several loads": (
+        "plot-timeline, timeline-itl-thresholds MS, plot-dataset-stats"
+    ),
+    "what is measured is when tokens come, in a stream": "no-stream",
+    "there is no beam search": "use-beam-search",
+    "there are no adapters": "lora-modules NAME..., lora-assignment NAME",
+    "certificates are checked": "insecure",
+    "each dataset has lengths of its own: --random-input-len, --random-output-len, --sharegpt-output-len": (
+        "input-len TOKENS, output-len TOKENS"
+    ),
+    "where a file is short it is taken from the first again; --num-prompts asks for fewer": "no-oversample",
+    "a request has one prompt": "random-batch-size PROMPTS=1",
+    "its dataset is not here; --dataset-name names those that are": (
+        "sonnet-input-len TOKENS, sonnet-output-len TOKENS, sonnet-prefix-len TOKENS, hf-subset NAME, hf-split NAME,"
+        " hf-name NAME, hf-output-len TOKENS, spec-bench-output-len TOKENS, spec-bench-category NAME,"
+        " blazedit-min-distance SHARE, blazedit-max-distance SHARE"
+    ),
+    "--backend openai-chat sends chats, which the server renders": "apply-chat-template",
+    "each load has prompts of its own; the server's --admin_socket has POST /flush": "flush-cache",
+    "one server computes prompts and outputs": "pd-separated",
+}
+NO_EFFECT = dict(flags(_NO_EFFECT))
+NOT_HERE = dict(flags(_NOT_HERE))
+
+# Names of --dataset-name there.
+DATASETS = {
+    "sonnet": "it needs vLLM's file sonnet.txt; custom reads texts of your own",
+    "hf": "it needs a download from the Hugging Face Hub; custom reads texts of your own",
+    "burstgpt": "it needs a table of lengths that is downloaded; lengths reads [prompt, output] pairs",
+    "spec_bench": "it needs a file that is downloaded; custom reads texts of your own",
+    "random-mm": "prompts are text",
+    "custom_mm": "prompts are text",
+    "random-rerank": "what is measured are completions and chats",
+}
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Have them parsed, unseen in the help; only those that are given are in the result."""
+    for name, flag in (NO_EFFECT | NOT_HERE).items():
+        nargs = "+" if flag.several else None
+        takes: dict[str, Any] = {"metavar": flag.unit, "nargs": nargs} if flag.unit else {"action": "store_true"}
+        parser.add_argument(f"--{name}", dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **takes)
+
+
+def answer(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Say why those that are given have no effect, or end with the reason why they cannot be had."""
+    for name, value in vars(args).items():
+        if name in NO_EFFECT:
+            print(f"aiollm: --{name} has no effect: {NO_EFFECT[name].reason}", file=sys.stderr)
+        elif name in NOT_HERE and value not in NOT_HERE[name].values:
+            parser.error(f"--{name} cannot be had: {NOT_HERE[name].reason}")

@@ -1,0 +1,153 @@
+"""What options are taken, what they ask requests for, and what is said of those that are not had."""
+
+from typing import Any
+
+import pytest
+
+from aiollm.bench import peer_options
+from aiollm.bench.options import DATASETS, drawn, parse, parser, points, workload
+from aiollm.bench.serve import REAL_LIFE, Progress, body_of
+from aiollm.bench.workloads import LoadError, Ramp
+
+
+def refusal(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    """What is said where they are refused."""
+    with pytest.raises(SystemExit) as stopped:
+        parse(argv)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def body(*argv: str) -> dict[str, Any]:
+    return body_of(parse(argv), "tiny")
+
+
+@pytest.mark.parametrize("name", peer_options.NO_EFFECT)
+def test_options_without_effect_are_answered_with_the_reason(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    flag = peer_options.NO_EFFECT[name]
+    parse([f"--{name}", *(["x"] if flag.unit else []), "--seed", "3"])
+    assert capsys.readouterr().err == f"aiollm: --{name} has no effect: {flag.reason}\n"
+
+
+@pytest.mark.parametrize("name", peer_options.NOT_HERE)
+def test_options_that_ask_for_what_is_not_there_are_refused_with_the_reason(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    flag = peer_options.NOT_HERE[name]
+    for value in flag.values:
+        parse([f"--{name}", value])
+    said = refusal(capsys, [f"--{name.replace('-', '_')}", *(["x"] if flag.unit else [])])
+    assert f"--{name} cannot be had: {flag.reason}" in said
+
+
+def test_no_option_has_two_meanings() -> None:
+    own = {word for action in parser()._actions for word in action.option_strings}
+    assert not peer_options.NO_EFFECT.keys() & peer_options.NOT_HERE.keys()
+    assert own >= {f"--{name}" for name in peer_options.NO_EFFECT | peer_options.NOT_HERE}
+
+
+@pytest.mark.parametrize("name", [*peer_options.DATASETS, "other"])
+def test_a_dataset_that_is_not_here_is_refused_with_the_reason_and_those_that_are(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    said = refusal(capsys, ["--dataset-name", name])
+    assert f"{name} is not here: {peer_options.DATASETS.get(name, 'it is not known')}" in said
+    assert ", ".join(DATASETS) in said
+
+
+def test_every_value_has_a_unit_in_the_help() -> None:
+    for action in parser()._actions:
+        if action.nargs != 0 and not action.choices and action.dest != "host":
+            assert action.metavar and action.metavar != "N", f"{action.option_strings} has no unit"
+
+
+def test_sampling_options_are_fields_of_every_request() -> None:
+    assert body() == {
+        "model": "tiny", "stream": True, "stream_options": {"include_usage": True}, "temperature": 1.0,
+        "ignore_eos": True,
+    }  # fmt: skip
+    asked = [
+        "--min-p", "0.1", "--presence-penalty", "-1", "--frequency-penalty", "0.5", "--repetition-penalty", "1.1",
+        "--logprobs", "3", "--temperature", "0", "--no-ignore-eos",
+    ]  # fmt: skip
+    expected = {
+        "min_p": 0.1, "presence_penalty": -1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.1, "logprobs": 3,
+        "temperature": 0.0, "ignore_eos": False,
+    }  # fmt: skip
+    assert body(*asked).items() >= expected.items()
+    assert body("--extra-body", '{"min_p": 0.2}', "--min-p", "0.1")["min_p"] == 0.2
+
+
+def test_chats_ask_for_logprobs_in_their_own_way() -> None:
+    assert body("--backend", "openai-chat", "--logprobs", "3").items() >= {"logprobs": True, "top_logprobs": 3}.items()
+    assert body("--endpoint-type", "openai-chat", "--real-life")["top_logprobs"] == REAL_LIFE["logprobs"]
+
+
+def test_what_is_asked_for_wins_over_real_life() -> None:
+    assert body("--real-life").items() >= REAL_LIFE.items()
+    assert body("--real-life", "--top-p", "0.5", "--temperature", "1", "--logprobs", "0").items() >= {
+        **REAL_LIFE, "top_p": 0.5, "temperature": 1.0, "logprobs": 0,
+    }.items()  # fmt: skip
+
+
+def test_a_ramp_takes_the_place_of_a_rate() -> None:
+    ramp = ["--ramp-up-strategy", "exponential", "--ramp-up-start-rps", "2", "--ramp_up_end_rps", "50"]
+    load = workload(parse([*ramp, "--workload", "sharegpt"]), 0)
+    assert (load.rate, load.ramp) == (None, Ramp("exponential", 2.0, 50.0))
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--ramp-up-strategy", "linear"], "needs --ramp-up-start-rps and --ramp-up-end-rps"),
+        (["--ramp-up-strategy", "linear", "--ramp-up-start-rps", "2"], "needs --ramp-up-start-rps"),
+        (["--ramp-up-start-rps", "2"], "need --ramp-up-strategy"),
+        (["--ramp-up-end-rps", "2"], "need --ramp-up-strategy"),
+        (["--ramp-up-strategy", "linear", "--ramp-up-start-rps", "3", "--ramp-up-end-rps", "2"], "not be more than"),
+        (
+            [
+                "--ramp-up-strategy",
+                "linear",
+                "--ramp-up-start-rps",
+                "1",
+                "--ramp-up-end-rps",
+                "2",
+                "--request-rate",
+                "4",
+            ],
+            "leave --request-rate out",
+        ),
+        (["--workload", "sharegpt", "--sharegpt-output-len", "4"], "--workload"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(argv: list[str], said: str) -> None:
+    args = parse(argv)
+    with pytest.raises(LoadError, match=said):
+        [workload(args, point) for point in range(points(args))]
+
+
+@pytest.mark.parametrize("argv", [["--ramp-up-start-rps", "0"], ["--ramp-up-end-rps", "inf"], ["--min-p", "2"]])
+def test_values_out_of_range_are_refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    assert f"argument {argv[0]}: {argv[1]} must be a number from" in refusal(capsys, argv)
+
+
+def test_answers_of_conversations_may_all_be_of_one_length() -> None:
+    args = parse(["--dataset-name", "sharegpt", "--sharegpt-output-len", "7", "--num-prompts", "5"])
+    found = drawn(args, workload(args, 0), 0)
+    assert [job.turns[0].output for job in found] == [7] * 5
+    plain = parse(["--dataset-name", "sharegpt", "--num-prompts", "5"])
+    assert [job.turns[0].prompt for job in found] == [
+        job.turns[0].prompt for job in drawn(plain, workload(plain, 0), 0)
+    ]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_requests_are_counted_on_the_terminal_where_that_is_wanted(
+    shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("aiollm.bench.serve.PROGRESS_SECONDS", 0.0)
+    progress = Progress(9, 2, shown)
+    progress.set(0, 2)
+    progress.set(1, 3)
+    progress.close()
+    assert ("5 of 9 requests" in capsys.readouterr().err) is shown
