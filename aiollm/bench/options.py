@@ -26,10 +26,12 @@ from aiollm.bench.workloads import (
     Job,
     LoadError,
     Ramp,
+    Turn,
     Workload,
     around,
     fixed,
     jobs,
+    read_texts,
     text_jobs,
     with_output,
 )
@@ -96,12 +98,15 @@ def parser() -> argparse.ArgumentParser:
 
     prompts: Any = result.add_argument_group("Prompts")
     add(prompts, "dataset-name", type=_dataset, default="random", metavar="NAME",
-        help="random (the default); sharegpt: lengths of 2,000 real conversations; lengths: those of --dataset-path; "
-        "prefix_repetition: some beginnings, each shared by many; multi_turn: conversations, where each prompt holds "
-        "all that was said; custom: texts of --dataset-path")  # fmt: skip
+        help="random (the default); sharegpt: lengths of 2,000 real conversations, or those of --dataset-path; "
+        "lengths: those of --dataset-path; prefix_repetition: some beginnings, each shared by many; multi_turn: "
+        "conversations, where each prompt holds all that was said; custom: texts of --dataset-path")  # fmt: skip
     add(prompts, "dataset-path", type=Path, metavar="FILE",
-        help='lengths: JSON list of [prompt, output] tokens; custom: JSON lines {"prompt": text, "output_tokens": n}'
+        help="lengths: JSON list of [prompt, output] tokens; sharegpt: that, or ShareGPT's JSON of conversations, "
+        'whose texts are asked; custom: JSON lines {"prompt": text, "output_tokens": n}'
     )  # fmt: skip
+    add(prompts, "disable-shuffle", action="store_true",
+        help="take conversations in the order of their file, and not as --seed draws them")  # fmt: skip
     for kind, length, generated in (("random", 1024, 128), ("prefix-repetition", 256, 128)):
         own = "suffix-len" if kind == "prefix-repetition" else "input-len"
         add(prompts, f"{kind}-{own}", type=integer(1), metavar="TOKENS", help=f"of each prompt ({length})")
@@ -214,17 +219,19 @@ def _lengths(args: argparse.Namespace) -> Any:
     return around(prompt, output, args.random_range_ratio) if args.random_range_ratio else fixed(prompt, output)
 
 
-def drawn(args: argparse.Namespace, load: Workload, point: int) -> list[Job]:
-    """The requests of one point."""
+def drawn(args: argparse.Namespace, load: Workload, point: int, conversations: Sequence[Turn] = ()) -> list[Job]:
+    """The requests of one point: with the texts of `conversations`, if there are any."""
     low, high = args.token_ids
     draw = Draw(
         args.seed, low, high, args.burstiness, args.random_prefix_len,
         shared=REAL_SHARED if args.real_life else 0.0, point=point,
     )  # fmt: skip
     if args.dataset_name == "custom":
-        return text_jobs(args.dataset_path, load, args.random_output_len or 128, draw)
+        conversations = read_texts(args.dataset_path, args.random_output_len or 128)
+    if conversations:
+        return text_jobs(conversations, load, draw)
     if args.backend == "openai-chat":
-        raise LoadError("--backend openai-chat needs texts: --dataset-name custom")
+        raise LoadError("--backend openai-chat needs texts: --dataset-name custom, or sharegpt with a file of them")
     if args.dataset_name == "prefix_repetition":
         prefix, count = args.prefix_repetition_prefix_len, args.prefix_repetition_num_prefixes
         draw = draw._replace(prefix=prefix, prefixes=count)

@@ -21,11 +21,11 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from aiollm.bench import plot
+from aiollm.bench import plot, sharegpt
 from aiollm.bench.client import Outcome, Report, Setup
 from aiollm.bench.options import BACKENDS, drawn, parse, points, workload
 from aiollm.bench.report import detailed, figures, table
-from aiollm.bench.workloads import Draw, Job, LoadError, Ramp, Workload, fixed, jobs
+from aiollm.bench.workloads import Draw, Job, LoadError, Ramp, Turn, Workload, fixed, jobs
 
 # What requests of real users carry. The stop strings hardly ever come, so that the work stays the same.
 REAL_LIFE: dict[str, Any] = {
@@ -79,13 +79,15 @@ async def runs(args: argparse.Namespace, loads: Sequence[Workload]) -> list[dict
         raise LoadError(f"--base-url: {root} is no address like http://127.0.0.1:8000")
     headers = dict(args.header)
     model = args.model or args.served_model_name or await _ask_model(root, headers, args.ready_check_timeout_sec)
+    name = args.served_model_name or model
     target = Target(
-        root + (args.endpoint or BACKENDS[args.backend]), headers, body_of(args, args.served_model_name or model),
+        root + (args.endpoint or BACKENDS[args.backend]), headers, body_of(args, name),
         args.backend == "openai-chat", args.timeout, args.real_life,
     )  # fmt: skip
     found: list[dict[str, Any]] = []
+    conversations = await _conversations(args, loads[0].requests, root, headers, name)
     for point, load in enumerate(loads):
-        work = drawn(args, load, point)
+        work = drawn(args, load, point, conversations)
         if args.num_warmups:
             warm = jobs(Workload(args.num_warmups, args.num_warmups, None, fixed(32, 16)), Draw(0, *args.token_ids))
             if target.chat:
@@ -134,6 +136,19 @@ def body_of(args: argparse.Namespace, model: str) -> dict[str, Any]:
         sampling |= {"logprobs": True, "top_logprobs": sampling["logprobs"]}
     common = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
     return {**common, **sampling, **args.extra_body}
+
+
+async def _conversations(
+    args: argparse.Namespace, wanted: int, root: str, headers: dict[str, str], model: str
+) -> list[Turn]:
+    """Those of a file of ShareGPT; none where that is not asked for, or the file holds lengths."""
+    path = args.dataset_path if args.dataset_name == "sharegpt" else None
+    said = sharegpt.read(path) if path else None
+    if said is None:
+        return []
+    if not args.disable_shuffle:
+        said = sharegpt.shuffled(said, args.seed)
+    return await sharegpt.ask(said, wanted, args.sharegpt_output_len, root, headers, model)
 
 
 async def _ask_model(root: str, headers: dict[str, str], patience: float) -> str:

@@ -6,7 +6,7 @@ has another length for each tokenizer.
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -173,13 +173,8 @@ def with_output(found: list[Job], output: int | None) -> list[Job]:
     return [Job(job.at, [Turn(turn.prompt, output) for turn in job.turns]) for job in found]
 
 
-def text_jobs(path: Path, load: Workload, default_output: int, draw: Draw) -> list[Job]:
-    """Prompts from a file of JSON lines, {"prompt": text, "output_tokens": n}, from the first again where it is short.
-
-    Behind the first point each text begins with the point's number, so that no other point has left it in the server's
-    cache. Raises LoadError.
-    """
-    r = random.Random(draw.seed)
+def read_texts(path: Path, default_output: int) -> list[Turn]:
+    """Prompts from a file of JSON lines, {"prompt": text, "output_tokens": n}. Raises LoadError."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         turns = [Turn(str(line["prompt"]), int(line.get("output_tokens") or default_output)) for line in lines]
@@ -187,6 +182,16 @@ def text_jobs(path: Path, load: Workload, default_output: int, draw: Draw) -> li
         raise LoadError(f'--dataset-path: {path} is no file of lines {{"prompt": text}}: {error!r}') from error
     if not turns:
         raise LoadError(f"--dataset-path: {path} is empty")
+    return turns
+
+
+def text_jobs(turns: Sequence[Turn], load: Workload, draw: Draw) -> list[Job]:
+    """A load of texts in their order, from the first again where they are few.
+
+    Behind the first point each text begins with the point's number, so that no other point has left it in the server's
+    cache.
+    """
+    r = random.Random(draw.seed)
     if draw.point:
         turns = [Turn(f"{draw.point + 1}. {turn.prompt}", turn.output) for turn in turns]
     found, at = [], 0.0

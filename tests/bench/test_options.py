@@ -105,16 +105,7 @@ def test_a_ramp_takes_the_place_of_a_rate() -> None:
         (["--ramp-up-end-rps", "2"], "need --ramp-up-strategy"),
         (["--ramp-up-strategy", "linear", "--ramp-up-start-rps", "3", "--ramp-up-end-rps", "2"], "not be more than"),
         (
-            [
-                "--ramp-up-strategy",
-                "linear",
-                "--ramp-up-start-rps",
-                "1",
-                "--ramp-up-end-rps",
-                "2",
-                "--request-rate",
-                "4",
-            ],
+            ["--ramp-up-strategy=linear", "--ramp-up-start-rps=1", "--ramp-up-end-rps=2", "--request-rate=4"],
             "leave --request-rate out",
         ),
         (["--workload", "sharegpt", "--sharegpt-output-len", "4"], "--workload"),
@@ -135,10 +126,9 @@ def test_answers_of_conversations_may_all_be_of_one_length() -> None:
     args = parse(["--dataset-name", "sharegpt", "--sharegpt-output-len", "7", "--num-prompts", "5"])
     found = drawn(args, workload(args, 0), 0)
     assert [job.turns[0].output for job in found] == [7] * 5
-    plain = parse(["--dataset-name", "sharegpt", "--num-prompts", "5"])
-    assert [job.turns[0].prompt for job in found] == [
-        job.turns[0].prompt for job in drawn(plain, workload(plain, 0), 0)
-    ]
+    args = parse(["--dataset-name", "sharegpt", "--num-prompts", "5"])
+    plain = drawn(args, workload(args, 0), 0)
+    assert [job.turns[0].prompt for job in found] == [job.turns[0].prompt for job in plain]
 
 
 @pytest.mark.parametrize("shown", [True, False])

@@ -13,10 +13,12 @@ from aiollm.bench.workloads import (
     Draw,
     LoadError,
     Ramp,
+    Turn,
     Workload,
     around,
     fixed,
     jobs,
+    read_texts,
     text_jobs,
     with_output,
 )
@@ -81,11 +83,10 @@ def test_a_ramp_rises_from_its_start_to_its_end(strategy: str, halfway: float) -
 
 @pytest.mark.parametrize("strategy", ["linear", "exponential"])
 @pytest.mark.parametrize("texts", [False, True])
-def test_requests_come_as_often_as_the_ramp_says(strategy: str, texts: bool, tmp_path: Path) -> None:
+def test_requests_come_as_often_as_the_ramp_says(strategy: str, texts: bool) -> None:
     ramp = Ramp(strategy, 5.0, 20.0)
     load = Workload(3000, None, None, fixed(1, 1), ramp)
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "one"}')
-    found = text_jobs(tmp_path / "prompts.jsonl", load, 1, DRAW) if texts else jobs(load, DRAW)
+    found = text_jobs([Turn("one", 1)], load, DRAW) if texts else jobs(load, DRAW)
     times = [job.at for job in found]
     for share in (0.0, 0.45, 0.9):
         first = int(share * 2999)
@@ -154,7 +155,7 @@ def test_texts_of_later_points_begin_differently(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "one"}\n')
     load = Workload(1, 1, None, fixed(1, 1))
-    found = [text_jobs(path, load, 9, DRAW._replace(point=point))[0].turns[0].prompt for point in range(3)]
+    found = [text_jobs(read_texts(path, 9), load, DRAW._replace(point=point))[0].turns[0].prompt for point in range(3)]
     assert found == ["one", "2. one", "3. one"]
 
 
@@ -167,7 +168,7 @@ def test_conversations_have_as_many_requests_together_as_asked_for() -> None:
 def test_texts_come_from_lines_of_json(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "one", "output_tokens": 7}\n\n{"prompt": "two"}\n')
-    found = text_jobs(path, Workload(3, 1, None, fixed(1, 1)), 9, DRAW)
+    found = text_jobs(read_texts(path, 9), Workload(3, 1, None, fixed(1, 1)), DRAW)
     assert [(job.turns[0].prompt, job.turns[0].output) for job in found] == [("one", 7), ("two", 9), ("one", 7)]
 
 
@@ -176,6 +177,6 @@ def test_texts_that_cannot_be_read_are_refused_by_the_flags_name(tmp_path: Path,
     path = tmp_path / "prompts.jsonl"
     path.write_text(content)
     with pytest.raises(LoadError, match="--dataset-path"):
-        text_jobs(path, Workload(3, 1, None, fixed(1, 1)), 9, DRAW)
+        read_texts(path, 9)
     with pytest.raises(LoadError, match="--dataset-path"):
-        text_jobs(tmp_path / "none", Workload(3, 1, None, fixed(1, 1)), 9, DRAW)
+        read_texts(tmp_path / "none", 9)
