@@ -103,14 +103,13 @@ _NOT_HERE = {
 }
 
 
-def flags(table: dict[str, str]) -> Iterator[tuple[str, PeerFlag]]:
-    """(name, flag) of everything in a table of reason -> flags."""
-    for reason, written in table.items():
-        for flag in written.split(","):
+def _flags(table: dict[str, str]) -> Iterator[tuple[str, PeerFlag]]:
+    for reason, flags in table.items():
+        for flag in flags.split(","):
             name, _, argument = flag.strip().partition(" ")
             unit, _, values = argument.partition("=")
             yield name, PeerFlag(unit, reason, tuple(values.split("|")) if values else ())
 
 
-NO_EFFECT = dict(flags(_NO_EFFECT))
-NOT_HERE = dict(flags(_NOT_HERE))
+NO_EFFECT = dict(_flags(_NO_EFFECT))
+NOT_HERE = dict(_flags(_NOT_HERE))

@@ -1,12 +1,19 @@
-"""Options of vLLM's and SGLang's benchmarks that are none of `aiollm bench serve`, as aiollm/peer_flags.py has those of
-servers: those that change nothing are taken, and answered with the reason; the others end the start with it.
+"""Options of vLLM's and SGLang's benchmarks that are none of `aiollm bench serve`: those that change nothing are taken,
+and answered with the reason; the others end the start with it.
+
+Each is written with the placeholder of its argument; without one it takes none.
 """
 
 import argparse
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-from aiollm.peer_flags import flags
+
+class PeerOption(NamedTuple):
+    unit: str
+    reason: str
+
 
 _NO_EFFECT = {
     "prompts are token ids, and texts are read by the server's tokenizer": "tokenizer NAME, tokenizer-mode MODE",
@@ -21,13 +28,13 @@ _NOT_HERE = {
     ),
     "what is measured is when tokens come, in a stream": "no-stream",
     "there is no beam search": "use-beam-search",
-    "there are no adapters": "lora-modules NAME..., lora-assignment NAME",
+    "there are no adapters": "lora-modules NAME, lora-assignment NAME",
     "certificates are checked": "insecure",
     "each dataset has lengths of its own: --random-input-len, --random-output-len, --sharegpt-output-len": (
         "input-len TOKENS, output-len TOKENS"
     ),
     "where a file is short it is taken from the first again; --num-prompts asks for fewer": "no-oversample",
-    "a request has one prompt": "random-batch-size PROMPTS=1",
+    "a request has one prompt": "random-batch-size PROMPTS",
     "its dataset is not here; --dataset-name names those that are": (
         "sonnet-input-len TOKENS, sonnet-output-len TOKENS, sonnet-prefix-len TOKENS, hf-subset NAME, hf-split NAME,"
         " hf-name NAME, hf-output-len TOKENS, spec-bench-output-len TOKENS, spec-bench-category NAME,"
@@ -37,8 +44,17 @@ _NOT_HERE = {
     "each load has prompts of its own; the server's --admin_socket has POST /flush": "flush-cache",
     "one server computes prompts and outputs": "pd-separated",
 }
-NO_EFFECT = dict(flags(_NO_EFFECT))
-NOT_HERE = dict(flags(_NOT_HERE))
+
+
+def _options(table: dict[str, str]) -> Iterator[tuple[str, PeerOption]]:
+    for reason, options in table.items():
+        for option in options.split(","):
+            name, _, unit = option.strip().partition(" ")
+            yield name, PeerOption(unit, reason)
+
+
+NO_EFFECT = dict(_options(_NO_EFFECT))
+NOT_HERE = dict(_options(_NOT_HERE))
 
 # Names of --dataset-name there.
 DATASETS = {
@@ -54,16 +70,15 @@ DATASETS = {
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Have them parsed, unseen in the help; only those that are given are in the result."""
-    for name, flag in (NO_EFFECT | NOT_HERE).items():
-        nargs = "+" if flag.several else None
-        takes: dict[str, Any] = {"metavar": flag.unit, "nargs": nargs} if flag.unit else {"action": "store_true"}
+    for name, option in (NO_EFFECT | NOT_HERE).items():
+        takes: dict[str, Any] = {"metavar": option.unit, "nargs": "+"} if option.unit else {"action": "store_true"}
         parser.add_argument(f"--{name}", dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **takes)
 
 
 def answer(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Say why those that are given have no effect, or end with the reason why they cannot be had."""
-    for name, value in vars(args).items():
+    for name in vars(args):
         if name in NO_EFFECT:
             print(f"aiollm: --{name} has no effect: {NO_EFFECT[name].reason}", file=sys.stderr)
-        elif name in NOT_HERE and value not in NOT_HERE[name].values:
+        elif name in NOT_HERE:
             parser.error(f"--{name} cannot be had: {NOT_HERE[name].reason}")

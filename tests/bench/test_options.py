@@ -24,20 +24,18 @@ def body(*argv: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", peer_options.NO_EFFECT)
 def test_options_without_effect_are_answered_with_the_reason(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    flag = peer_options.NO_EFFECT[name]
-    parse([f"--{name}", *(["x"] if flag.unit else []), "--seed", "3"])
-    assert capsys.readouterr().err == f"aiollm: --{name} has no effect: {flag.reason}\n"
+    option = peer_options.NO_EFFECT[name]
+    parse([f"--{name}", *(["x"] if option.unit else []), "--seed", "3"])
+    assert capsys.readouterr().err == f"aiollm: --{name} has no effect: {option.reason}\n"
 
 
 @pytest.mark.parametrize("name", peer_options.NOT_HERE)
 def test_options_that_ask_for_what_is_not_there_are_refused_with_the_reason(
     capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    flag = peer_options.NOT_HERE[name]
-    for value in flag.values:
-        parse([f"--{name}", value])
-    said = refusal(capsys, [f"--{name.replace('-', '_')}", *(["x"] if flag.unit else [])])
-    assert f"--{name} cannot be had: {flag.reason}" in said
+    option = peer_options.NOT_HERE[name]
+    said = refusal(capsys, [f"--{name.replace('-', '_')}", *(["x"] if option.unit else [])])
+    assert f"--{name} cannot be had: {option.reason}" in said
 
 
 def test_no_option_has_two_meanings() -> None:
