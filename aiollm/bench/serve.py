@@ -91,7 +91,7 @@ async def runs(args: argparse.Namespace, loads: Sequence[Workload]) -> list[dict
         if args.num_warmups:
             warm = jobs(Workload(args.num_warmups, args.num_warmups, None, fixed(32, 16)), Draw(0, *args.token_ids))
             if target.chat:
-                warm = work[: args.num_warmups]
+                warm = drawn(args, load, len(loads), conversations)[: args.num_warmups]  # as of one more point
             await _run(target, warm, load.concurrency or args.num_warmups, args)
         outcomes, began, shares = await _run(target, work, load.concurrency, args)
         facts = {

@@ -110,6 +110,14 @@ def test_a_ramp_is_kept_with_the_figures(
     assert "of 9 requests" not in capsys.readouterr().err
 
 
+def test_warming_up_with_chats_leaves_none_of_the_prompts_in_the_cache(served: Runner, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "w" * 100, "output_tokens": 5}))
+    texts = ["--backend", "openai-chat", "--dataset-name", "custom", "--dataset-path", str(path), "--num-prompts", "1"]
+    (run,) = bench(served, *texts, "--num-warmups", "1")
+    assert run["total_input_tokens"] > 100 > run["total_cached_tokens"]
+
+
 def test_real_life_asks_for_what_users_ask_for(served: Runner) -> None:
     assert REAL_LIFE.keys() >= {"stop", "presence_penalty", "logprobs"} and REAL_LIFE["ignore_eos"] is False
     (run,) = bench(served, "--real-life", "--num-prompts", "20", "--max-concurrency", "2")
