@@ -4,6 +4,7 @@ In the byte tokenizer a token id is the value of its byte, so `list(text.encode(
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,15 @@ def byte_alphabet() -> list[str]:
     return [chr(byte) if byte in kept else chr(0x100 + moved.index(byte)) for byte in range(256)]
 
 
-def write_byte_tokenizer(folder: Path, chat_template: str | None = CHATML) -> Path:
-    """256 bytes (id = byte), then <|endoftext|>, <|im_start|> and <|im_end|>; EOS is <|im_end|>, there is no BOS."""
+def write_byte_tokenizer(folder: Path, chat_template: str | None = CHATML, special: Sequence[str] = ()) -> Path:
+    """256 bytes (id = byte), then <|endoftext|>, <|im_start|>, <|im_end|> and what else is `special`.
+
+    EOS is <|im_end|>, there is no BOS.
+    """
     tokenizer = Tokenizer(models.BPE(vocab={token: byte for byte, token in enumerate(byte_alphabet())}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *special])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}

@@ -6,8 +6,7 @@ from typing import Any
 from aiollm.api.errors import invalid
 from aiollm.api.parts import Parts
 from aiollm.api.schema import ChatRequest
-from aiollm.text.tokenizer import Tokenizer
-from aiollm.wire.sampling import Tag, ThoughtLimit, Thoughts
+from aiollm.wire.sampling import ThoughtLimit, Thoughts
 
 END_CHARS = 64  # of a prompt, which tell whether it leaves the model thinking
 SWITCHES = ("enable_thinking", "thinking")  # variables of templates
@@ -28,7 +27,7 @@ def begins(parts: Parts, opened: bool | None) -> Thoughts | None:
     style = parts.speech.reasoning
     if style is None or opened is None:
         return None
-    return Thoughts(_tag(parts.tokenizer, style.open), _tag(parts.tokenizer, style.close), opened)
+    return Thoughts(parts.tokenizer.tag(style.open), parts.tokenizer.tag(style.close), opened)
 
 
 def limits(parts: Parts, request: ChatRequest, opened: bool | None) -> tuple[ThoughtLimit, ...]:
@@ -51,10 +50,3 @@ def _continued(request: ChatRequest) -> str:
         return ""
     content = request.messages[-1].content or ""
     return content if isinstance(content, str) else "".join(part.text or "" for part in content)
-
-
-def _tag(tokenizer: Tokenizer, text: str) -> Tag:
-    ids = tokenizer.encode(text, False)
-    while len(ids) > 1 and not tokenizer.token_bytes(ids[0]).strip():  # a space that begins each text
-        ids = ids[1:]
-    return Tag(text, tuple(ids), len(ids) == 1 and tokenizer.is_special(ids[0]))

@@ -12,9 +12,11 @@ from aiollm.api.messages import NamedTool, Tool
 from aiollm.api.parts import Parts
 from aiollm.api.schema import ChatRequest
 from aiollm.api.structured import Asked
+from aiollm.grammar.llguidance import GrammarError
+from aiollm.text.folder import TextError
 from aiollm.text.parsers.formats import Speech
 from aiollm.text.parsers.source import Content, Event, Reasoning
-from aiollm.wire.sampling import Grammar
+from aiollm.wire.sampling import Grammar, Tag
 
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
 
@@ -35,27 +37,35 @@ def grammars(parts: Parts, request: ChatRequest, guard: bool) -> list[Asked]:
     """The grammar of the calls that are demanded, or with `guard` of text in which those of strict functions are
     proper ones, if there is one to follow; by field.
 
-    Text is not guarded in formats without a mark, and where the mark is a special token: no grammar could allow it.
+    Text is not guarded in formats that have no grammar of it.
     """
     tools, choice, speech = _schemas(request), request.tool_choice, parts.speech
     if not tools:
         return []
     if choice in (None, "auto"):
         strict = {tool.function.name for tool in offered(request) if tool.function.strict}
-        if not (guard and strict and speech.guards) or parts.tokenizer.special_ids(Speech(speech.calls).marks):
+        if not (guard and strict and speech.guards):
             return []
         schemas = {name: schema if name in strict else {} for name, schema in tools.items()}
-        return [("tools", lambda: _grammar(schemas, lambda: speech.guarded(schemas)))]
+        return [("tools", lambda: _grammar(schemas, lambda: speech.guarded(schemas, _tags(parts, speech))))]
     if isinstance(choice, NamedTool):
         tools = {choice.function.name: tools[choice.function.name]}
     one = isinstance(choice, NamedTool) or request.parallel_tool_calls is False
-    return [("tool_choice", lambda: _grammar(tools, lambda: speech.forced(tools, one)))]
+    return [("tool_choice", lambda: _grammar(tools, lambda: speech.forced(tools, one, _tags(parts, speech.demanding))))]
+
+
+def _tags(parts: Parts, speech: Speech) -> list[Tag]:
+    """The marks of calls, as the model's tokens write them."""
+    return [parts.tokenizer.tag(mark) for mark in Speech(speech.calls).marks]
 
 
 def _grammar(schemas: dict[str, dict[str, Any]], lark: Callable[[], str]) -> Grammar:
     """That of text in which these schemas stand, all of them. Raises GrammarError."""
     check_size(len(msgspec.json.encode(schemas)))
-    return Grammar("lark", lark())
+    try:
+        return Grammar("lark", lark())
+    except TextError as error:
+        raise GrammarError(str(error)) from error
 
 
 def for_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:

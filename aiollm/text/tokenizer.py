@@ -11,6 +11,7 @@ from aiollm.text.definition import definition
 from aiollm.text.folder import TextError, read_json, special_tokens
 from aiollm.text.pieces import piece_rule, token_pieces
 from aiollm.text.typed import Typed
+from aiollm.wire.sampling import Tag
 from aiollm.wire.vocabulary import Vocabulary
 
 # Encoding runs at about 1 MB/s; longer texts go to a thread, so that the event loop stalls for at most about 2 ms.
@@ -149,6 +150,13 @@ class Tokenizer:
         """The ids of the special tokens among these texts."""
         ids = map(self._backend.token_to_id, texts)
         return frozenset(index for index in ids if index is not None and index in self._special)
+
+    def tag(self, text: str) -> Tag:
+        """The text as the ids that write it."""
+        ids = self.encode(text, False)
+        while len(ids) > 1 and not self.token_bytes(ids[0]).strip():  # a space that begins each text
+            ids = ids[1:]
+        return Tag(text, tuple(ids), len(ids) == 1 and self.is_special(ids[0]))
 
     def token_bytes(self, index: int) -> bytes:
         """The bytes of one token in the middle of a text; empty for an id outside the vocabulary."""

@@ -14,7 +14,7 @@ class Decay(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Tag(msgspec.Struct, frozen=True, array_like=True):
-    """What begins or ends thoughts, as text and as the ids that write it."""
+    """What begins or ends thoughts or calls, as text and as the ids that write it."""
 
     text: str
     ids: tuple[int, ...]

@@ -293,6 +293,17 @@ def test_parameters_that_nobody_enforces_are_left_to_the_model(served: Runner) -
         assert status == 200, answer
 
 
+def test_strict_schemas_that_no_call_between_tags_can_follow_are_refused(serve: Serve) -> None:
+    function = {"name": "f", "parameters": {"properties": {"a": {"type": "string", "pattern": "x"}}}}
+    served = serve("glm", "none")
+    for strict, expected in ((True, 400), (False, 200)):
+        tools = [{"type": "function", "function": {**function, "strict": strict}}]
+        status, answer = served.run(served.stand.post(PATH, {**HI, "tools": tools, "max_tokens": 1}))
+        assert status == expected, answer
+        if strict:
+            assert answer["error"]["param"] == "tools" and "pattern" in answer["error"]["message"]
+
+
 def test_what_is_demanded_reaches_the_worker_as_a_grammar(served: Runner) -> None:
     strict = {"type": "function", "function": {"name": "s", "strict": True}}
     named = {"type": "function", "function": {"name": "now"}}

@@ -1,12 +1,14 @@
-"""Grammars of calls, for llguidance: what a parser reads, written down in Lark's syntax."""
+"""Grammars of calls whose arguments are JSON, for llguidance: what a parser reads, written down in Lark's syntax.
 
-import json
-import re
+`tags` are the marks of a format as the model's tokens write them.
+"""
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from aiollm.text.parsers.lark import terms, upto, value, without
 from aiollm.text.parsers.tools import Tools
-
-WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # a model that has nothing to say would go on with white space
+from aiollm.wire.sampling import Tag
 
 
 class Frame(NamedTuple):
@@ -22,40 +24,34 @@ class Frame(NamedTuple):
     """What calls begin with and other text does not contain, if there is such a thing."""
 
 
-def forced(frame: Frame, tools: Tools, one: bool) -> str:
+def forced(frame: Frame, tools: Tools, one: bool, tags: Sequence[Tag] = ()) -> str:
     """The language of one call, or of any number, of these functions and of nothing else."""
-    return "\n".join((f"start: {_calls(frame, one)}", *_each(frame, tools), ""))
+    return "\n".join((f"start: {_calls(frame, one, tags)}", *_each(frame, tools, tags), ""))
 
 
-def guarded(frame: Frame, tools: Tools) -> str:
+def guarded(frame: Frame, tools: Tools, tags: Sequence[Tag] = ()) -> str:
     """The language of any text in which the frame's mark always begins a call of one of these functions."""
     rest = frame._replace(
         begin=frame.begin.removeprefix(frame.mark),
         before=frame.before if frame.begin else frame.before.removeprefix(frame.mark),
     )
-    calls = _calls(rest, one=not frame.begin)  # others bring the mark again
-    rules = [
-        f"start: (free {calls})* TAIL",
-        f"free[suffix={_text(frame.mark)}]: /(?s:.*)/",
-        f"TAIL: /(?s:.*)/ & ~/(?s:.*){re.escape(frame.mark)}(?s:.*)/",
-    ]
-    return "\n".join((*rules, *_each(rest, tools), ""))
+    calls = _calls(rest, not frame.begin, tags)  # others bring the mark again
+    rules = (f"start: (free {calls})* TAIL", f"TAIL: {without([frame.mark])}", *upto("free", frame.mark, tags))
+    return "\n".join((*rules, *_each(rest, tools, tags), ""))
 
 
-def _calls(frame: Frame, one: bool) -> str:
-    parts = ["call"] if one else ["call (", _text(frame.joint), "call)*"]
-    return " ".join(part for part in (_text(frame.begin), *parts, _text(frame.end)) if part)
+def _calls(frame: Frame, one: bool, tags: Sequence[Tag]) -> str:
+    parts = ["call"] if one else ["call (", terms(frame.joint, tags), "call)*"]
+    return " ".join(part for part in (terms(frame.begin, tags), *parts, terms(frame.end, tags)) if part)
 
 
-def _each(frame: Frame, tools: Tools) -> list[str]:
+def _each(frame: Frame, tools: Tools, tags: Sequence[Tag]) -> list[str]:
     """The rule of a call, and the rules of each function."""
     rules = ["call: " + " | ".join(f"call_{index}" for index in range(len(tools)))]
     for index, (name, schema) in enumerate(tools.items()):
-        head, tail = _text(frame.before + name + frame.between), _text(frame.after)
-        own = {"type": "object", **schema, "x-guidance": {"whitespace_pattern": WHITE_SPACE}}
-        rules += [f"call_{index}: {head} arguments_{index} {tail}", f"arguments_{index}: %json {json.dumps(own)}"]
+        head, tail = terms(frame.before + name + frame.between, tags), terms(frame.after, tags)
+        rules += [
+            f"call_{index}: {head} arguments_{index} {tail}",
+            value(f"arguments_{index}", {"type": "object", **schema}),
+        ]
     return rules
-
-
-def _text(literal: str) -> str:
-    return json.dumps(literal, ensure_ascii=False) if literal else ""

@@ -8,6 +8,7 @@ Arguments that are strings by their schema are given out as they come; all else 
 
 import json
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -18,6 +19,8 @@ from aiollm.text.parsers.tools import Tools
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 KEY, FUNCTION = "<arg_key>", "<function="
 NAME = re.compile(r"[\w.-]+")
+JSON = re.compile(r'[ \t\r\n]*["{\[]')
+QUOTE = re.compile(r'(?<!\\)(?:\\\\)*"')
 WITHIN_KEY = re.compile(r"[^<>]+")
 
 
@@ -76,16 +79,15 @@ def _call(source: Source, tools: Tools, tags: Tags, name: str) -> Steps[None]:
         source.drop()
         yield Arguments(between + _text(key) + ": ")
         between = ", "
-        if _is_text(properties, key):
+        if is_text(properties, key):
             yield Arguments('"')
             if not (yield from source.until(tags.value_ends, _within_text)):
                 return
             yield Arguments('"')
         else:
-            end = yield from source.until(tags.value_ends, None)
-            if not end:
+            if (value := (yield from _value(source, tags.value_ends))) is None:
                 return
-            yield Arguments(_literal(source.release().removesuffix(end)))
+            yield Arguments(_literal(value))
         source.drop()
         yield from source.run(SPACE)
         mark = yield from source.starts(tags.key, tags.close)
@@ -97,7 +99,17 @@ def _call(source: Source, tools: Tools, tags: Tags, name: str) -> Steps[None]:
     yield End()
 
 
-def _is_text(properties: object, key: str) -> bool:
+def _value(source: Source, ends: Sequence[str]) -> Steps[str | None]:
+    """Read a value and the tag that ends it, which is none within a string of JSON; None where there is none."""
+    before = len(source.held)
+    while end := (yield from source.until(ends, None)):
+        value = "".join(source.held[before:]).removesuffix(end)
+        if not (JSON.match(value) and len(QUOTE.findall(value)) % 2):
+            return value
+    return None
+
+
+def is_text(properties: object, key: str) -> bool:
     """Whether the schema has the argument a string."""
     schema = properties.get(key) if isinstance(properties, dict) else None
     return isinstance(schema, dict) and schema.get("type") == "string"
