@@ -260,6 +260,13 @@ OUTPUTS = {
         "glm", "none", "<tool_call>now\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n<arg_key>b</arg_key>\noops",
         ("", "<arg_key>b</arg_key>\noops", [("now", '{"a": 1}')]),
     ),
+    "glm, tags within": Output(
+        "glm", "none", glm("get_weather", detail='\n{"a</arg_value>": ["\\"</arg_value>"]}', city='["</arg_value>'),
+        (
+            "", '</arg_value>\n</tool_call>',
+            [("get_weather", r'{"detail": {"a</arg_value>": ["\"</arg_value>"]}, "city": "[\""}')],
+        ),
+    ),
     "glm, cut": Output(
         "glm", "none", '<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Par"is</arg',
         ("", "", [("get_weather", '{"city": "Par\\"is</arg')]), complete=False,

@@ -85,7 +85,8 @@ def _call(source: Source, tools: Tools, tags: Tags, name: str) -> Steps[None]:
                 return
             yield Arguments('"')
         else:
-            if (value := (yield from _value(source, tags.value_ends))) is None:
+            schema = properties.get(key) if isinstance(properties, dict) else None
+            if (value := (yield from _value(source, tags.value_ends, schema))) is None:
                 return
             yield Arguments(_literal(value))
         source.drop()
@@ -99,13 +100,20 @@ def _call(source: Source, tools: Tools, tags: Tags, name: str) -> Steps[None]:
     yield End()
 
 
-def _value(source: Source, ends: Sequence[str]) -> Steps[str | None]:
-    """Read a value and the tag that ends it, which is none within a string of JSON; None where there is none."""
-    before = len(source.held)
+def _value(source: Source, ends: Sequence[str], schema: object) -> Steps[str | None]:
+    """Read a value up to the tag that ends it; None where there is none.
+
+    Of an argument with a schema, a tag within a string of JSON ends nothing.
+    """
+    first = last = len(source.held)
+    is_json, within = bool(schema), False
     while end := (yield from source.until(ends, None)):
-        value = "".join(source.held[before:]).removesuffix(end)
-        if not (JSON.match(value) and len(QUOTE.findall(value)) % 2):
-            return value
+        piece = "".join(source.held[last:]).removesuffix(end)
+        is_json = is_json and (last > first or JSON.match(piece) is not None)
+        within ^= len(QUOTE.findall(piece)) % 2 == 1
+        if not (is_json and within):
+            return "".join(source.held[first:]).removesuffix(end)
+        last = len(source.held)
     return None
 
 
