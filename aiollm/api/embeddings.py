@@ -18,7 +18,7 @@ from aiollm.api.decoding import decode
 from aiollm.api.errors import invalid
 from aiollm.api.generation import Generation, Prompt, check_kind
 from aiollm.api.parts import PARTS, Parts
-from aiollm.api.schema import INT32, GenerationRequest, Kept, Prompts, Salt, prompts_of
+from aiollm.api.schema import INT32, GenerationRequest, Kept, Prompts, Salt, check_served, prompts_of
 from aiollm.api.shape import Shape, Unstreamed
 from aiollm.text.folder import TextError
 
@@ -37,6 +37,13 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     truncation_side: Literal["left", "right"] | None = None
     cache_salt: Salt | None = None
     priority: Annotated[int, Meta(ge=-100, le=100)] | None = None
+    normalize: bool | None = None
+    use_activation: bool | None = None
+    adapter_id: Any = None
+    embed_dtype: Any = None
+    input_embeds: Any = None
+    lora_path: Any = None
+    prompt_embeds: Any = None
 
     @property
     def streams(self) -> bool:
@@ -77,7 +84,12 @@ async def prepared(parts: Parts, request: EmbeddingRequest, caller: Caller) -> t
 
 def decode_embedding(data: bytes) -> EmbeddingRequest:
     """Raises ApiError where the body is not a request for embeddings."""
-    return decode(_DECODER, data)
+    request = decode(_DECODER, data)
+    check_served(request)
+    for name in ("normalize", "use_activation"):
+        if getattr(request, name) is False:
+            raise invalid(name, f"{name}: the vectors of this server have the length 1", "unsupported_field")
+    return request
 
 
 async def _ids(parts: Parts, request: EmbeddingRequest, listed: list[str | list[int]]) -> list[list[int]]:

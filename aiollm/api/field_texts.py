@@ -71,7 +71,7 @@ TEXTS = {
     "regex": "a regular expression that the answer matches",
     "ebnf": "a grammar that the answer follows",
     "grammar": "llama.cpp's name of ebnf",
-    "regular_constraint": "a regular expression that the answer matches",
+    "regular_constraint": "LightLLM's name of regex",
     "tools": "functions that the model may call",
     "tool_choice": "whether it may, must, or must call a certain one",
     "parallel_tool_calls": "whether it may call several at once",
@@ -113,6 +113,8 @@ TEXTS = {
     "rid": "SGLang's name of request_id",
     "encoding_format": "a list of numbers, or base64 of little-endian float32",
     "dimensions": "keep so many numbers, and scale them to length 1 again",
+    "normalize": "may be there, and true: every vector is scaled to length 1",
+    "use_activation": "another name of normalize",
 }
 
 DEFAULTS = {
@@ -153,5 +155,7 @@ DEFAULTS = {
     "parallel_tool_calls": "true",
     "include_reasoning": "true",
     "separate_reasoning": "true",
+    "normalize": "true",
+    "use_activation": "true",
 }
 """What a field is where it is left out, in words; of booleans that are not here it is false."""

@@ -28,10 +28,9 @@ from aiollm.api.native_schema import (
     common,
     decode_native,
     decode_tokens,
-    native_grammars,
 )
 from aiollm.api.parts import PARTS, Parts
-from aiollm.api.structured import constraints
+from aiollm.api.structured import asked_grammars, constraints
 from aiollm.text.folder import TextError
 from aiollm.wire.sampling import Constraint, FirstIds, Healing
 
@@ -121,7 +120,7 @@ async def _prompt(parts: Parts, inputs: str | list[int], parameters: Parameters,
         end_entry=tells,
         cut=cut,
     )
-    constrained = beginning or await constraints(parts, asked, native_grammars(parameters))
+    constrained = beginning or await constraints(parts, asked, asked_grammars(asked))
     sampling = msgspec.structs.replace(
         sampling_params(parts, asked, max_tokens, -1, 0 if parameters.return_all_prompt_logprobs else -1, constrained),
         input_penalty=parameters.input_penalty is True,

@@ -24,13 +24,16 @@ from aiollm.api.schema import (
     MinP,
     Penalty,
     RepetitionPenalty,
+    ResponseFormat,
     Stop,
+    StructuredOutputs,
     Temperature,
     TokenId,
     TopK,
     TopP,
+    check_served,
 )
-from aiollm.api.structured import Asked, asked
+from aiollm.api.structured import asked_grammars
 from aiollm.wire.sampling import Decay
 
 DEFAULT_MAX_NEW_TOKENS = 16
@@ -82,6 +85,24 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     guided_json: JsonSchema | None = None
     guided_grammar: str | None = None
     guided_regex: str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    grammar: str | None = None
+    json_schema: JsonSchema | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    adapter_id: Any = None
+    custom_logit_processor: Any = None
+    guided_decoding: Any = None
+    guided_whitespace_pattern: Any = None
+    input_embeds: Any = None
+    logits_processors: Any = None
+    lora_path: Any = None
+    prompt_embeds: Any = None
+    stop_regex: Any = None
+    typical_p: Any = None
+    use_beam_search: Any = None
+    watermark: Any = None
 
     @property
     def choices(self) -> int:
@@ -146,10 +167,7 @@ class TokensRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 BEGINNINGS = ("token_healing", "first_allowed_tokens")
-OTHERS = ("allowed_token_ids", "bad_words", "regular_constraint", "guided_choice", "guided_json", "guided_grammar",
-          "guided_regex")  # fmt: skip
-"""Constraints that may leave nothing to draw together with one of the beginning."""
-REFUSED = [field.name for field in msgspec.structs.fields(Parameters) if field.type is Any]
+"""Constraints of the beginning, which may leave nothing to draw together with any other."""
 _NATIVE = msgspec.json.Decoder(NativeRequest)
 _TOKENS = msgspec.json.Decoder(TokensRequest)
 
@@ -191,33 +209,34 @@ def common(parameters: Parameters, stream: bool) -> CommonRequest:
         ignore_eos=parameters.ignore_eos,
         allowed_token_ids=parameters.allowed_token_ids,
         bad_words=parameters.bad_words,
-    )
-
-
-def native_grammars(parameters: Parameters) -> list[Asked]:
-    """The grammars that are asked for, by field."""
-    return asked(
-        ("regular_constraint", "regex", parameters.regular_constraint),
-        ("guided_choice", "regex", parameters.guided_choice),
-        ("guided_json", "json", parameters.guided_json),
-        ("guided_grammar", "ebnf", parameters.guided_grammar),
-        ("guided_regex", "regex", parameters.guided_regex),
+        regular_constraint=parameters.regular_constraint,
+        guided_choice=parameters.guided_choice,
+        guided_json=parameters.guided_json,
+        guided_grammar=parameters.guided_grammar,
+        guided_regex=parameters.guided_regex,
+        regex=parameters.regex,
+        ebnf=parameters.ebnf,
+        grammar=parameters.grammar,
+        json_schema=parameters.json_schema,
+        response_format=parameters.response_format,
+        structured_outputs=parameters.structured_outputs,
     )
 
 
 def _check(parameters: Parameters, multimodal: dict[str, Any] | None) -> None:
     """What holds between fields."""
-    for name in REFUSED:
-        if getattr(parameters, name) is not None:
-            raise invalid(name, f"{name}: this server does not support this field", "unsupported_field")
+    check_served(parameters)
     if multimodal is not None and any(multimodal.values()):
         raise invalid("multimodal_params", "multimodal_params: this model takes text only", "unsupported_field")
     if parameters.drawn < parameters.choices:
         message = f"best_of: {parameters.drawn} is less than n, the {parameters.choices} that are told"
         raise invalid("best_of", message)
-    given = [name for name in BEGINNINGS + OTHERS if getattr(parameters, name) not in (None, False)]
-    if len(given) > 1 and given[0] in BEGINNINGS:
-        raise invalid(given[1], f"{given[1]}: not together with {given[0]}")
+    if begins := [name for name in BEGINNINGS if getattr(parameters, name)]:
+        others = [name for name in ("allowed_token_ids", "bad_words") if getattr(parameters, name) is not None]
+        others += [name for name, _ in asked_grammars(common(parameters, False))]
+        first, *rest = begins + others
+        if rest:
+            raise invalid(rest[0].partition(".")[0], f"{rest[0]}: not together with {first}")
     if parameters.token_healing and parameters.return_all_prompt_logprobs:
         message = "return_all_prompt_logprobs: not together with token_healing, which cuts the prompt"
         raise invalid("return_all_prompt_logprobs", message)

@@ -5,6 +5,7 @@ have are refused by name, so that nobody takes an answer for something it is not
 told of in the log.
 """
 
+from functools import cache
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
@@ -141,6 +142,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     ebnf: str | None = None
     grammar: str | None = None
     json_schema: JsonSchema | None = None
+    regular_constraint: str | None = None
     allowed_token_ids: AllowedTokens | None = None
     bad_words: BadWords | None = None
     adapter_id: Any = None
@@ -259,15 +261,11 @@ ALIASES = (
     ("include_stop_str_in_output", "no_stop_trim"),
     ("request_id", "rid"),
 )
-REFUSED = {
-    kind: [field.name for field in msgspec.structs.fields(kind) if field.type is Any]
-    for kind in (ChatRequest, CompletionRequest)
-}
-"""Fields that are known and not served: anything but null, false, "none" and HARMLESS is refused."""
 HARMLESS: dict[str, Any] = {
     "best_of": 1,
     "data_parallel_rank": 0,
     "dry_multiplier": 0,
+    "embed_dtype": "float32",
     "kv_transfer_params": {},
     "mirostat": 0,
     "modalities": ["text"],
@@ -321,14 +319,25 @@ def prompts_of(field: str, prompts: str | list[str | int | list[int]]) -> list[s
     return [item for item in prompts if not isinstance(item, int)]
 
 
-def _check(request: GenerationRequest) -> None:
-    """What holds between fields of either request."""
-    for name in REFUSED[type(request)]:  # type: ignore[index]  # the two requests are the only subclasses
+@cache
+def unserved(kind: type[msgspec.Struct]) -> tuple[str, ...]:
+    """Fields that are known and not served: those typed Any."""
+    return tuple(field.name for field in msgspec.structs.fields(kind) if field.type is Any)
+
+
+def check_served(request: msgspec.Struct) -> None:
+    """Raises ApiError where a field that is not served holds anything but null, false, "none" and HARMLESS."""
+    for name in unserved(type(request)):
         value = getattr(request, name)
         if not (value is None or value is False or value == "none" or value == HARMLESS.get(name)):
             instead = INSTEAD.get(name, "this server does not support this field")
             code = "not_allowed" if name == "chat_template" else "unsupported_field"
             raise invalid(name, f"{name}: {instead}", code)
+
+
+def _check(request: GenerationRequest) -> None:
+    """What holds between fields of either request."""
+    check_served(request)
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options", "stream_options: only allowed with stream: true")
     if sum(map(len, request.stops)) > MAX_STOP_CHARS:

@@ -50,6 +50,7 @@ def asked_grammars(request: GenerationRequest) -> list[Asked]:
         ("ebnf", "ebnf", request.ebnf),
         ("grammar", "ebnf", request.grammar),
         ("json_schema", "json", request.json_schema),
+        ("regular_constraint", "regex", request.regular_constraint),
     )
     if outputs is None:
         return grammars

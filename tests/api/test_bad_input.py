@@ -245,6 +245,7 @@ def test_a_limit_is_named(served: Runner) -> None:
     [
         ({"guided_regex": "a", "regex": "a"}, "regex"),
         ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        ({"regex": "a", "regular_constraint": "a"}, "regular_constraint"),
         ({"guided_choice": ["a"], "allowed_token_ids": [97]}, "allowed_token_ids"),
         ({"ebnf": 'root ::= "a"', "ignore_eos": True}, "ignore_eos"),
         ({"allowed_token_ids": [65, 66], "bad_words": ["A", "B", "C"]}, "bad_words"),

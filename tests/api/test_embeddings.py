@@ -72,6 +72,11 @@ def test_an_input_is_cut_to_what_the_request_says(served: Runner, fields: dict[s
     assert found["embedding"] == vector(kept)
 
 
+def test_values_that_ask_for_nothing_are_taken(served: Runner) -> None:
+    nothing = {"normalize": True, "use_activation": True, "embed_dtype": "float32", "lora_path": None}
+    assert ask(served, {"input": "a", **nothing})["data"][0]["embedding"] == vector("a")
+
+
 def test_openai_s_client_reads_them(served: Runner) -> None:
     async def main() -> Any:
         async with openai.AsyncOpenAI(base_url=served.stand.url + "/v1", api_key="none") as client:
@@ -99,6 +104,13 @@ def test_openai_s_client_reads_them(served: Runner) -> None:
         ({"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ({"input": "a", "truncate_prompt_tokens": CONTEXT + 1}, "truncate_prompt_tokens"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
+        ({"input": "a", "prompt_embeds": "x"}, "prompt_embeds"),
+        ({"input": "a", "input_embeds": [[0.5]]}, "input_embeds"),
+        ({"input": "a", "lora_path": "x"}, "lora_path"),
+        ({"input": "a", "adapter_id": 1}, "adapter_id"),
+        ({"input": "a", "embed_dtype": "float16"}, "embed_dtype"),
+        ({"input": "a", "normalize": False}, "normalize"),
+        ({"input": "a", "use_activation": False}, "use_activation"),
     ],
 )
 def test_what_cannot_be_embedded_is_refused(served: Runner, body: Any, param: str) -> None:

@@ -258,12 +258,23 @@ def test_a_bad_body_is_refused_by_the_field_s_name(served: Runner, path: str, bo
         {"exponential_decay_length_penalty": [-1, 1.1]}, {"exponential_decay_length_penalty": [1, 0.9]},
         {"exponential_decay_length_penalty": [1.5, 1.1]}, {"image_max_patch_num": -2}, {"group_request_id": 7},
         {"suggested_dp_index": 1}, {"move_kv_to_decode_node": {"node_id": 1}},
+        {"regex": "["}, {"ebnf": ""}, {"grammar": {"type": "regex", "value": "a"}}, {"json_schema": {"type": "x"}},
+        {"structured_outputs": {}}, {"structured_outputs": {"structural_tag": "x"}}, {"response_format": {}},
+        {"response_format": {"type": "structural_tag"}}, {"token_healing": True, "regex": "a"},
+        {"first_allowed_tokens": [1], "response_format": {"type": "json_object"}},
+        {"regular_constraint": "a", "regex": "a"}, {"guided_decoding": {"regex": "a"}}, {"lora_path": "x"},
+        {"prompt_embeds": "x"}, {"stop_regex": "a"}, {"typical_p": 0.9}, {"watermark": True},
     ],
     ids=str,
 )  # fmt: skip
 def test_a_bad_parameter_is_refused_by_name(served: Runner, parameters: dict[str, Any]) -> None:
     error = refused(served, {"inputs": "x", "parameters": parameters})
     assert error["param"] in parameters and error["param"] in error["message"]
+
+
+def test_values_that_ask_for_nothing_are_taken(served: Runner) -> None:
+    nothing = {"watermark": False, "typical_p": 1, "response_format": {"type": "text"}, "first_allowed_tokens": [65]}
+    assert post(served, nothing, "A")["generated_text"] == ["A"]
 
 
 @pytest.mark.parametrize("field", [{"best_of": 2}, {"n": 2}, {"return_all_prompt_logprobs": True}], ids=str)
