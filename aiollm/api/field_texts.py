@@ -31,7 +31,7 @@ TEXTS = {
     "min_tokens": "before so many nothing ends the answer",
     "min_new_tokens": "another name of min_tokens",
     "Parameters.min_new_tokens": "the fewest tokens of an answer, its end-of-sequence token included",
-    "stop": "strings that end the answer, together of at most 4,096 characters",
+    "stop": "strings that end the answer",
     "stop_sequences": "strings, or lists of token ids, that end the answer",
     "stop_token_ids": "token ids that end the answer",
     "include_stop_str_in_output": "keep what ended the answer in its text",

@@ -13,7 +13,6 @@ from aiollm.api.decoding import decode
 from aiollm.api.errors import invalid
 from aiollm.api.schema import (
     INT32,
-    MAX_STOP_CHARS,
     MAX_STOPS,
     AllowedTokens,
     BadWords,
@@ -243,6 +242,3 @@ def _check(parameters: Parameters, multimodal: dict[str, Any] | None) -> None:
     if (parameters.min_new_tokens or 1) > parameters.max_tokens:
         least, most = parameters.min_new_tokens, parameters.max_tokens
         raise invalid("min_new_tokens", f"min_new_tokens: {least} is more than the {most} of max_new_tokens")
-    if sum(map(len, parameters.stops)) > MAX_STOP_CHARS:
-        message = f"stop_sequences: all strings together may have {MAX_STOP_CHARS} characters"
-        raise invalid("stop_sequences", message)

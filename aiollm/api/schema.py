@@ -16,7 +16,6 @@ from aiollm.api.errors import invalid
 from aiollm.api.messages import MAX_TOOLS, Message, NamedTool, Tool, check_message, check_tools
 
 MAX_STOPS = 32
-MAX_STOP_CHARS = 4096  # of all stop strings together
 MAX_LOGPROBS = 20  # alternatives of a token
 INT32 = 2**31 - 1
 
@@ -340,8 +339,6 @@ def _check(request: GenerationRequest) -> None:
     check_served(request)
     if request.stream_options is not None and not request.stream:
         raise invalid("stream_options", "stream_options: only allowed with stream: true")
-    if sum(map(len, request.stops)) > MAX_STOP_CHARS:
-        raise invalid("stop", f"stop: all strings together may have {MAX_STOP_CHARS} characters")
     lengths = {name: value for name in LENGTHS if (value := getattr(request, name)) is not None}
     if len(set(lengths.values())) > 1:
         first, second, *_ = lengths

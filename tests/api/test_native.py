@@ -251,7 +251,7 @@ def test_a_bad_body_is_refused_by_the_field_s_name(served: Runner, path: str, bo
         {"best_of": 129}, {"n": 129}, {"n": 129, "best_of": 129}, {"n": "x"},
         {"stop_sequences": [""]}, {"stop_sequences": [[]]},
         {"stop_sequences": ["x"] * 33}, {"stop_sequences": [[259]]}, {"stop_sequences": [5]}, {"stop_sequences": {}},
-        {"stop_sequences": ["x" * 1000] * 5}, {"logit_bias": {"259": 1}}, {"logit_bias": {"1": 101}},
+        {"stop_sequences": ["x", "x" * 1025]}, {"logit_bias": {"259": 1}}, {"logit_bias": {"1": 101}},
         {"guided_json": {"type": "x"}}, {"guided_grammar": ""}, {"regular_constraint": "["}, {"return_details": 1},
         {"bad_words": [""]},
         {"input_penalty": 1}, {"exponential_decay_length_penalty": [1]}, {"exponential_decay_length_penalty": {}},
@@ -272,7 +272,8 @@ def test_a_bad_parameter_is_refused_by_name(served: Runner, parameters: dict[str
     assert error["param"] in parameters and error["param"] in error["message"]
 
 
-def test_values_that_ask_for_nothing_are_taken(served: Runner) -> None:
+def test_values_at_the_edge_and_those_that_ask_for_nothing_are_taken(served: Runner) -> None:
+    assert post(served, {"stop_sequences": ["x" * 1024] * 32}, "A")["generated_text"] == ["A"]
     nothing = {"watermark": False, "typical_p": 1, "response_format": {"type": "text"}, "first_allowed_tokens": [65]}
     assert post(served, nothing, "A")["generated_text"] == ["A"]
 

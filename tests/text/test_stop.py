@@ -71,6 +71,23 @@ def test_a_stop_string_that_ends_in_skipped_text_is_none_and_one_that_begins_the
         assert (output + search.finish(), match) == oracle(stops, text, include, least)
 
 
+def test_no_text_and_no_stop_strings_are_read_more_than_once():
+    """Strings that begin again and again within themselves, and text that breaks off at their ends."""
+    looks = 0
+
+    class Watched(str):
+        def __getitem__(self, place):
+            nonlocal looks
+            looks += 1
+            return str.__getitem__(self, place)
+
+    stops = [Watched("a" * (1000 - n) + "b" + "a" * (23 + n)) for n in range(32)]
+    text = ("a" * 1022 + "c" + "ba" * 100) * 4
+    search = StopStrings(stops)
+    assert "".join(search.push(character)[0] for character in text) + search.finish() == text
+    assert looks < len(stops) * (4 * len(text) + 8 * len(stops[0]))
+
+
 def test_text_without_a_partial_match_is_given_out_at_once():
     search = StopStrings(["</s>", "Observation:"])
     assert search.push("nothing here") == ("nothing here", None)
