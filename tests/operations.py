@@ -130,7 +130,7 @@ class Yard:
             return
         prompt = [*r.choice(self.systems)] if r.random() < 0.7 else []
         prompt += [r.randrange(1, 9) for _ in range(r.randint(0 if prompt else 1, 8))]
-        most = self.core.limits.longest - len(prompt)
+        most = self.core.limits.room + 1 - len(prompt)
         array, cap = np.array(prompt, np.int64), r.randint(1, most)
         group = []
         for _ in range(r.choice([1, 1, 1, 2, 4])):

@@ -90,7 +90,7 @@ class PlainWorker:
         self.rows = Rows(limits.rows)
         self.queue: deque[Update] = deque()
         self.slots = np.full((limits.rows, limits.max_length), -1)
-        self.tokens = np.full((limits.rows, limits.max_length), -1)
+        self.tokens = np.full((limits.rows, limits.max_length + 1), -1)
         self.kv = np.full(limits.slots, EMPTY)
         self.applied = self.iteration = self.computed = self.decoded = 0
         self.fails = False

@@ -56,7 +56,7 @@ class ModelRunner:
         self.ops = ops
         self.tp = tp
         self.budget = budget
-        rows, max_length = state.hold, state.tokens.shape[1]
+        rows, max_length = state.hold, state.slot_table.shape[1]
         self.arrivals = Arrivals(Room(rows, rows + budget, rows), state.tokens.device)
         self.staging = Staging(pinned=state.tokens.is_cuda, size=self.arrivals.size)
         self.mask_staging = Staging(pinned=state.tokens.is_cuda)

@@ -9,18 +9,24 @@ from aiollm.workers.windows import Windows
 
 # What a row that nobody holds has: greedy, and nothing else. As FLOATS has them.
 _OFF = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+ALIGNED = 16  # tokens; Triton compiles other code for lines that begin anywhere
 
 
 class State:
     """Tables of `rows` rows, and one that holds padding, by `max_length` positions; 8 bytes each. Layers with
-    a window have their own, `windows`. Without a `vocabulary` nothing can be masked."""
+    a window have their own, `windows`. Without a `vocabulary` nothing can be masked.
+
+    A row may be full of its prompt: `tokens` has a place behind it for what is drawn then, and never computed.
+    """
 
     def __init__(
         self, rows: int, max_length: int, device: torch.device, windows: Windows | None = None, vocabulary: int = 0
     ) -> None:
         self.windows = windows or Windows(0, 0, rows, 1, device)
         self.slot_table = torch.zeros((rows + 1, max_length), dtype=torch.int32, device=device)
-        self.tokens = torch.zeros((rows + 1, max_length), dtype=torch.int32, device=device)
+        self.tokens = torch.zeros(
+            (rows + 1, -(-(max_length + 1) // ALIGNED) * ALIGNED), dtype=torch.int32, device=device
+        )
         # A line of the table is a column of its own for a kernel: it begins at a multiple of 16 bytes.
         self.floats = torch.tensor(_OFF, device=device)[:, None].repeat(1, -(-(rows + 1) // 4) * 4)
         self.top_k = torch.zeros(rows + 1, dtype=torch.int32, device=device)

@@ -34,8 +34,9 @@ def truncated(
         return prompt
     if keep == 0:
         raise invalid("truncate_prompt_tokens", "truncate_prompt_tokens: expected at least 1, or -1 for what fits")
-    if keep > parts.context:
-        message = f"truncate_prompt_tokens: {keep} is more than the {parts.context} tokens of the context"
+    most = parts.room if asked == 0 else parts.context
+    if keep > most:
+        message = f"truncate_prompt_tokens: {keep} is more than the {most} tokens of the context"
         raise invalid("truncate_prompt_tokens", message)
     keep = max(1, _room(parts, asked, default)) if keep == -1 else keep
     return prompt[:keep] if request.truncation_side == "right" else prompt[-keep:]
@@ -54,16 +55,22 @@ def shortened(parts: Parts, prompt: NDArray[np.int64], asked: int | None, defaul
 def _room(parts: Parts, asked: int | None, default: int | None) -> int:
     """Tokens of a prompt beside its output; where the output's length is left open, a quarter of the context is kept
     for it."""
+    if asked == 0:
+        return parts.room
     output = asked if asked is not None else default or parts.context // 4
     return parts.context - max(1, output)
 
 
 def output_limit(parts: Parts, prompt: int, asked: int | None, default: int | None, where: str) -> int:
     """How many tokens may be generated after a prompt of `prompt` tokens: what is left of the context at most; None as
-    default is all of it.
+    default is all of it. Where none is asked for, one is drawn and dropped, and the prompt may fill the context.
 
     Raises ApiError where no token is left, or where more are asked for than the context holds.
     """
+    if asked == 0:
+        if prompt > parts.room:
+            raise too_long(parts.room, prompt, 0, where)
+        return 0
     context = parts.context
     if prompt >= context or (asked or 0) > context:
         raise too_long(context, prompt, asked or 1, where)

@@ -106,9 +106,9 @@ async def _ids(parts: Parts, request: EmbeddingRequest, listed: list[str | list[
 def _prompts(parts: Parts, asked: GenerationRequest, listed: list[list[int]]) -> list[Prompt]:
     """Raises ApiError for an input that cannot run."""
     sampling = msgspec.structs.replace(sampling_params(parts, asked, 1, -1, -1), embed=True)
-    arrays = [truncated(parts, asked, prompt_array(parts, ids, "input"), 1, None) for ids in listed]
+    arrays = [truncated(parts, asked, prompt_array(parts, ids, "input"), 0, None) for ids in listed]
     for array in arrays:
-        output_limit(parts, len(array), 1, None, "input")
+        output_limit(parts, len(array), 0, None, "input")
     return [Prompt(array, sampling, Output(discard=True)) for array in arrays]
 
 

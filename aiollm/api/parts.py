@@ -80,6 +80,11 @@ class Parts(NamedTuple):
         return self.engine.limits.longest
 
     @property
+    def room(self) -> int:
+        """The longest prompt behind which nothing is generated; EngineBusy while the model loads."""
+        return self.engine.limits.room
+
+    @property
     def vocabulary(self) -> int:
         """Token ids below this are known to both the model and the tokenizer."""
         ready = self.engine.ready

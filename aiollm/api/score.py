@@ -46,7 +46,7 @@ async def get_score(http: web.Request) -> web.StreamResponse:
     if token >= 0 and ids[-1:] != [token]:
         ids = [*ids, token]
     array = await body.in_thread_if(len(ids) > body.THREAD_IDS, prompt_array, parts, ids, "chat")
-    sampling = sampling_params(parts, asked, output_limit(parts, len(array), 1, None, "chat"), -1, -1)
+    sampling = sampling_params(parts, asked, output_limit(parts, len(array), 0, None, "chat"), -1, -1)
     generation = Generation(parts, asked, SCORE, [Prompt(array, sampling, Output(keep_entries=True))], caller(http))
     return await answer(http, asked, generation, ScoreShape(generation))
 

@@ -38,9 +38,18 @@ class Limits(NamedTuple):
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence that can run, prompt and output together: the last one needs no slot."""
-        chunk = min(self.chunk_size, self.chunk_budget)
-        return min(self.max_length, self.window.longest(self.slots, chunk) + 1)
+        """Tokens of the longest sequence that is served, prompt and output together: the last one needs no slot."""
+        return min(self.max_length, self._positions + 1)
+
+    @property
+    def room(self) -> int:
+        """Positions of a row: tokens of the longest prompt of which one token is drawn, and nothing told."""
+        return min(self.max_length, self._positions)
+
+    @property
+    def _positions(self) -> int:
+        """Those of the longest row that the pool holds."""
+        return self.window.longest(self.slots, min(self.chunk_size, self.chunk_budget))
 
 
 class Loan(NamedTuple):

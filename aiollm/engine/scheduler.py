@@ -85,8 +85,8 @@ class Scheduler:
     # What the outside asks for
 
     def fits(self, prompt: int, max_tokens: int) -> bool:
-        """Whether a request of these lengths can run at all."""
-        return prompt + max_tokens <= self.limits.longest
+        """Whether a request of these lengths can run at all: its last token has no place in a row."""
+        return prompt + max_tokens - 1 <= self.limits.room
 
     def submit(self, *requests: Request) -> None:
         """Queue requests; none of them, and ValueError, where one can never run. Neighbours with the same prompt begin

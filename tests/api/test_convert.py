@@ -100,7 +100,7 @@ def test_ids_up_to_the_vocabulary_make_a_prompt(served: Runner) -> None:
         ("head", CONTEXT, 12, None, [(12, CONTEXT)]),
         ("head", 1000, None, 16, [(1000 - (CONTEXT - 16), 1000)]),
         ("head", 1000, None, None, [(1000 - CONTEXT * 3 // 4, 1000)]),
-        ("head", 1000, 0, None, [(1000 - (CONTEXT - 1), 1000)]),
+        ("head", 1000, 0, None, [(1000 - CONTEXT, 1000)]),
         ("center", 1000, 12, None, [(0, 250), (750, 1000)]),
         ("center", CONTEXT, 11, None, [(0, 250), (261, CONTEXT)]),
         ("head", 1000, CONTEXT, None, [(0, 1000)]),

@@ -64,7 +64,8 @@ def test_fewer_dimensions_are_scaled_again_and_base64_holds_the_same(served: Run
     [
         ({"truncate_prompt_tokens": 2}, "jk"),
         ({"truncate_prompt_tokens": 2, "truncation_side": "right"}, "ab"),
-        ({"truncate_prompt_tokens": -1}, ("abc" * CONTEXT + "jk")[-(CONTEXT - 1) :]),
+        ({"truncate_prompt_tokens": CONTEXT, "truncation_side": "right"}, ("abc" * CONTEXT)[:CONTEXT]),
+        ({"truncate_prompt_tokens": -1}, ("abc" * CONTEXT + "jk")[-CONTEXT:]),
     ],
 )
 def test_an_input_is_cut_to_what_the_request_says(served: Runner, fields: dict[str, Any], kept: str) -> None:
@@ -98,7 +99,7 @@ def test_openai_s_client_reads_them(served: Runner) -> None:
         ({"input": [VOCAB_SIZE]}, "input"),
         ({"input": [[-1]]}, "input"),
         ({"input": ["a"] * 1025}, "input"),
-        ({"input": "x" * CONTEXT}, "input"),
+        ({"input": "x" * (CONTEXT + 1)}, "input"),
         ({"input": "a", "dimensions": 0}, "dimensions"),
         ({"input": "a", "dimensions": HIDDEN + 1}, "dimensions"),
         ({"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),

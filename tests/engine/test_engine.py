@@ -123,6 +123,15 @@ async def test_a_pool_holds_longer_requests_where_layers_have_a_window():
     limits = engine.limits
     assert (limits.slots, limits.window) == (1600, Window(9, 3))
     assert limits.longest == 1600 - 3 * (9 + 16) + 1, "the last token needs no slot; a chunk is guarded as a whole"
+    assert limits.room == limits.longest - 1
+
+
+@in_a_loop
+async def test_a_prompt_may_fill_the_context_where_the_pool_has_the_room():
+    engine, _ = start()
+    assert (engine.limits.longest, engine.limits.room) == (64, 64)
+    small, _ = start(msgspec.structs.replace(READY, slots=40))
+    assert (small.limits.longest, small.limits.room) == (41, 40)
 
 
 @in_a_loop

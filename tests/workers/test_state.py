@@ -63,7 +63,7 @@ def test_each_group_of_layers_has_slots_of_its_own() -> None:
     _, batch = state.batch(columns_of(1, 1, 2), 2, 3, reference_ops())
     (windowed,) = batch.windowed
     assert (batch.slots.tolist(), windowed.slots.tolist()) == ([5, 6], [15, 16])
-    assert state.nbytes == 3 * 3 * 4 * 4
+    assert state.nbytes == 3 * (4 + 4 + 16) * 4, "lines of tokens are aligned"
 
 
 def test_each_sampling_parameter_reaches_its_column() -> None:
@@ -117,8 +117,15 @@ def test_a_drawn_token_is_the_rows_next_one(drawn: int, kept: int) -> None:
     state = State(2, 8, CPU)
     state.tokens[:] = 5
     state.store(columns_of(1, start=3), torch.tensor([drawn]), reference_ops())
-    assert state.tokens[1].tolist() == [5, 5, 5, 5, kept, 5, 5, 5]
-    assert (state.tokens[0] == 5).all()
+    assert state.tokens[1, :8].tolist() == [5, 5, 5, 5, kept, 5, 5, 5]
+    assert (state.tokens[[0, 2]] == 5).all()
+
+
+@pytest.mark.parametrize("length", [15, 16, 17])
+def test_what_a_full_row_draws_lies_in_no_other_row(length: int) -> None:
+    state = State(2, length, CPU)
+    state.store(columns_of(0, start=length - 1), torch.tensor([7]), reference_ops())
+    assert state.tokens[0, length] == 7 and not state.tokens[1:].any()
 
 
 def test_nothing_changes_where_nothing_was_sent() -> None:
