@@ -44,7 +44,7 @@ SWITCHED = 101
 REQUEST_ID = web.RequestKey("request_id", str)
 UPGRADED = web.RequestKey("upgraded", bool)
 """Of a WebSocket, which ends when its client goes."""
-_GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 @web.middleware
@@ -92,7 +92,7 @@ def request_id(http: web.BaseRequest, own: str | None = None) -> str:
     same at every call."""
     asked = http.headers.get("X-Request-Id", "")
     if REQUEST_ID not in http:
-        http[REQUEST_ID] = asked if _GOOD_ID.fullmatch(asked) else own or uuid.uuid4().hex
+        http[REQUEST_ID] = asked if GOOD_ID.fullmatch(asked) else own or uuid.uuid4().hex
     return http[REQUEST_ID]
 
 

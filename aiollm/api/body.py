@@ -6,18 +6,22 @@ aiohttp would inflate by itself, but answers what it does not like outside of ou
 import asyncio
 import zlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import http_exceptions, web
 
+from aiollm.api.access import GOOD_ID, request_id
+from aiollm.api.decoding import decode
 from aiollm.api.errors import ApiError
+from aiollm.api.schema import GenerationRequest
 
 # JSON decodes at some 100 MB/s: longer bodies would hold the event loop for more than 2 ms.
 THREAD_BYTES = 256 * 1024
 THREAD_IDS = 100_000  # numpy takes over a list of ids at 12 ms a million
 ENCODINGS = ("identity", "gzip", "deflate")
 T = TypeVar("T")
+N = TypeVar("N", bound=GenerationRequest)
 READ = web.RequestKey("read", bytes)
 """A body that was read already, for the handler that it is for."""
 
@@ -65,6 +69,16 @@ def _inflate(body: bytearray, limit: int) -> bytes:
     return data
 
 
+class _Named(msgspec.Struct):
+    """Where a body holds the request's id."""
+
+    request_id: Any = None
+    rid: Any = None
+
+
+_NAMED = msgspec.json.Decoder(_Named)
+
+
 async def decoded(request: web.Request, body: bytes, decode: Callable[[bytes], T]) -> T:
     """`decode(body)`; what is no JSON and does not claim to be is answered with 415."""
     try:
@@ -74,6 +88,26 @@ async def decoded(request: web.Request, body: bytes, decode: Callable[[bytes], T
             message = f"the body is {request.content_type}, not JSON: send it with Content-Type: application/json"
             raise ApiError(415, message, code="unsupported_media_type") from error
         raise
+
+
+async def identified(request: web.Request, body: bytes, decode: Callable[[bytes], N]) -> N:
+    """`decoded`, of a body that may hold the request's id; it is taken from one that is refused too."""
+    try:
+        found = await decoded(request, body, decode)
+    except ApiError:
+        request_id(request, await in_thread_if(len(body) > THREAD_BYTES, _own_id, body))
+        raise
+    request_id(request, found.own_id)
+    return found
+
+
+def _own_id(body: bytes) -> str | None:
+    """A decent id in a body whose other fields are not looked at."""
+    try:
+        named = decode(_NAMED, body)
+    except ApiError:
+        return None
+    return next((id for id in (named.request_id, named.rid) if isinstance(id, str) and GOOD_ID.fullmatch(id)), None)
 
 
 async def in_thread_if(long: bool, function: Callable[..., T], *args: object) -> T:

@@ -7,7 +7,6 @@ import msgspec
 from aiohttp import web
 
 from aiollm.api import body, thoughts, tools
-from aiollm.api.access import request_id
 from aiollm.api.answer import answer
 from aiollm.api.caller import Caller, caller
 from aiollm.api.choice import Choice, Delta, Entry, Output
@@ -32,8 +31,7 @@ async def chat_completions(http: web.Request) -> web.StreamResponse:
     """Answer a chat request; every refusal comes before the first byte of a 200."""
     parts = http.app[PARTS]
     data = await body.read(http, parts.body_limit, parts.settings.body_timeout)
-    request = await body.decoded(http, data, decode_chat)
-    request_id(http, request.own_id)
+    request = await body.identified(http, data, decode_chat)
     return await answer(http, request, *await prepared(parts, request, caller(http)))
 
 

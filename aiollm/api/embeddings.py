@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 from aiohttp import web
-from msgspec import Meta
+from msgspec import Meta, Raw
 from numpy.typing import NDArray
 
 from aiollm.api import body
@@ -39,6 +39,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: Annotated[int, Meta(ge=-100, le=100)] | None = None
     normalize: bool | None = None
     use_activation: bool | None = None
+    user: Raw = Raw()
     adapter_id: Any = None
     embed_dtype: Any = None
     input_embeds: Any = None
@@ -72,6 +73,7 @@ async def prepared(parts: Parts, request: EmbeddingRequest, caller: Caller) -> t
     asked = GenerationRequest(
         model=request.model, temperature=0.0, ignore_eos=True, cache_salt=request.cache_salt, priority=request.priority,
         truncate_prompt_tokens=request.truncate_prompt_tokens, truncation_side=request.truncation_side,
+        user=request.user,
     )  # fmt: skip
     listed = await body.in_thread_if(len(request.input) > body.THREAD_IDS, prompts_of, "input", request.input)
     if len(listed) > parts.settings.max_choices:

@@ -23,6 +23,7 @@ from aiollm.wire.sampling import SamplingParams
 
 LOGGED_TOKENS = 512  # of a prompt; a long one would hold up the event loop
 SCORE = "score"  # the kind of a generation that is run for a reward model's score
+LISTS = {"cmpl": "prompt", "embd": "input"}  # by kind, the field that may hold several prompts
 # Logprobs of prompt tokens in one answer, alternatives included; in an event of a stream, which is made on the event
 # loop, at 2 us each.
 MAX_SCORES, MAX_STREAMED_SCORES = 1 << 18, 1 << 13
@@ -66,6 +67,7 @@ class Generation:
         self.created = int(time.time())
         self.changed = asyncio.Event()
         self.n = n
+        self._plural = _choices_field(request) if drawn > 1 else LISTS.get(kind)
         self.ignored = request.ignored
         self.key, self.owner = caller.key, caller.name
         self._parts = parts
@@ -111,7 +113,7 @@ class Generation:
         """Hand all choices to the engine, or none: EngineBusy, or ApiError where the API key has its limits."""
         engine, key = self._parts.engine, self.key
         if key is not None:
-            key.check(len(self._computed), time.monotonic(), engine.retry_after)
+            key.check(len(self._computed), time.monotonic(), engine.retry_after, self._plural)
         engine.submit(*(choice.request for choice in self._computed))
         if key is not None:
             key.begin(len(self._computed), self.usage.prompt_tokens)
@@ -244,10 +246,14 @@ def _unobserved(seconds: float) -> None:
     """The other choice of these tokens tells of them."""
 
 
+def _choices_field(request: GenerationRequest) -> str:
+    """The field that says how many choices are computed."""
+    return "n" if getattr(request, "best_of", None) is None else "best_of"
+
+
 def check_choices(parts: Parts, request: GenerationRequest, prompts: int) -> None:
     """Raises ApiError where too many choices are asked for."""
-    settings, drawn = parts.settings, request.drawn
-    name = "n" if getattr(request, "best_of", None) is None else "best_of"
+    settings, drawn, name = parts.settings, request.drawn, _choices_field(request)
     if drawn > settings.max_n:
         raise invalid(name, f"{name}: at most {settings.max_n} (--max_n)")
     if drawn * prompts > settings.max_choices:

@@ -52,14 +52,15 @@ class Key:
         """It is taken back, also where a socket was opened with it."""
         self._revoked = True
 
-    def check(self, choices: int, now: float, retry_after: int) -> None:
-        """Raises ApiError where so many more choices may not be submitted now; `retry_after` is for when others end."""
+    def check(self, choices: int, now: float, retry_after: int, param: str | None = None) -> None:
+        """Raises ApiError where so many more choices, which the field `param` asks for, may not be submitted now;
+        `retry_after` is for when others end."""
         if self._revoked:
             raise unauthorized("the API key is not one of this server's any more")
         most, rate = self._entry.max_requests, self._entry.tokens_per_minute
         if most is not None and choices > most:
             text = f"{choices} choices or inputs at once, and this API key may have {most} (max_requests)"
-            raise invalid(None, text)
+            raise invalid(param, f"{param}: {text}" if param else text)
         if most is not None and self._choices + choices > most:
             text = f"{self._choices} requests of this API key run or wait, and it may have {most} (max_requests)"
             raise _too_many(text, retry_after)

@@ -162,6 +162,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     vllm_xargs: Any = None
     watermark: Any = None
     xtc_probability: Any = None
+    early_stopping: Raw = Raw()
+    length_penalty: Raw = Raw()
     metadata: Raw = Raw()
     prediction: Raw = Raw()
     prompt_cache_key: Raw = Raw()
@@ -275,7 +277,7 @@ HARMLESS: dict[str, Any] = {
 }
 """Values that ask for nothing."""
 IGNORED = [field.name for field in msgspec.structs.fields(GenerationRequest) if field.type is Raw]
-"""Fields that are known and change nothing here, whatever they hold."""
+"""Fields that are known and change nothing here, whatever they hold: two of them are of beam search only."""
 INSTEAD = {
     "functions": "OpenAI has replaced this field; give tools",
     "function_call": "OpenAI has replaced this field; give tool_choice",

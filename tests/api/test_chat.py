@@ -449,21 +449,55 @@ def test_an_id_in_the_body_names_the_request(served: Runner, name: str, caplog: 
     assert (line["path"], line["status"], line["id"]) == (PATH, 200, "mine-1.2")
 
 
-def test_a_refusal_bears_the_id_of_the_body_too(served: Runner) -> None:
-    async def main() -> None:
-        body = {**HI, "request_id": "mine", "model": "other"}
-        async with served.stand.session.post(served.stand.url + PATH, json=body) as response:
-            assert (response.status, response.headers["X-Request-Id"]) == (404, "mine")
+@pytest.mark.parametrize(
+    ("fields", "status", "named"),
+    [
+        ({"request_id": "mine", "model": "other"}, 404, True),
+        ({"rid": "mine", "temperature": 9}, 400, True),
+        ({"request_id": "mine", "messages": "x" * 300_000}, 400, True),
+        ({"request_id": "mine", "rid": "other"}, 400, True),
+        ({"request_id": 5, "rid": "mine"}, 400, True),
+        ({"request_id": "not mine"}, 400, False),
+        ({"rid": ["mine"]}, 400, False),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_refusal_bears_the_id_of_the_body_too(
+    served: Runner, fields: dict[str, Any], status: int, named: bool
+) -> None:
+    async def main(path: str, **headers: str) -> str:
+        body = {**HI, "prompt": "x", **fields}
+        async with served.stand.session.post(served.stand.url + path, json=body, headers=headers) as response:
+            assert response.status == status
+            return response.headers["X-Request-Id"]
 
-    served.run(main())
+    assert (served.run(main(PATH)) == "mine") == named
+    assert served.run(main(PATH, **{"X-Request-Id": "header"})) == "header"
+    if "messages" not in fields:
+        assert (served.run(main("/v1/completions")) == "mine") == named
+
+
+def test_a_body_that_is_no_json_has_no_id(served: Runner) -> None:
+    async def main() -> str:
+        async with served.stand.session.post(served.stand.url + PATH, data=b'{"rid": "mine"') as response:
+            assert response.status in (400, 415)
+            return response.headers["X-Request-Id"]
+
+    assert served.run(main()) != "mine"
 
 
 def test_fields_without_effect_are_told_of_in_the_log(served: Runner, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "aiollm.access")
-    post(served, {**HI, "user": "me", "store": False, "metadata": {"a": [1]}, "service_tier": None, "x": 1}, "a")
+    beams = {"length_penalty": 1.2, "early_stopping": True}
+    post(
+        served, {**HI, **beams, "user": "me", "store": False, "metadata": {"a": [1]}, "service_tier": None, "x": 1}, "a"
+    )
     post(served, HI, "a")
     first, second = map(json.loads, caplog.messages)
-    assert first["ignored"] == ["metadata", "store", "user"] and "ignored" not in second
+    assert (
+        first["ignored"] == ["early_stopping", "length_penalty", "metadata", "store", "user"]
+        and "ignored" not in second
+    )
 
 
 def test_documents_and_template_variables_reach_a_template_that_reads_them(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """OpenAI's endpoint of embeddings: its shape, and what it refuses. What the vectors are: tests/test_embeddings.py."""
 
 import base64
+import json
+import logging
 from typing import Any
 
 import numpy as np
@@ -76,6 +78,14 @@ def test_an_input_is_cut_to_what_the_request_says(served: Runner, fields: dict[s
 def test_values_that_ask_for_nothing_are_taken(served: Runner) -> None:
     nothing = {"normalize": True, "use_activation": True, "embed_dtype": "float32", "lora_path": None}
     assert ask(served, {"input": "a", **nothing})["data"][0]["embedding"] == vector("a")
+
+
+def test_a_user_is_told_of_in_the_log(served: Runner, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "aiollm.access")
+    ask(served, {"input": "a", "user": "me"})
+    ask(served, {"input": "a", "user": None})
+    first, second = map(json.loads, caplog.messages)
+    assert first["ignored"] == ["user"] and "ignored" not in second
 
 
 def test_openai_s_client_reads_them(served: Runner) -> None:

@@ -147,6 +147,30 @@ def test_over_http_each_key_has_its_own_limits(folder: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (TEXT, {"n": 3}, "n"),
+        (TEXT, {"n": 2, "best_of": 3}, "best_of"),
+        (TEXT, {"prompt": ["a", "b", "c"]}, "prompt"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "n": 3}, "n"),
+        ("/v1/embeddings", {"input": ["a", "b", "c"]}, "input"),
+        ("/generate", {"inputs": "x", "parameters": {"n": 3, "do_sample": True}}, "n"),
+        ("/generate", {"inputs": "x", "parameters": {"best_of": 3, "do_sample": True}}, "best_of"),
+    ],
+)
+def test_what_a_key_may_never_have_is_named_by_its_field(
+    folder: Path, path: str, body: dict[str, Any], param: str
+) -> None:
+    async def main() -> None:
+        async with stand(folder, key_file={"k": entry("k", max_requests=2)}) as served:
+            status, answer = await served.post(path, {**BODY, **body}, **bearer("k"))
+            assert (status, answer["error"]["param"]) == (400, param)
+            assert answer["error"]["message"].startswith(f"{param}: 3 choices or inputs at once")
+
+    asyncio.run(main())
+
+
 def test_a_refused_or_cancelled_request_gives_its_place_back(folder: Path) -> None:
     async def main() -> None:
         async with stand(folder, queue=1, key_file={"k": entry("k", max_requests=16)}) as served:
