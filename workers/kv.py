@@ -11,10 +11,13 @@ from aiollm.workers.groups import Groups, one
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.tp import Shard
 
-CGROUPS = (  # versions 2 and 1: folder, limit, usage, and the part of it that is inactive file cache
-    ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
+CGROUPS = (  # versions 2 and 1: folder, limit, usage, and the parts of it that are inactive and active file cache
+    ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file", "active_file"),
+    (
+        "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
+        "total_inactive_file", "total_active_file",
+    ),
+)  # fmt: skip
 ROUNDING = 256 << 20  # bytes: each layer's pools end within a page of 2 MiB, and each thread's cuBLAS takes 32 MiB
 CPU_MOST = 4 << 30  # bytes of KV on a CPU unless --max_total_token_num says otherwise: a laptop has other work too
 
@@ -41,20 +44,32 @@ def fitting(per_slot: int, device: torch.device, fraction: float, reserved: int 
     return slots
 
 
+def obtainable_memory(root: Path = Path("/"), swap: bool = False) -> int:
+    """Bytes of host memory that can be had at all: what `available_memory` says, the rest of the file cache too, which
+    the system gives up last, and on request what can be swapped out. More than this is sure to fail."""
+    return _memory(root, caches=2, swap=swap)
+
+
 def available_memory(root: Path = Path("/")) -> int:
     """Bytes of host memory that can be had without swapping: MemAvailable, or what the control group still may take.
 
     Of the file cache that a group is charged for, the inactive part counts as free, as the kubelet has it: otherwise
     reading large files would look like a lack of memory.
     """
+    return _memory(root, caches=1, swap=False)
+
+
+def _memory(root: Path, caches: int, swap: bool) -> int:
     fields = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) << 10
-    for folder, limit, used, cache in CGROUPS:
+    swappable = int(fields["SwapFree"].split()[0]) << 10 if swap and "SwapFree" in fields else 0
+    for folder, limit, used, *cache in CGROUPS:
         group = root / folder
         if (group / limit).is_file() and (most := (group / limit).read_text().strip()) != "max":
             stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            available = min(available, int(most) - int((group / used).read_text()) + int(stat.get(cache, 0)))
-    return max(0, available)
+            cached = sum(int(stat.get(part, 0)) for part in cache[:caches])
+            available = min(available, int(most) - int((group / used).read_text()) + cached)
+    return max(0, available + swappable)
 
 
 def allocate(

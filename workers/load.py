@@ -16,7 +16,7 @@ from aiollm.kernels.cpu.quantize import exact
 from aiollm.kernels.device import facts
 from aiollm.kernels.ops import Ops, cpu_ops, triton_ops
 from aiollm.wire.messages import Loading, Ready, WorkerSettings
-from aiollm.workers import gpu, kv, memory, weights
+from aiollm.workers import fit, gpu, kv, memory, weights
 from aiollm.workers.families.registry import describe
 from aiollm.workers.groups import lifetimes
 from aiollm.workers.model.decoder import Decoder
@@ -40,12 +40,14 @@ class Phases:
 
     def __init__(self, tell: Callable[[Loading], None]) -> None:
         self.seconds: list[tuple[str, float]] = []
+        self.running = ""
         self._tell = tell
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Callable[[float], None]]:
         """Time a phase; the value is called with the fraction that is done, and passes on a few of them a second."""
         began = told = time.monotonic()
+        self.running = name
         self._tell(Loading(name, 0.0))
 
         def progress(fraction: float) -> None:
@@ -56,6 +58,7 @@ class Phases:
 
         yield progress
         self.seconds.append((name, round(time.monotonic() - began, 3)))
+        self.running = ""
 
 
 class Loaded(NamedTuple):
@@ -87,6 +90,16 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
     """
     phases = Phases(tell)
     device = device_of(settings)
+    try:
+        return _load(settings, device, phases)
+    except RuntimeError as error:
+        if not fit.ran_out(error):
+            raise
+        phase = phases.running or "preparing the model"
+        raise MemoryError(fit.exhausted(phase, on_gpu=device.type == "cuda")) from error
+
+
+def _load(settings: WorkerSettings, device: torch.device, phases: Phases) -> Loaded:
     torch.set_num_threads(settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.ranks))
     with phases.phase("meeting the other ranks" if settings.ranks > 1 else "reading the configuration"):
         tp = TensorParallel.join(settings.rank, settings.ranks, Path(settings.rendezvous), device)
@@ -98,14 +111,16 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
     if spec.reward:
         ops = ops._replace(sample=read_score)
     quantize = ops.quantize if data_type == "int8" else None
-    if device.type == "cuda":
-        _tune(spec, shard, dtype, device, phases)
     longest = min(settings.max_length or spec.max_position, spec.max_position)
     groups = lifetimes(spec)  # of nothing else: a worker that starts again has to find the slots of the first one
     longest = min(longest, settings.slots * groups.each + 1) if settings.slots else longest
     # LongRoPE chooses its factors by the length that is served: what does not fit in the pool is no context.
     served = replace(spec, max_position=longest)
     every = sizes(settings.rows, settings.chunk_budget, min(TOP, spec.vocab))
+    if not settings.again:
+        _check(settings, spec, data_type, device, tp, longest)
+    if device.type == "cuda":
+        _tune(spec, shard, dtype, device, phases)
     compiled = None
     if device.type == "cuda":
         from aiollm.workers.compiling import Server, compile_ahead, meanwhile  # Triton, which CPUs do without
@@ -126,10 +141,7 @@ def load(settings: WorkerSettings, tell: Callable[[Loading], None]) -> Loaded:
         with phases.phase("compiling kernels"):
             compiled()
     decoder = Decoder(served, parameters, ops, tp, [group for group, _ in groups.places])
-    windows = Windows(
-        groups.each - 1, groups.window, settings.rows, ring(groups.window, settings.chunk_budget), device
-    )  # fmt: skip
-    state = State(settings.rows, longest, device, windows, spec.vocab)
+    state = _state(settings, spec, longest, device)
 
     def runner_with(slots: int) -> ModelRunner:
         state.pad_into(slots)
@@ -180,6 +192,26 @@ def _config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no JSON object")
     return config
+
+
+def _state(settings: WorkerSettings, spec: DecoderSpec, longest: int, device: torch.device) -> State:
+    groups = lifetimes(spec)
+    columns = ring(groups.window, settings.chunk_budget)
+    windows = Windows(groups.each - 1, groups.window, settings.rows, columns, device)
+    return State(settings.rows, longest, device, windows, spec.vocab)
+
+
+def _check(
+    settings: WorkerSettings, spec: DecoderSpec, data_type: str, device: torch.device, tp: TensorParallel, longest: int
+) -> None:
+    """Raises MemoryError where weights and row tables are sure not to fit: nothing of them is made yet."""
+    tables = _state(settings, spec, longest, torch.device("meta")).nbytes
+    outline = weights.outline(spec, DATA_TYPES[data_type], tp, data_type == "int8")
+    on_gpu = device.type == "cuda"
+    free, total = torch.cuda.mem_get_info(device) if on_gpu else (kv.obtainable_memory(swap=True),) * 2
+    # The fraction counts where the KV cache takes what is left: then nothing would be left for it.
+    fraction = settings.mem_fraction if on_gpu and not settings.slots else 1.0
+    fit.check(weights.stored_bytes(outline), tables, free, total, on_gpu=on_gpu, data_type=data_type, fraction=fraction)
 
 
 def _ops(device: torch.device) -> Ops:

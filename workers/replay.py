@@ -199,6 +199,7 @@ def main(path: str, device: str | None, folder: str | None) -> int:
             ranks=1,
             slots=ready.slots,  # not those that fit here: the updates name slots of that pool
             max_length=ready.max_length,
+            again=True,
         )
         differing += _replay(epoch, settings)
         gc.collect()

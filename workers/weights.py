@@ -88,25 +88,31 @@ def dummy(
     return assembly.weights
 
 
-def outline(spec: DecoderSpec, dtype: torch.dtype, tp: TensorParallel) -> Weights:
-    """This rank's parameters without their numbers, on the device "meta"."""
+def outline(spec: DecoderSpec, dtype: torch.dtype, tp: TensorParallel, eight_bits: bool = False) -> Weights:
+    """This rank's parameters without their numbers, on the device "meta"; with `eight_bits` as they are quantised."""
     meta = torch.device("meta")
-    assembly = _Assembly(spec, parameters(spec, tp.rank, tp.size), dtype, meta, tp, None)
+    quantize = _quantized_outline if eight_bits else None
+    assembly = _Assembly(spec, parameters(spec, tp.rank, tp.size), dtype, meta, tp, quantize)
     for parameter in assembly.wanted:
         assembly.keep(parameter.name, torch.empty(parameter.shape, dtype=dtype, device=meta))
     return assembly.weights
 
 
 def stored_bytes(weights: Weights) -> int:
-    """Bytes that the parameters take; a tensor under two names counts once."""
+    """Bytes that the parameters take, or would on another device than "meta"; what two names share counts once."""
     parts = [weight if isinstance(weight, Int8Weight) else (weight,) for weight in weights.values()]
-    # A reordered tensor has no data_ptr, and no second name.
-    found = {
-        tensor.data_ptr() if tensor.layout == torch.strided else id(tensor): tensor.nbytes
-        for tensors in parts
-        for tensor in tensors
-    }
+    found: dict[int, int] = {}
+    for tensor in (tensor for tensors in parts for tensor in tensors):
+        if tensor.layout == torch.strided:
+            storage = tensor.untyped_storage()  # of which a rank's part of a tied embedding is a view
+            found[storage._cdata] = storage.nbytes()
+        else:  # a reordered tensor has no storage, and no second name
+            found[id(tensor)] = tensor.nbytes
     return sum(found.values())
+
+
+def _quantized_outline(weight: torch.Tensor) -> Int8Weight:
+    return Int8Weight(torch.empty_like(weight, dtype=torch.int8), weight.new_empty(len(weight), dtype=torch.float32))
 
 
 class _Assembly:

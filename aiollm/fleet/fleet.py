@@ -222,7 +222,7 @@ class Fleet:
             if all(self._ready) and (first := self._ready[0]) is not None:
                 self._served = True
                 self._settings = msgspec.structs.replace(
-                    self._settings, slots=first.slots, max_length=first.max_length
+                    self._settings, slots=first.slots, max_length=first.max_length, again=True
                 )  # a later group has the sizes that requests were admitted by
                 self._engine.on_ready(first, self)
                 self._on_ready(first)

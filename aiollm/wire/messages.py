@@ -32,6 +32,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     mem_fraction: float = 0.9
     max_length: int = 0
     """Longest sequence, prompt and output together; 0 takes the smaller of the model's context and the pool."""
+    again: bool = False
+    """Whether these two are those of a worker before: updates name its slots, whatever memory is free meanwhile."""
     chunk_budget: int = 2048
     """Largest number of prompt tokens in one iteration."""
     graphs: bool = True

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from aiollm.workers.groups import Groups
-from aiollm.workers.kv import CPU_MOST, ROUNDING, allocate, available_memory, bytes_per_slot, fitting
+from aiollm.workers.kv import CPU_MOST, ROUNDING, allocate, available_memory, bytes_per_slot, fitting, obtainable_memory
 from aiollm.workers.model.rotary import Rope
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.tp import Shard
@@ -62,6 +62,16 @@ def test_a_group_without_a_limit_changes_nothing(tmp_path: Path) -> None:
 )
 def test_a_groups_limit_counts_and_its_inactive_file_cache_is_free(tmp_path: Path, files: dict[str, str]) -> None:
     assert available_memory(machine(tmp_path, 1000, **files)) == 150_000
+
+
+def test_all_of_the_file_cache_can_be_had_and_swap_on_request(tmp_path: Path) -> None:
+    """A model that was read twice lies in the active part."""
+    stat = "inactive_file 50000\nactive_file 300000\nanon 1\n"
+    root = machine(tmp_path, 1000, memory__max="500000\n", memory__current="400000\n", memory__stat=stat)
+    assert (available_memory(root), obtainable_memory(root)) == (150_000, 450_000)
+    with (root / "proc/meminfo").open("a") as file:
+        file.write("SwapFree:  7 kB\n")
+    assert (obtainable_memory(root), obtainable_memory(root, swap=True)) == (450_000, 450_000 + (7 << 10))
 
 
 def test_a_group_over_its_limit_has_nothing_left(tmp_path: Path) -> None:

@@ -119,6 +119,42 @@ def test_a_token_counts_once_for_each_group_of_layers(tmp_path: Path) -> None:
     assert dict(ready.budget)["KV cache"] == 151 * 2 * 2 * 2 * 12 * 4
 
 
+def test_weights_that_do_not_fit_are_refused_before_any_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (copy / "model.safetensors").write_bytes(b"nobody may look at this")
+    monkeypatch.setattr("aiollm.workers.kv.obtainable_memory", lambda swap: 100_000)
+    with pytest.raises(MemoryError, match=r"weights of 0\.\d MiB \(fp32\) .* do not fit: .* has 0\.1 MiB free"):
+        load(settings(copy), nobody)
+
+
+def test_a_worker_that_starts_again_is_not_refused_for_what_others_took(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiollm.workers.kv.obtainable_memory", lambda swap=False: 0)
+    assert load(settings(folder, slots=1000, again=True), nobody)[1].slots == 1000
+
+
+@pytest.mark.parametrize("step", ["weights.load", "Decoder", "_warm_up"])
+def test_memory_that_runs_out_while_loading_is_a_sentence_with_flags(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    phase = {"weights.load": "loading weights", "Decoder": "preparing the model", "_warm_up": "warming up"}[step]
+    monkeypatch.setattr(f"aiollm.workers.load.{step}", full)
+    with pytest.raises(MemoryError, match=rf"ran out of memory while {phase}: .*--"):
+        load(settings(folder), nobody)
+
+
+def test_other_errors_of_torch_stay_what_they_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr("aiollm.workers.load.weights.load", broken)
+    with pytest.raises(RuntimeError, match="an illegal memory access"):
+        load(settings(folder), nobody)
+
+
 def test_the_threads_are_those_that_were_asked_for(folder: Path) -> None:
     load(settings(folder, threads=1), nobody)
     assert torch.get_num_threads() == 1

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_model import write_tiny_model
 from updates import begin
 
@@ -189,6 +190,21 @@ def test_a_model_that_cannot_be_loaded_is_the_last_word_without_a_traceback(
     assert capsys.readouterr().err == ""
     server.close()
     server.arena.close()
+
+
+def test_memory_that_runs_out_while_it_loads_is_a_sentence_without_a_traceback(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("aiollm.workers.load.weights.load", full)
+    server.start()
+    server.send(server.setup)
+    assert server.finish() == 1
+    last = server.heard[-1]
+    assert isinstance(last, Fatal) and "ran out of memory while loading weights" in last.error
+    assert capsys.readouterr().err == ""
 
 
 def test_a_worker_is_not_started_by_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

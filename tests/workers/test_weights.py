@@ -15,7 +15,7 @@ from aiollm.workers import reading
 from aiollm.workers.checkpoint import CheckpointError
 from aiollm.workers.families.registry import Description, describe
 from aiollm.workers.tp import TensorParallel
-from aiollm.workers.weights import dummy, load, stored_bytes
+from aiollm.workers.weights import dummy, load, outline, stored_bytes
 
 CPU = torch.device("cpu")
 
@@ -245,3 +245,18 @@ def test_rows_of_a_normalised_head_have_length_1(tmp_path: Path) -> None:
     options: dict[str, Any] = {"dtype": torch.float32, "device": CPU, "tp": TensorParallel()}
     head, plain = load(tmp_path, spec, description.names, **options)["head"], loaded(tmp_path)["head"]
     torch.testing.assert_close(head * plain.norm(dim=1, keepdim=True), plain)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_outline_tells_the_bytes_that_each_rank_will_store(tmp_path: Path, size: int, tied: bool) -> None:
+    write_tiny_model(tmp_path, tie_word_embeddings=tied)
+    spec = described(tmp_path).spec
+    for rank in range(size):
+        tp = TensorParallel(rank, size)
+        full, made = stored_bytes(outline(spec, torch.bfloat16, tp)), loaded(tmp_path, rank, size, dtype=torch.bfloat16)
+        assert full == stored_bytes(made)
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in made.values()}
+        assert full == sum(storages.values())
+        eighth = stored_bytes(outline(spec, torch.float32, tp, eight_bits=True))
+        assert eighth == stored_bytes(loaded(tmp_path, rank, size, quantize=quantize))
