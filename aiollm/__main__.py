@@ -149,7 +149,7 @@ async def _serve_model(
     from aiollm.api.app import make_app
     from aiollm.api.app import serve as listen
     from aiollm.api.parts import METRICS, PARTS
-    from aiollm.console import budget, precision, sampling
+    from aiollm.console import budget, length, precision, sampling
     from aiollm.wire.messages import Ready
 
     model = await assembly.read_model(settings, files)
@@ -162,7 +162,8 @@ async def _serve_model(
         gc.freeze()  # what is here stays: a full collection stopped the loop for 262 ms without this
         longest = engine.core.limits.longest if engine.core is not None else ready.max_length
         told = [*precision(settings.data_type, ready.data_type), *sampling(msgspec.structs.asdict(app[PARTS].defaults))]
-        for line in [*budget(ready, longest), *told]:
+        lowered = length(settings.max_req_total_len, longest)
+        for line in [*budget(ready, longest), *lowered, *told]:
             console.say(line)
         if ready.unread:
             console.say(f"config.json: nobody read {', '.join(ready.unread)}")

@@ -13,6 +13,7 @@ GROUPS = MODEL, NETWORK, DEVICE, SCHEDULING, OPERATION = "Model", "Network", "De
 MASK = "***"  # in place of a secret; no setting takes it, so that printed settings do not become those of a server
 ROWS = {"cuda": 1024, "cpu": 64}
 CHUNK = 2048  # tokens
+MOST_ROWS = 65_536  # each takes 8 bytes for each position of a request, and every size of a step is made ready
 
 ApiKey = Annotated[
     str,
@@ -206,7 +207,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = "none"
     running_max_req_size: Annotated[
         int,
-        Meta(ge=0),
+        Meta(ge=0, le=MOST_ROWS),
         Setting(
             SCHEDULING,
             "REQUESTS",

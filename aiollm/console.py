@@ -68,6 +68,12 @@ def budget(ready: Ready, longest: int) -> list[str]:
     ]
 
 
+def length(asked: int, longest: int) -> list[str]:
+    """That --max_req_total_len asked for more than there is."""
+    said = f"--max_req_total_len {asked} is lowered to {longest}, which the model's context and the KV cache hold"
+    return [said] if asked > longest else []
+
+
 def precision(asked: str, found: str) -> list[str]:
     """What was chosen where --data_type left it open on a CPU, and the other choice."""
     if asked != "auto":

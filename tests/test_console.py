@@ -3,7 +3,7 @@
 import io
 import re
 
-from aiollm.console import Console, budget, precision, sampling
+from aiollm.console import Console, budget, length, precision, sampling
 from aiollm.wire.messages import Ready
 
 
@@ -54,6 +54,12 @@ def test_the_budget_tells_what_layers_with_a_window_keep() -> None:
     )  # fmt: skip
     text = "\n".join(budget(ready, 8000))
     assert "3,000 tokens, 1.3 requests of the longest length (8,000); layers with a window keep the last 500" in text
+
+
+def test_a_length_that_is_lowered_is_told_with_both_numbers() -> None:
+    (line,) = length(100_000, 512)
+    assert line.startswith("--max_req_total_len 100000 is lowered to 512, ")
+    assert length(0, 512) == length(512, 512) == []
 
 
 def test_what_was_chosen_on_a_cpu_is_told_with_the_flag_for_the_other_choice() -> None:

@@ -19,6 +19,7 @@ CGROUPS = (  # versions 2 and 1: folder, limit, usage, and the parts of it that 
     ),
 )  # fmt: skip
 ROUNDING = 256 << 20  # bytes: each layer's pools end within a page of 2 MiB, and each thread's cuBLAS takes 32 MiB
+MOST_SLOTS = 2**31 - 1  # tables hold their numbers as int32, that of the slot for padding too
 CPU_MOST = 4 << 30  # bytes of KV on a CPU unless --max_total_token_num says otherwise: a laptop has other work too
 
 
@@ -30,18 +31,36 @@ def bytes_per_slot(spec: DecoderSpec, shard: Shard, dtype: torch.dtype, groups: 
 def fitting(per_slot: int, device: torch.device, fraction: float, reserved: int = 0) -> int:
     """Slots that fit into the memory that is free now, of which `fraction` may be used; on a GPU without `reserved`
     bytes, which other things still need."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        room = free - int(total * (1 - fraction)) - reserved - ROUNDING
-    else:
-        room = min(CPU_MOST, int(available_memory() * fraction))
+    on_gpu = device.type == "cuda"
+    room = _gpu_room(device, fraction, reserved) if on_gpu else min(CPU_MOST, int(available_memory() * fraction))
     slots = room // per_slot
     if slots < 64:
         raise MemoryError(
             f"{max(0, room) >> 20} MiB are left for the KV cache, and one token takes {per_slot} bytes:"
             " raise --mem_fraction, free memory, or choose a smaller model"
         )
-    return slots
+    return min(slots, MOST_SLOTS)
+
+
+def most(per_slot: int, device: torch.device, fraction: float, reserved: int = 0, ranks: int = 1) -> int:
+    """Slots that may be asked for: as many as fit, on a CPU up to all memory that there is, which the ranks share."""
+    on_gpu = device.type == "cuda"
+    room = _gpu_room(device, fraction, reserved) if on_gpu else int(obtainable_memory() * fraction) // ranks
+    return min(max(0, room // per_slot), MOST_SLOTS)
+
+
+def granted(asked: int, fits: int, fraction: float) -> int:
+    """`asked` tokens of KV cache. Raises MemoryError with the number that fits where it is less."""
+    if asked > fits:
+        share = f" within --mem_fraction {fraction:g}" if fraction < 1 else ""
+        would = f"{fits} would{share}" if fits else f"nothing is left for the KV cache{share}"
+        raise MemoryError(f"--max_total_token_num {asked} does not fit: {would}")
+    return asked
+
+
+def _gpu_room(device: torch.device, fraction: float, reserved: int) -> int:
+    free, total = torch.cuda.mem_get_info(device)
+    return free - int(total * (1 - fraction)) - reserved - ROUNDING
 
 
 def obtainable_memory(root: Path = Path("/"), swap: bool = False) -> int:

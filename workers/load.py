@@ -116,9 +116,9 @@ def _load(settings: WorkerSettings, device: torch.device, phases: Phases) -> Loa
     longest = min(longest, settings.slots * groups.each + 1) if settings.slots else longest
     # LongRoPE chooses its factors by the length that is served: what does not fit in the pool is no context.
     served = replace(spec, max_position=longest)
-    every = sizes(settings.rows, settings.chunk_budget, min(TOP, spec.vocab))
     if not settings.again:
         _check(settings, spec, data_type, device, tp, longest)
+    every = sizes(settings.rows, settings.chunk_budget, min(TOP, spec.vocab))
     if device.type == "cuda":
         _tune(spec, shard, dtype, device, phases)
     compiled = None
@@ -156,8 +156,7 @@ def _load(settings: WorkerSettings, device: torch.device, phases: Phases) -> Loa
             budget += memory.measured(lambda: runner_with(1), every, settings.graphs)
     with phases.phase("allocating the KV cache"):
         reserved = sum(amount for what, amount in budget if what in memory.RESERVED)
-        room = settings.slots or kv.fitting(per_slot * groups.each, device, settings.mem_fraction, reserved)
-        tokens = tp.smallest(room)
+        tokens = _tokens(settings, per_slot * groups.each, device, reserved, tp)
         slots = tokens * groups.each
         runner = runner_with(slots)
     with phases.phase("warming up"), torch.inference_mode():
@@ -166,7 +165,7 @@ def _load(settings: WorkerSettings, device: torch.device, phases: Phases) -> Loa
             torch.cuda.synchronize(device)  # what goes wrong there shows only now
     if device.type == "cuda" and settings.graphs:
         with phases.phase("capturing graphs") as progress:
-            memory.capture(runner, every, progress)
+            memory.capture(runner, every, progress, tokens, per_slot * groups.each)
     return Loaded(runner, Ready(
         slots=tokens,
         max_length=min(longest, slots + 1),
@@ -212,6 +211,16 @@ def _check(
     # The fraction counts where the KV cache takes what is left: then nothing would be left for it.
     fraction = settings.mem_fraction if on_gpu and not settings.slots else 1.0
     fit.check(weights.stored_bytes(outline), tables, free, total, on_gpu=on_gpu, data_type=data_type, fraction=fraction)
+
+
+def _tokens(settings: WorkerSettings, per_token: int, device: torch.device, reserved: int, tp: TensorParallel) -> int:
+    """Tokens of the KV cache, the same on all ranks. Raises MemoryError where they do not fit."""
+    if settings.again:
+        return settings.slots
+    if not settings.slots:
+        return tp.smallest(kv.fitting(per_token, device, settings.mem_fraction, reserved))
+    fits = tp.smallest(kv.most(per_token, device, settings.mem_fraction, reserved, tp.size))
+    return kv.granted(settings.slots, fits, settings.mem_fraction)
 
 
 def _ops(device: torch.device) -> Ops:

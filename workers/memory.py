@@ -44,11 +44,15 @@ def measured(make: Callable[[], ModelRunner], every: list[Size], graphs: bool) -
     return [(ACTIVATIONS, activations), (GRAPHS, captured), (OTHERS, _held().by_driver)]
 
 
-def capture(runner: ModelRunner, every: list[Size], progress: Callable[[float], None]) -> None:
+def capture(
+    runner: ModelRunner, every: list[Size], progress: Callable[[float], None], tokens: int, per_token: int
+) -> None:
     """Capture what every step finds a size among; the rest follows in idle times, but for several ranks, which would
-    have to agree on it: they capture all of it now. Raises MemoryError where there is no room."""
+    have to agree on it: they capture all of it now. Raises MemoryError where there is no room beside a KV cache of so
+    many tokens, of so many bytes each."""
     now = every if runner.tp.size > 1 else early(every)
     runner.graphs.begin(Capture(), every)
+    before, _ = torch.cuda.mem_get_info()
     try:
         for done, size in enumerate(now):
             runner.graphs.capture(size)
@@ -56,10 +60,22 @@ def capture(runner: ModelRunner, every: list[Size], progress: Callable[[float], 
     except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
         if "out of memory" not in str(error):  # the driver lacks it where a graph is made ready
             raise
+        made, taken = len(runner.graphs), before - torch.cuda.mem_get_info()[0]
+        fewer = beside_graphs(tokens, per_token, made, len(now), taken)
+        value = f" to {fewer}" if fewer else ""
         raise MemoryError(
-            f"{len(runner.graphs)} of {len(now)} graphs fit: lower --mem_fraction or --max_total_token_num, or serve"
-            " without graphs (--disable_cudagraph)"
+            f"{made} of {len(now)} graphs fit beside a KV cache of {tokens} tokens: lower --mem_fraction, or"
+            f" --max_total_token_num{value}, or serve without graphs (--disable_cudagraph)"
         ) from error
+
+
+def beside_graphs(tokens: int, per_token: int, made: int, wanted: int, taken: int) -> int:
+    """Tokens for which there is room when the graphs that are missing take as much each as those that were made, which
+    are the larger ones; 0 where it cannot be told."""
+    if not made:
+        return 0
+    missing = -(-(wanted - made) * max(0, taken) // made)
+    return max(0, tokens - -(-missing // per_token))
 
 
 class Held(NamedTuple):

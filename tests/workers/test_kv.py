@@ -5,7 +5,18 @@ import pytest
 import torch
 
 from aiollm.workers.groups import Groups
-from aiollm.workers.kv import CPU_MOST, ROUNDING, allocate, available_memory, bytes_per_slot, fitting, obtainable_memory
+from aiollm.workers.kv import (
+    CPU_MOST,
+    MOST_SLOTS,
+    ROUNDING,
+    allocate,
+    available_memory,
+    bytes_per_slot,
+    fitting,
+    granted,
+    most,
+    obtainable_memory,
+)
 from aiollm.workers.model.rotary import Rope
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.tp import Shard
@@ -101,6 +112,38 @@ def test_too_little_memory_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("aiollm.workers.kv.available_memory", lambda: 10 << 20)
     with pytest.raises(MemoryError, match=r"9 MiB are left for the KV cache.* 1048576 bytes: raise --mem_fraction"):
         fitting(1 << 20, CPU, 0.9)
+
+
+def test_what_may_be_asked_for_is_all_memory_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only what a laptop can spare; ranks share it."""
+    monkeypatch.setattr("aiollm.workers.kv.obtainable_memory", lambda: 1 << 40)
+    assert most(1 << 20, CPU, 0.5) == 1 << 19
+    assert most(1 << 20, CPU, 0.5, ranks=4) == 1 << 17
+
+
+def test_a_gpu_grants_what_it_would_take_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    free, total, reserved, gpu = 60 << 30, 80 << 30, 3 << 30, torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
+    assert most(1 << 20, gpu, 0.9, reserved) == fitting(1 << 20, gpu, 0.9, reserved)
+    assert most(1 << 20, gpu, 0.9, 70 << 30) == 0
+
+
+def test_slots_have_numbers_of_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
+    gpu = torch.device("cuda", 0)
+    assert most(1, gpu, 1.0) == fitting(1, gpu, 1.0) == MOST_SLOTS == 2**31 - 1
+
+
+def test_a_cache_that_does_not_fit_is_refused_with_the_size_that_would() -> None:
+    assert granted(421119, 421119, 0.95) == 421119
+    with pytest.raises(
+        MemoryError, match=r"^--max_total_token_num 3000000000 does not fit: 421119 would within --mem_f"
+    ):
+        granted(3_000_000_000, 421119, 0.95)
+    with pytest.raises(MemoryError, match=r"does not fit: 5 would$"):
+        granted(6, 5, 1.0)
+    with pytest.raises(MemoryError, match=r"nothing is left for the KV cache within --mem_fraction 0\.5"):
+        granted(6, 0, 0.5)
 
 
 def test_pools_have_one_slot_more_for_padding_and_this_ranks_heads() -> None:

@@ -107,6 +107,22 @@ def test_without_a_number_of_slots_the_free_memory_decides(folder: Path, monkeyp
     assert ready.slots == (1 << 19) // (2 * 3 * 2 * 8 * 4)
 
 
+@pytest.mark.parametrize("asked", [10_000, 3_000_000_000])
+def test_a_number_of_slots_that_does_not_fit_is_refused_with_the_one_that_would(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    monkeypatch.setattr("aiollm.workers.kv.obtainable_memory", lambda swap=False: 1 << 20)
+    fits = (1 << 19) // (2 * 3 * 2 * 8 * 4)
+    with pytest.raises(MemoryError, match=rf"--max_total_token_num {asked} does not fit: {fits} would"):
+        load(settings(folder, slots=asked, mem_fraction=0.5), nobody)
+    assert load(settings(folder, slots=fits, mem_fraction=0.5), nobody)[1].slots == fits
+
+
+def test_tables_of_too_many_rows_are_refused(folder: Path) -> None:
+    with pytest.raises(MemoryError, match=r"row tables of [\d.]+ GiB do not fit: .*lower --running_max_req_size"):
+        load(settings(folder, rows=1_000_000_000), nobody)
+
+
 def test_a_token_counts_once_for_each_group_of_layers(tmp_path: Path) -> None:
     write_tiny_model(tmp_path, "gemma3", num_hidden_layers=6, sliding_window_pattern=3)
     runner, ready = load(settings(tmp_path, slots=50), nobody)

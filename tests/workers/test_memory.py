@@ -79,7 +79,7 @@ def test_one_worker_captures_the_common_sizes_and_leaves_the_rest(
 ) -> None:
     Gpu(monkeypatch)
     heard: list[float] = []
-    memory.capture(runner, EVERY, heard.append)
+    memory.capture(runner, EVERY, heard.append, 50, 1)
     assert len(runner.graphs) == len(early(EVERY)) == len(heard) and heard[-1] == 1
     assert set(runner.graphs.pending) == set(EVERY) - set(early(EVERY))
     assert Forward(True, ROWS + BUDGET, ROWS) not in runner.graphs.pending
@@ -93,11 +93,21 @@ def test_ranks_capture_everything_at_once(runner: ModelRunner, monkeypatch: pyte
     monkeypatch.setattr(runner.tp, "broadcast", lambda x: x)
     monkeypatch.setattr(runner.tp, "all_reduce", lambda x: x)
     monkeypatch.setattr(runner.tp, "gather_vocab", lambda x: x)
-    memory.capture(runner, EVERY, lambda fraction: None)
+    memory.capture(runner, EVERY, lambda fraction: None, 50, 1)
     assert not runner.graphs.pending and len(runner.graphs) == len(EVERY)
 
 
 def test_graphs_that_do_not_fit_name_the_flags_that_help(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     Gpu(monkeypatch, room=3)
-    with pytest.raises(MemoryError, match=r"3 of \d+ graphs fit: lower --mem_fraction .*--disable_cudagraph"):
-        memory.capture(runner, EVERY, lambda fraction: None)
+    wanted, tokens = len(early(EVERY)), 10**6
+    fewer = tokens - -(-(wanted - 3) * (SHARED + 3 * OWN) // 3 // 1000)
+    text = rf"3 of {wanted} graphs fit beside .* --mem_fraction, or --max_total_token_num to {fewer}, .*--disable_cuda"
+    with pytest.raises(MemoryError, match=text):
+        memory.capture(runner, EVERY, lambda fraction: None, tokens, 1000)
+
+
+@pytest.mark.parametrize(
+    ("made", "taken", "fits"), [(0, 100, 0), (5, 100, 980), (5, -3, 1000), (1, 10**9, 0), (9, 90, 999)]
+)
+def test_what_graphs_still_need_is_taken_from_the_cache(made: int, taken: int, fits: int) -> None:
+    assert memory.beside_graphs(1000, 10, made, 15 if made == 5 else 10, taken) == fits
