@@ -7,8 +7,10 @@ have an alias in one of the two.
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Container, Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import msgspec
@@ -37,6 +39,7 @@ OTHER_VARIABLES = {
     "CACHE_DIR": "the folder where downloaded and converted models are kept (~/.cache/aiollm)",
     "TRITON_AUTOTUNE_LEVEL": "what a starting worker tunes: 0 nothing, 1 what is missing, 2 all; 3 ignores tuning",
 }
+TOKENS = re.compile(r"(\d+)([KMGT])|(\d+(?:\.\d+)?)([kmgt])")  # as vLLM has it: only a decimal unit takes a fraction
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
@@ -134,7 +137,8 @@ class _Parser(argparse.ArgumentParser):
             description="Serves a language model over HTTP.",
             epilog=f"Each flag can also be set in the environment, as {PREFIX}PORT=9000, or in the file that --config "
             f"names; a flag wins over the environment, and that over the file. {variables}. "
-            "Dashes and underscores in flags are the same.",
+            "Dashes and underscores in flags are the same. Numbers of TOKENS may be written as 16k (16,000) or 16K "
+            "(16,384).",
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=110),
@@ -180,9 +184,21 @@ def _value(field: Field, source: str, raw: Any) -> Any:
     given = field.shown(" ".join(map(str, raw)) if isinstance(raw, list) else raw)
     try:
         spelt = field.setting.spellings.get(raw, raw) if isinstance(raw, str) else raw
+        if field.setting.unit == "TOKENS" and isinstance(spelt, str):
+            spelt = _tokens(spelt)
         return msgspec.convert(spelt, field.type, strict=False)
     except msgspec.ValidationError:
         raise ValueError(f"{source}: {given} must be {allowed(field.plain, field.meta)}") from None
+
+
+def _tokens(text: str) -> str:
+    """16k -> 16000, 16K -> 16384; text that has no such unit stays as it is."""
+    if (found := TOKENS.fullmatch(text)) is None:
+        return text
+    binary, unit, decimal, small = found.groups()
+    if unit:
+        return str(int(binary) << 10 * (1 + "KMGT".index(unit)))
+    return str(int(Decimal(decimal) * 1000 ** (1 + "kmgt".index(small))))
 
 
 def _file(path: str) -> dict[str, Any]:

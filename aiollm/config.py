@@ -67,12 +67,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "numbers of weights and KV cache; auto takes the checkpoint's on a GPU, fp32 on a CPU, and int8 weights "
             "for the demo model on a CPU that is made for them",
             aliases=["dtype"],
-            spellings={"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"},
+            spellings={"float32": "fp32", "float": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"},
         ),
     ] = "auto"
     load_format: Annotated[
         Literal["auto", "dummy"],
-        Setting(MODEL, "FORMAT", "dummy fills the weights with random numbers, to measure without a checkpoint"),
+        Setting(
+            MODEL,
+            "FORMAT",
+            "dummy fills the weights with random numbers, to measure without a checkpoint",
+            # What auto reads; pickled files are converted first.
+            spellings=dict.fromkeys(("hf", "safetensors", "fastsafetensors", "runai_streamer", "gguf"), "auto"),
+        ),
     ] = "auto"
     chat_template: Annotated[
         str, Setting(MODEL, "FILE", "Jinja text that chats are written with; none takes the model's own")
@@ -199,6 +205,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "TOKENS",
             "longest request, prompt and output together; 0 takes the model's context, or the KV cache if smaller",
             aliases=["max-model-len"],
+            spellings={"auto": "0"},
         ),
     ] = 0
     long_truncation_mode: Annotated[

@@ -23,11 +23,14 @@ _NO_EFFECT = {
     "code from a checkpoint is never executed": "trust_remote_code",
     "one fast tokenizer reads every kind of vocabulary; there is no slow one": "tokenizer_mode MODE",
     "prompts are always computed in chunks": "enable_chunked_prefill",
-    "prompts are always computed in chunks; --batch_max_tokens makes them larger": "disable_chunked_prefill",
+    "prompts are always computed in chunks; --batch_max_tokens makes them larger": (
+        "disable_chunked_prefill, no_enable_chunked_prefill"
+    ),
     "the KV cache is managed token by token": "block_size TOKENS, num_gpu_blocks_override BLOCKS",
     "what is paused is computed again, or found in the prefix cache": "swap_space GIB",
     "there are graphs for every number of rows": (
-        "graph_max_batch_size ROWS, graph_split_batch_size ROWS, graph_grow_step_size ROWS"
+        "graph_max_batch_size ROWS, graph_split_batch_size ROWS, graph_grow_step_size ROWS,"
+        " cudagraph_capture_sizes ROWS..., max_cudagraph_capture_size ROWS, cuda_graph_sizes ROWS..."
     ),
     "a graph serves every length": "graph_max_len_in_batch TOKENS, max_seq_len_to_capture TOKENS",
     "it is on unless --disable_dynamic_prompt_cache is given": "enable_prefix_caching",
@@ -91,6 +94,9 @@ _NOT_HERE = {
     "TGI's interface is not served; /generate is LightLLM's": "use_tgi_api",
     "Prometheus fetches figures from /metrics, nothing is pushed": (
         "metric_gateway HOST, job_name NAME, grouping_key NAME..., push_interval SECONDS"
+    ),
+    "--max_total_token_num says the size of the KV cache in tokens, --mem_fraction that of all": (
+        "kv_cache_memory_bytes BYTES"
     ),
     "TLS is for a proxy to end": "ssl_keyfile FILE, ssl_certfile FILE, ssl_ca_certs FILE",
     "weights stay where they are computed with": "cpu_offload_gb GIB=0, enable_sleep_mode",
