@@ -19,6 +19,7 @@ CGROUPS = (  # versions 2 and 1: folder, limit, usage, and the parts of it that 
     ),
 )  # fmt: skip
 ROUNDING = 256 << 20  # bytes: each layer's pools end within a page of 2 MiB, and each thread's cuBLAS takes 32 MiB
+LEAST_SLOTS = 64
 MOST_SLOTS = 2**31 - 1  # tables hold their numbers as int32, that of the slot for padding too
 CPU_MOST = 4 << 30  # bytes of KV on a CPU unless --max_total_token_num says otherwise: a laptop has other work too
 
@@ -31,21 +32,30 @@ def bytes_per_slot(spec: DecoderSpec, shard: Shard, dtype: torch.dtype, groups: 
 def fitting(per_slot: int, device: torch.device, fraction: float, reserved: int = 0) -> int:
     """Slots that fit into the memory that is free now, of which `fraction` may be used; on a GPU without `reserved`
     bytes, which other things still need."""
-    on_gpu = device.type == "cuda"
-    room = _gpu_room(device, fraction, reserved) if on_gpu else min(CPU_MOST, int(available_memory() * fraction))
+    if device.type == "cuda":
+        free, total = _gpu_memory(device, reserved)
+        room = free - int(total * (1 - fraction))
+    else:
+        free = total = available_memory()
+        room = min(CPU_MOST, int(total * fraction))
     slots = room // per_slot
-    if slots < 64:
+    if slots < LEAST_SLOTS:
+        percent = 100 - (free - LEAST_SLOTS * per_slot) * 100 // max(1, total)
+        helps = f"raise --mem_fraction to {percent / 100:.2f}, " if percent <= 100 else ""
         raise MemoryError(
             f"{max(0, room) >> 20} MiB are left for the KV cache, and one token takes {per_slot} bytes:"
-            " raise --mem_fraction, free memory, or choose a smaller model"
+            f" {helps}free memory, or choose a smaller model"
         )
     return min(slots, MOST_SLOTS)
 
 
 def most(per_slot: int, device: torch.device, fraction: float, reserved: int = 0, ranks: int = 1) -> int:
     """Slots that may be asked for: as many as fit, on a CPU up to all memory that there is, which the ranks share."""
-    on_gpu = device.type == "cuda"
-    room = _gpu_room(device, fraction, reserved) if on_gpu else int(obtainable_memory() * fraction) // ranks
+    if device.type == "cuda":
+        free, total = _gpu_memory(device, reserved)
+        room = free - int(total * (1 - fraction))
+    else:
+        room = int(obtainable_memory() * fraction) // ranks
     return min(max(0, room // per_slot), MOST_SLOTS)
 
 
@@ -58,9 +68,10 @@ def granted(asked: int, fits: int, fraction: float) -> int:
     return asked
 
 
-def _gpu_room(device: torch.device, fraction: float, reserved: int) -> int:
+def _gpu_memory(device: torch.device, reserved: int) -> tuple[int, int]:
+    """Bytes that pools may take at most, and all that the GPU has."""
     free, total = torch.cuda.mem_get_info(device)
-    return free - int(total * (1 - fraction)) - reserved - ROUNDING
+    return free - reserved - ROUNDING, total
 
 
 def obtainable_memory(root: Path = Path("/"), swap: bool = False) -> int:

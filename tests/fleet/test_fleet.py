@@ -14,6 +14,7 @@ from tiny_model import write_tiny_model
 
 from aiollm.fleet.fleet import STOP_SECONDS
 from aiollm.wire.messages import Alive, FromWorker, Result, encoder
+from aiollm.workers import replay
 
 PROMPTS = [[(n * i + n) % 97 for i in range(5 + n)] for n in range(1, 7)]
 
@@ -135,6 +136,21 @@ def test_a_death_beyond_the_limit_stops_everything_and_leaves_nothing(folder: Pa
         assert sorted(os.listdir("/proc/self/fd")) == before
 
     asyncio.run(die())
+
+
+def test_a_worker_that_starts_again_is_told_so(folder: Path, tmp_path: Path) -> None:
+    """Its pool has to be that of the first one, whatever memory others took meanwhile."""
+
+    async def die() -> None:
+        async with crew_of(folder, record=tmp_path / "record") as crew:
+            await crew.ready()
+            os.kill(crew.fleet.pids[0], signal.SIGKILL)
+            await until(lambda: crew.engine.state == "loading")
+            await crew.ready()
+
+    asyncio.run(die())
+    found = [epoch.setup.settings for epoch in replay.epochs(tmp_path / "record")]
+    assert [(settings.again, settings.slots) for settings in found] == [(False, 4000), (True, 4000)]
 
 
 def test_a_stop_amid_requests_leaves_no_process_and_no_descriptor(folder: Path) -> None:

@@ -108,10 +108,23 @@ def test_slots_take_what_memory_allows_and_no_more_than_a_laptop_can_spare(
     assert fitting(1 << 20, CPU, 0.9) == CPU_MOST >> 20
 
 
-def test_too_little_memory_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiollm.workers.kv.available_memory", lambda: 10 << 20)
-    with pytest.raises(MemoryError, match=r"9 MiB are left for the KV cache.* 1048576 bytes: raise --mem_fraction"):
+def test_too_little_memory_names_the_flag_with_the_value_that_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiollm.workers.kv.available_memory", lambda: 100 << 20)
+    left = r"50 MiB are left for the KV cache.* 1048576 bytes: "
+    with pytest.raises(MemoryError, match=left + r"raise --mem_fraction to 0\.64, free memory"):
+        fitting(1 << 20, CPU, 0.5)
+    assert fitting(1 << 20, CPU, 0.64) == 64
+    monkeypatch.setattr("aiollm.workers.kv.available_memory", lambda: 60 << 20)
+    with pytest.raises(MemoryError, match=r"1048576 bytes: free memory, or choose a smaller model"):
         fitting(1 << 20, CPU, 0.9)
+
+
+def test_a_gpu_names_the_fraction_that_would_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 << 30, 80 << 30))
+    with pytest.raises(MemoryError, match=r"0 MiB are left .*raise --mem_fraction to 0\.80, "):
+        fitting(1 << 20, gpu, 0.7, 3 << 30)
+    assert fitting(1 << 20, gpu, 0.8, 3 << 30) > 64
 
 
 def test_what_may_be_asked_for_is_all_memory_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
