@@ -59,11 +59,11 @@ def most(per_slot: int, device: torch.device, fraction: float, reserved: int = 0
     return min(max(0, room // per_slot), MOST_SLOTS)
 
 
-def granted(asked: int, fits: int, fraction: float) -> int:
-    """`asked` tokens of KV cache. Raises MemoryError with the number that fits where it is less."""
+def granted(asked: int, fits: int, advised: int) -> int:
+    """`asked` tokens of KV cache. Raises MemoryError where fewer fit, with the number that is `advised`, because it
+    leaves others the share that --mem_fraction says, or what fits where that is nothing."""
     if asked > fits:
-        share = f" within --mem_fraction {fraction:g}" if fraction < 1 else ""
-        would = f"{fits} would{share}" if fits else f"nothing is left for the KV cache{share}"
+        would = f"{advised or fits} would" if fits else "nothing is left for the KV cache"
         raise MemoryError(f"--max_total_token_num {asked} does not fit: {would}")
     return asked
 

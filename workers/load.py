@@ -119,10 +119,9 @@ def _load(settings: WorkerSettings, device: torch.device, phases: Phases) -> Loa
     if not settings.again:
         _check(settings, spec, data_type, device, tp, longest)
     every = sizes(settings.rows, settings.chunk_budget, min(TOP, spec.vocab))
-    if device.type == "cuda":
-        _tune(spec, shard, dtype, device, phases)
     compiled = None
     if device.type == "cuda":
+        _tune(spec, shard, dtype, device, phases)
         from aiollm.workers.compiling import Server, compile_ahead, meanwhile  # Triton, which CPUs do without
 
         server = Server(
@@ -219,8 +218,11 @@ def _tokens(settings: WorkerSettings, per_token: int, device: torch.device, rese
         return settings.slots
     if not settings.slots:
         return tp.smallest(kv.fitting(per_token, device, settings.mem_fraction, reserved))
-    fits = tp.smallest(kv.most(per_token, device, settings.mem_fraction, reserved, tp.size))
-    return kv.granted(settings.slots, fits, settings.mem_fraction)
+    # Who asks for a size may have more than mem_fraction, which says what is taken unasked.
+    fits, advised = (
+        tp.smallest(kv.most(per_token, device, share, reserved, tp.size)) for share in (1.0, settings.mem_fraction)
+    )
+    return kv.granted(settings.slots, fits, advised)
 
 
 def _ops(device: torch.device) -> Ops:

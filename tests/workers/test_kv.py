@@ -148,15 +148,13 @@ def test_slots_have_numbers_of_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cache_that_does_not_fit_is_refused_with_the_size_that_would() -> None:
-    assert granted(421119, 421119, 0.95) == 421119
-    with pytest.raises(
-        MemoryError, match=r"^--max_total_token_num 3000000000 does not fit: 421119 would within --mem_f"
-    ):
-        granted(3_000_000_000, 421119, 0.95)
+    assert granted(440000, 440000, 421119) == 440000, "more than would be taken unasked"
+    with pytest.raises(MemoryError, match=r"^--max_total_token_num 3000000000 does not fit: 421119 would$"):
+        granted(3_000_000_000, 440000, 421119)
     with pytest.raises(MemoryError, match=r"does not fit: 5 would$"):
-        granted(6, 5, 1.0)
-    with pytest.raises(MemoryError, match=r"nothing is left for the KV cache within --mem_fraction 0\.5"):
-        granted(6, 0, 0.5)
+        granted(6, 5, 0)
+    with pytest.raises(MemoryError, match=r"does not fit: nothing is left for the KV cache$"):
+        granted(6, 0, 0)
 
 
 def test_pools_have_one_slot_more_for_padding_and_this_ranks_heads() -> None:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
 
 from aiollm.kernels.cpu.quantize import exact
+from aiollm.kernels.ops import cpu_ops
 from aiollm.wire.messages import Loading, WorkerSettings
 from aiollm.workers.load import device_of, load
 
@@ -112,8 +113,8 @@ def test_a_number_of_slots_that_does_not_fit_is_refused_with_the_one_that_would(
     folder: Path, monkeypatch: pytest.MonkeyPatch, asked: int
 ) -> None:
     monkeypatch.setattr("aiollm.workers.kv.obtainable_memory", lambda swap=False: 1 << 20)
-    fits = (1 << 19) // (2 * 3 * 2 * 8 * 4)
-    with pytest.raises(MemoryError, match=rf"--max_total_token_num {asked} does not fit: {fits} would"):
+    advised, fits = (share // (2 * 3 * 2 * 8 * 4) for share in (1 << 19, 1 << 20))
+    with pytest.raises(MemoryError, match=rf"--max_total_token_num {asked} does not fit: {advised} would"):
         load(settings(folder, slots=asked, mem_fraction=0.5), nobody)
     assert load(settings(folder, slots=fits, mem_fraction=0.5), nobody)[1].slots == fits
 
@@ -140,6 +141,28 @@ def test_weights_that_do_not_fit_are_refused_before_any_is_read(copy: Path, monk
     monkeypatch.setattr("aiollm.workers.kv.obtainable_memory", lambda swap: 100_000)
     with pytest.raises(MemoryError, match=r"weights of 0\.\d MiB \(fp32\) .* do not fit: .* has 0\.1 MiB free"):
         load(settings(copy), nobody)
+
+
+@pytest.mark.parametrize(
+    ("slots", "free", "said"),
+    [
+        (
+            0,
+            1 << 20,
+            r"the GPU has 1\.0 MiB free, of which --mem_fraction 0\.5 leaves 0\.0 MiB; .*raise --mem_fraction",
+        ),
+        (200, 100_000, r"the GPU has 0\.1 MiB free; .*--tp"),
+    ],
+)
+def test_a_gpu_s_free_memory_is_looked_at_before_anything_is_read(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, slots: int, free: int, said: str
+) -> None:
+    """Of a KV cache that takes what is left, mem_fraction counts."""
+    (copy / "model.safetensors").write_bytes(b"nobody may look at this")
+    monkeypatch.setattr("aiollm.workers.load._ops", lambda device: cpu_ops())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 << 20))
+    with pytest.raises(MemoryError, match=said):
+        load(settings(copy, device="cuda", slots=slots, mem_fraction=0.5, data_type="bf16"), nobody)
 
 
 def test_a_worker_that_starts_again_is_not_refused_for_what_others_took(
