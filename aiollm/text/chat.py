@@ -32,6 +32,7 @@ from aiollm.text.template_tree import compares_content_with_none, loops_over_con
 
 # 32 Mi characters is some 8 million tokens: beyond every context, and what a runaway template may cost at most.
 MAX_RENDERED_CHARS = 32 * 1024 * 1024
+ADDITIONAL = "additional_chat_templates"  # a folder of NAME.jinja
 MAX_BITS = 1 << 16  # of a number that a template computes
 # Stands at the end of the message to be continued, so that its place in the rendered text is known. The blank at its
 # end tells whether the template trims content.
@@ -74,7 +75,8 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, folder: str, file: str = "", named: Mapping[str, str] = MappingProxyType({})) -> "ChatTemplate":
-        """The templates of a model folder: chat_template.jinja, else chat_template.json, else tokenizer_config.json.
+        """The templates of a model folder: chat_template.jinja, else chat_template.json, else tokenizer_config.json, and
+        those in additional_chat_templates under the names of their files.
 
         The text in `file` stands in for all of them. `named` are special tokens that the folder's JSON files lack.
         Without any template `render` says so. Raises TextError for a file that is corrupt.
@@ -86,7 +88,8 @@ class ChatTemplate:
         else:
             found = read_json(folder, "chat_template.json").get("chat_template") or config.get("chat_template")
         tokens = special_tokens(config, read_json(folder, "special_tokens_map.json"), named)
-        return cls(_sources(found or mistral.template(folder)), tokens)
+        additional = {} if file else {path.stem: _text(path) for path in sorted(Path(folder, ADDITIONAL).glob("*.jinja"))}
+        return cls({**_sources(found or mistral.template(folder)), **additional}, tokens)
 
     def render(
         self,

@@ -152,9 +152,10 @@ def test_a_hub_id_becomes_a_snapshot_without_code_or_pickles(folder: Path, monke
     expected = ModelFiles(str(folder), "org/name", "Hugging Face hub, org/name at v2")
     assert find("org/name", revision="v2") == expected
     find("org/name", need_weights=False)
-    files = ["config.json", "model-1.safetensors", "tokenizer.model", "chat_template.jinja", "x.py", "y.bin", "z.pth"]
+    templates = ["chat_template.jinja", "additional_chat_templates/tool_use.jinja"]
+    files = ["config.json", "model-1.safetensors", "tokenizer.model", *templates, "x.py", "y.bin", "z.pth"]
     kept = [list(filter_repo_objects(files, allow_patterns=options["allow_patterns"])) for _, options in calls]
-    assert kept == [files[:4], [files[0], *files[2:4]]]
+    assert kept == [files[:5], [files[0], *files[2:5]]]
     assert calls[0][1]["revision"] == "v2"
 
 

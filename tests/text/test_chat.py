@@ -374,6 +374,32 @@ def test_tool_use_template_serves_requests_with_tools(tmp_path):
     assert loaded.render(user("a"), tools=[TOOL]) == "tools"
 
 
+@pytest.mark.parametrize("as_files", [True, False])
+@pytest.mark.parametrize("names", [("default", "tool_use", "rag"), ("default", "rag"), ("default",)])
+def test_named_templates_are_chosen_as_transformers_does_from_what_it_writes(tmp_path, names, as_files):
+    from transformers import PreTrainedTokenizerFast
+
+    theirs = PreTrainedTokenizerFast.from_pretrained(str(write_byte_tokenizer(tmp_path / "from")))
+    theirs.chat_template = {name: f"{name}: {{{{ messages[0].content }}}}é" for name in names}
+    theirs.save_pretrained(str(tmp_path / "to"), save_jinja_files=as_files)
+    assert (tmp_path / "to/additional_chat_templates/rag.jinja").is_file() is (as_files and "rag" in names)
+    theirs = PreTrainedTokenizerFast.from_pretrained(str(tmp_path / "to"))
+    ours = ChatTemplate.load(str(tmp_path / "to"))
+    for tools in (None, [TOOL]):
+        expected = theirs.apply_chat_template(user("a"), tokenize=False, tools=tools)
+        assert ours.render(user("a"), tools=tools) == expected
+
+
+def test_additional_templates_stand_beside_one_in_the_config_and_behind_a_file_of_the_user(tmp_path):
+    write_json(tmp_path, "tokenizer_config.json", {"chat_template": "plain"})
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates/tool_use.jinja").write_text("tools")
+    (tmp_path / "mine.jinja").write_text("mine")
+    loaded = ChatTemplate.load(str(tmp_path))
+    assert (loaded.render(user("a")), loaded.render(user("a"), tools=[TOOL])) == ("plain", "tools")
+    assert ChatTemplate.load(str(tmp_path), str(tmp_path / "mine.jinja")).render(user("a"), tools=[TOOL]) == "mine"
+
+
 def test_files_win_over_the_config_and_special_tokens_reach_the_template(tmp_path):
     config = {"chat_template": "config", "bos_token": {"content": "<s>"}, "eos_token": None}
     write_json(tmp_path, "tokenizer_config.json", config)
