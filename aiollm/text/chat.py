@@ -75,8 +75,8 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, folder: str, file: str = "", named: Mapping[str, str] = MappingProxyType({})) -> "ChatTemplate":
-        """The templates of a model folder: chat_template.jinja, else chat_template.json, else tokenizer_config.json, and
-        those in additional_chat_templates under the names of their files.
+        """The templates of a model folder: chat_template.jinja, else chat_template.json, else tokenizer_config.json,
+        and those in additional_chat_templates under the names of their files.
 
         The text in `file` stands in for all of them. `named` are special tokens that the folder's JSON files lack.
         Without any template `render` says so. Raises TextError for a file that is corrupt.
@@ -88,8 +88,9 @@ class ChatTemplate:
         else:
             found = read_json(folder, "chat_template.json").get("chat_template") or config.get("chat_template")
         tokens = special_tokens(config, read_json(folder, "special_tokens_map.json"), named)
-        additional = {} if file else {path.stem: _text(path) for path in sorted(Path(folder, ADDITIONAL).glob("*.jinja"))}
-        return cls({**_sources(found or mistral.template(folder)), **additional}, tokens)
+        others = [] if file else sorted(Path(folder, ADDITIONAL).glob("*.jinja"))
+        sources = _sources(found or mistral.template(folder)) | {path.stem: _text(path) for path in others}
+        return cls(sources, tokens)
 
     def render(
         self,

@@ -4,14 +4,46 @@ from pathlib import Path
 
 import msgspec
 
-TEKKEN_V7 = """<s>
+TEKKEN = """
+{%- set place = namespace(tools=none) %}
+{%- for message in messages if message.role == 'user' %}
+    {%- if version < 13 or loop.first %}{% set place.tools = message %}{% endif %}
+{%- endfor %}
+{%- if tools and place.tools is none %}{{ raise_exception("tools need a message of the role user") }}{% endif %}
+{{- '<s>' }}
 {%- for message in messages %}
     {%- if message.role == 'system' %}{{ '[SYSTEM_PROMPT]' + message.content + '[/SYSTEM_PROMPT]' }}
-    {%- elif message.role == 'user' %}{{ '[INST]' + message.content + '[/INST]' }}
-    {%- elif message.role == 'assistant' %}{{ message.content + '</s>' }}
+    {%- elif message.role == 'user' %}
+        {%- if tools and message is sameas place.tools %}
+            {{- '[AVAILABLE_TOOLS]' + tools | tojson + '[/AVAILABLE_TOOLS]' }}
+        {%- endif %}
+        {{- '[INST]' + message.content + '[/INST]' }}
+    {%- elif message.role == 'assistant' %}
+        {{- message.content }}
+        {%- for call in message.tool_calls or [] %}
+            {%- set id = call.id if call.id != 'null' else '' %}
+            {%- set arguments = call.function.arguments | tojson %}
+            {%- if version < 11 %}
+                {{- '[TOOL_CALLS][' if loop.first else ', ' }}
+                {{- '{"name": ' + call.function.name | tojson + ', "arguments": ' + arguments }}
+                {{- ', "id": ' + id | tojson if id }}
+                {{- '}]' if loop.last else '}' }}
+            {%- else %}
+                {{- '[TOOL_CALLS]' + call.function.name }}
+                {{- '[CALL_ID]' + id if id and version < 13 }}
+                {{- '[ARGS]' + arguments }}
+            {%- endif %}
+        {%- endfor %}
+        {{- '</s>' }}
+    {%- elif message.role == 'tool' %}
+        {{- '[TOOL_RESULTS]' }}
+        {{- message.tool_call_id + '[TOOL_CONTENT]' if version < 13 }}
+        {{- message.content + '[/TOOL_RESULTS]' }}
     {%- else %}{{ raise_exception("the role " + message.role + " needs a template of its own: --chat_template") }}
     {%- endif %}
 {%- endfor %}"""
+"""Reads the tokenizer's version: tools stand before the last user's turn, from 13 on before the first; calls are one
+JSON list, from 11 on each on its own."""
 
 
 class _Config(msgspec.Struct):
@@ -25,11 +57,11 @@ class _Head(msgspec.Struct):
 
 
 def template(folder: str) -> str | None:
-    """For versions of 7 and higher, whose instructions are written alike; None for others, and without tekken.json."""
+    """For versions of 7 and higher; None for others, and without tekken.json."""
     path = Path(folder, "tekken.json")
     try:
         version = msgspec.json.decode(path.read_bytes(), type=_Head).config.version if path.is_file() else ""
     except msgspec.MsgspecError:
         return None  # whoever reads the vocabulary tells what is wrong
     number = version.removeprefix("v").partition("m")[0]
-    return TEKKEN_V7 if number.isdigit() and int(number) >= 7 else None
+    return f"{{%- set version = {int(number)} %}}{TEKKEN}" if number.isdigit() and int(number) >= 7 else None

@@ -20,6 +20,7 @@ from aiollm.text.chat import ChatTemplate
 from aiollm.text.definition import ADDITIONS
 from aiollm.text.detokenizer import Detokenizer
 from aiollm.text.folder import TextError
+from aiollm.text.parsers.formats import FORMATS, speech
 from aiollm.text.ranks import GPT4, QWEN, STYLES, TEKKEN_SPECIAL
 from aiollm.text.tokenizer import Tokenizer
 
@@ -240,6 +241,49 @@ def test_mistral_s_template_of_version_7_is_known(tmp_path: Path) -> None:
     )
     with pytest.raises(TextError, match="no chat template"):
         ChatTemplate.load(str(write_tekken(tmp_path, "v3"))).render(messages)
+
+
+# The layouts are those of mistral-common's InstructTokenizerV7, V11 and V13.
+@pytest.mark.parametrize(
+    ("version", "first", "last", "call", "result"),
+    [
+        ("v7", "", "{tools}", '[TOOL_CALLS][{"name": "f", "arguments": {"é": 1}, "id": "c1"}, '
+         '{"name": "g", "arguments": {}}]', "[TOOL_RESULTS]c1[TOOL_CONTENT]21 °C[/TOOL_RESULTS]"),
+        ("v11", "", "{tools}", '[TOOL_CALLS]f[CALL_ID]c1[ARGS]{"é": 1}[TOOL_CALLS]g[ARGS]{}',
+         "[TOOL_RESULTS]c1[TOOL_CONTENT]21 °C[/TOOL_RESULTS]"),
+        ("v13", "{tools}", "", '[TOOL_CALLS]f[ARGS]{"é": 1}[TOOL_CALLS]g[ARGS]{}',
+         "[TOOL_RESULTS]21 °C[/TOOL_RESULTS]"),
+    ],
+)  # fmt: skip
+def test_tools_calls_and_results_are_written_as_mistral_s_version_has_them(
+    tmp_path: Path, version: str, first: str, last: str, call: str, result: str
+) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "description": "é", "parameters": {"type": "object"}}}]
+    listed = (
+        '[AVAILABLE_TOOLS][{"type": "function", "function": {"name": "f", "description": "é", "parameters": '
+        '{"type": "object"}}}][/AVAILABLE_TOOLS]'
+    )
+    messages = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "same"},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"é": 1}'}},
+            {"id": "null", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+        ]},
+        {"role": "tool", "tool_call_id": "c1", "content": "21 °C"},
+        {"role": "assistant", "content": "Warm."},
+        {"role": "user", "content": "same"},
+    ]  # fmt: skip
+    template = ChatTemplate.load(str(write_tekken(tmp_path, version)))
+    expected = (
+        f"<s>[SYSTEM_PROMPT]S[/SYSTEM_PROMPT]{first.format(tools=listed)}[INST]same[/INST]{call}</s>{result}"
+        f"Warm.</s>{last.format(tools=listed)}[INST]same[/INST]"
+    )
+    assert template.render(messages, tools=tools) == expected
+    assert template.render(messages) == expected.replace(listed, "")
+    with pytest.raises(TextError, match="tools need a message of the role user"):
+        template.render(messages[:1], tools=tools)
+    assert speech(template.source, "auto", "none").calls == FORMATS["mistral"]
 
 
 @pytest.mark.parametrize(
