@@ -21,19 +21,15 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.runtime
 import msgspec
-from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aiollm.text import mistral
 from aiollm.text.folder import TextError, read_json, special_tokens
+from aiollm.text.sandbox import MAX_CHARS, Sandbox
 from aiollm.text.template_tree import compares_content_with_none, loops_over_content
 
-# 32 Mi characters is some 8 million tokens: beyond every context, and what a runaway template may cost at most.
-MAX_RENDERED_CHARS = 32 * 1024 * 1024
+MAX_FORM = 1000  # characters of a date's form, each of which may become many
 ADDITIONAL = "additional_chat_templates"  # a folder of NAME.jinja
-MAX_BITS = 1 << 16  # of a number that a template computes
 # Stands at the end of the message to be continued, so that its place in the rendered text is known. The blank at its
 # end tells whether the template trims content.
 CONTINUE_MARK = "<aiollm:continue-here> "
@@ -185,8 +181,8 @@ class _Compiled:
             for part in self._template.generate(variables):
                 parts.append(part)
                 size += len(part)
-                if size > MAX_RENDERED_CHARS:
-                    raise TextError(f"the chat template wrote more than {MAX_RENDERED_CHARS} characters")
+                if size > MAX_CHARS:
+                    raise TextError(f"the chat template wrote more than {MAX_CHARS} characters")
         except TextError:
             raise
         # A template is a program run on what the user sent: whatever it raises says that the two do not fit.
@@ -225,38 +221,10 @@ class _Generation(jinja2.ext.Extension):
         return jinja2.nodes.Scope(body, lineno=line)
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """jinja's sandbox keeps a template from Python's objects; this one also from memory by the gigabyte."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        if _too_large(operator, left, right):
-            raise SecurityError(f"what {operator} makes of such operands is too large")
-        return super().call_binop(context, operator, left, right)
-
-
-def _too_large(operator: str, left: Any, right: Any) -> bool:
-    match operator, left, right:
-        case "**", int(), int():
-            return left.bit_length() * abs(right) > MAX_BITS
-        case "*", int(), int():
-            return left.bit_length() + right.bit_length() > MAX_BITS
-        case "*", int(), _:
-            return left * _length(right) > MAX_RENDERED_CHARS
-        case "*", _, int():
-            return right * _length(left) > MAX_RENDERED_CHARS
-    return False
-
-
-def _length(value: Any) -> int:
-    return len(value) if hasattr(value, "__len__") else 1
-
-
 def _environment() -> jinja2.Environment:
     """Names, filters and white space as transformers gives them to chat templates."""
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-    environment.filters["tojson"] = _tojson
+    extensions = [_Generation, jinja2.ext.loopcontrols]
+    environment = Sandbox({"tojson": _tojson}, trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
@@ -278,6 +246,8 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(form: str) -> str:
+    if len(form) > MAX_FORM:
+        raise jinja2.TemplateError(f"what strftime_now makes of a form of {len(form)} characters is too large")
     return datetime.now().strftime(form)
 
 
