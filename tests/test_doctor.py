@@ -1,6 +1,7 @@
 """The doctor: what is well, what would be slow, what would fail."""
 
 import json
+import re
 import resource
 import socket
 import subprocess
@@ -8,11 +9,19 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from aiollm import doctor
 from aiollm.config import Config
 from aiollm.doctor import Devices, Finding
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "hidden_size": 64, "intermediate_size": 96,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "vocab_size": 99,
+    "max_position_embeddings": 128,
+}  # fmt: skip
+FOREIGN = "names FooForCausalLM, supported: BaiChuanForCausalLM, .*Starcoder2ForCausalLM"
 
 
 def levels(check: Callable[[Config], Iterator[Finding]], **settings: object) -> dict[str, str]:
@@ -28,7 +37,7 @@ def model(tmp_path: Path) -> Path:
     """A folder that looks whole from outside."""
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps(LLAMA))
     header = json.dumps({}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     return folder
@@ -87,6 +96,51 @@ def test_a_model_is_judged_by_what_is_here(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "no config.json" in levels(doctor.model, model_dir=str(tmp_path))["fail"]
     (model / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     assert "model.safetensors" in levels(doctor.model, model_dir=str(model))["fail"]
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    assert "x.gguf" in levels(doctor.model, model_dir=str(tmp_path / "x.gguf"))["fail"]
+
+
+@pytest.mark.parametrize("load_format", ["auto", "dummy"])
+def test_an_architecture_that_is_not_served_is_named_with_those_that_are(model: Path, load_format: str) -> None:
+    (model / "config.json").write_text(json.dumps(LLAMA | {"architectures": ["FooForCausalLM"]}))
+    found = levels(doctor.model, model_dir=str(model), load_format=load_format)
+    assert list(found) == ["fail"] and re.search(FOREIGN, found["fail"])
+
+
+def test_a_model_of_the_hub_is_judged_by_the_files_that_are_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert "not here yet" in levels(doctor.model, model_dir="org/name")["warn"]
+    folder = snapshot(tmp_path, LLAMA)
+    assert "not all of it is here yet" in levels(doctor.model, model_dir="org/name")["warn"]
+    (model / "model.safetensors").rename(folder / "model.safetensors")
+    assert list(levels(doctor.model, model_dir="org/name")) == ["ok"]
+    snapshot(tmp_path, {"architectures": ["FooForCausalLM"]})
+    assert re.search(FOREIGN, levels(doctor.model, model_dir="org/name")["fail"])
+
+
+def snapshot(cache: Path, config: dict[str, object]) -> Path:
+    """org/name in a cache of the hub's client, with config.json alone."""
+    model = cache / "models--org--name"
+    folder = model / "snapshots" / "0123456789012345678901234567890123456789"
+    folder.mkdir(parents=True, exist_ok=True)
+    (model / "refs").mkdir(exist_ok=True)
+    (model / "refs" / "main").write_text(folder.name)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_server_says_so_before_it_downloads_the_weights(tmp_path: Path) -> None:
+    snapshot(tmp_path, {"architectures": ["FooForCausalLM"]})
+    environ = {"PATH": "/usr/bin:/bin", "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "aiollm", "serve", "org/name", "--port", "0", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("aiollm: a worker could not serve it: config.json: ") and re.search(FOREIGN, last), (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ tensors are undone and rounded to float16; float16, bfloat16 and float32 ones ar
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -51,27 +51,19 @@ class Weight:
         return math.prod(self.shape) * AS_THEY_ARE[self.dtype]
 
 
-def convert(path: Path, folder: Path, progress: Progress) -> None:
+def convert(path: Path, folder: Path, check: Callable[[Path], None], progress: Progress) -> None:
     """Converts the GGUF file `path` into the existing, empty `folder`.
 
     Supported: the architectures of `gguf_families` in one file, with every quantisation that the `gguf` package can
-    undo. Errors: HubError for a damaged file and for all that has no exact counterpart (architecture, rope, tokenizer).
+    undo. Errors: HubError for a damaged file and for all that has no exact counterpart (architecture, rope, tokenizer);
+    what `check` raises, which is given the folder before there are weights in it.
     """
     from aiollm.hub.gguf_file import GgufFile
     from aiollm.hub.gguf_tokenizer import end_tokens, write_tokenizer
 
     with GgufFile(path) as source:
         fields = source.fields
-        if fields.get("split.count", 1) > 1:
-            parts = fields["split.count"]
-            raise HubError(f"{path.name} is one of {parts} parts: join them with llama-gguf-split --merge")
-        numbers, family = _family(source)
-        config = make_config(numbers, family)
-        tokens = len(fields.get("tokenizer.ggml.tokens", []))
-        if tokens > numbers.vocab:
-            raise HubError(f"{path.name} names {tokens} tokens, but only {numbers.vocab} have an embedding")
-        weights = plan_weights(numbers, family)
-        config["dtype"] = _common_dtype(weights)
+        numbers, config, weights = _plan(source)
         ends = end_tokens(fields)
         starts = fields.get("tokenizer.ggml.bos_token_id")
         if ends:
@@ -82,7 +74,32 @@ def convert(path: Path, folder: Path, progress: Progress) -> None:
         _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", generation)
         write_tokenizer(fields, folder, numbers.context)
+        check(folder)
         _write_weights(folder / "model.safetensors", source, weights, progress)
+
+
+def check_gguf(path: Path) -> None:
+    """Errors: HubError, as in `convert`, for what shows before the tokenizer and the weights are read."""
+    from aiollm.hub.gguf_file import GgufFile
+
+    with GgufFile(path) as source:
+        _plan(source)
+
+
+def _plan(source: "GgufFile") -> tuple[Numbers, dict[str, Any], list[Weight]]:
+    """The hyper-parameters, the config.json without token ids, and all tensors."""
+    fields, name = source.fields, source.path.name
+    if fields.get("split.count", 1) > 1:
+        parts = fields["split.count"]
+        raise HubError(f"{name} is one of {parts} parts: join them with llama-gguf-split --merge")
+    numbers, family = _family(source)
+    config = make_config(numbers, family)
+    tokens = len(fields.get("tokenizer.ggml.tokens", []))
+    if tokens > numbers.vocab:
+        raise HubError(f"{name} names {tokens} tokens, but only {numbers.vocab} have an embedding")
+    weights = plan_weights(numbers, family)
+    config["dtype"] = _common_dtype(weights)
+    return numbers, config, weights
 
 
 def make_config(numbers: Numbers, family: Family) -> dict[str, Any]:

@@ -5,7 +5,8 @@
     FILE.gguf          converted once into the cache          gguf.py
     ORG/NAME           a snapshot from the Hugging Face hub
 
-A folder that the workers could not load is refused here, before any of them starts.
+A folder that the workers could not load is refused here, before any of them starts; what they could not serve, or not
+on this device, before its weights are downloaded or converted.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,12 @@ MAX_HEADER = 100_000_000  # bytes; the limit that safetensors itself sets
 PICKLED = (".bin", ".pt", ".pth")
 TRAINING = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")  # pickled too, but no weights
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model*", "*.spm", "*.tiktoken"]
+WEIGHTS = "*.safetensors"
 HUB_SKIPPED = ["consolidated*", "original/*", "onnx/*"]  # the same weights again, for other programs
+
+
+Check = Callable[[Path], None]
+"""Raises HubError where the config.json in a folder is that of a model that cannot be served."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,17 @@ class ModelFiles:
 
 
 def resolve(
-    model: str | None, *, revision: str | None = None, need_weights: bool = True, progress: Progress
+    model: str | None,
+    *,
+    revision: str | None = None,
+    need_weights: bool = True,
+    check: Check = lambda folder: None,
+    progress: Progress,
 ) -> ModelFiles:
     """Finds `model`, downloading or converting it if need be; may take minutes, so call it before serving.
 
     `revision` is a branch, tag or commit on the hub. Without `need_weights` a folder may lack its safetensors files.
+    `check` is asked before weights are downloaded or converted.
     Errors: HubError with what to do.
     """
     if model is None:
@@ -54,10 +67,11 @@ def resolve(
         check_folder(path, need_weights)
         return ModelFiles(str(path.absolute()), path.resolve().name, "folder")
     if path.is_file() and path.suffix.lower() == ".gguf":
-        return ModelFiles(str(_converted(path.resolve(), progress)), path.stem, f"converted from {path.absolute()}")
+        return ModelFiles(
+            str(_converted(path.resolve(), check, progress)), path.stem, f"converted from {path.absolute()}"
+        )
     if not path.exists() and path.suffix != ".gguf" and HUB_ID.fullmatch(model):
-        folder = _snapshot(model, revision, need_weights, progress)
-        check_folder(folder, need_weights)
+        folder = _snapshot(model, revision, need_weights, check, progress)
         return ModelFiles(str(folder), model, f"Hugging Face hub, {model}" + (f" at {revision}" if revision else ""))
     raise HubError(f"{model!r} is {'no model' if path.exists() else 'not here'}: {ACCEPTED}")
 
@@ -124,32 +138,47 @@ def conversion_command(folder: Path) -> str:
     return shlex.join([sys.executable, "-m", "aiollm", "convert", str(folder.absolute())])
 
 
-def _converted(path: Path, progress: Progress) -> Path:
+def _converted(path: Path, check: Check, progress: Progress) -> Path:
     from aiollm.hub.gguf import convert
 
     stat = path.stat()
     name = f"{path.stem[:80]}-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     source = f"{stat.st_size} bytes of {stat.st_mtime_ns}"
-    return build_once(name, source, lambda folder, _: convert(path, folder, progress), progress)
+    return build_once(name, source, lambda folder, _: convert(path, folder, check, progress), progress)
 
 
-def _snapshot(model: str, revision: str | None, need_weights: bool, progress: Progress) -> Path:
-    """A snapshot in the hub client's own cache; with no network, the one that is already there."""
-    from huggingface_hub import snapshot_download
+def _snapshot(model: str, revision: str | None, need_weights: bool, check: Check, progress: Progress) -> Path:
+    """A snapshot in the hub client's own cache; with no network, the one that is already there.
+
+    The small files come first: they tell whether the weights are worth their download.
+    """
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()  # a log wants lines
     progress(f"downloading {model} from the Hugging Face hub", None)
+    folder = _fetched(model, revision, HUB_FILES)
+    check_folder(folder, need_weights=False)
+    if not need_weights:
+        return folder
     try:
-        return Path(
-            snapshot_download(
-                model,
-                revision=revision,
-                allow_patterns=[*HUB_FILES, "*.safetensors"] if need_weights else HUB_FILES,
-                ignore_patterns=HUB_SKIPPED,
-            )
-        )
+        weights = _weight_files(folder)
+    except HubError:
+        weights = []
+    if not weights:
+        progress(f"looking whether {model} can be served", None)
+        check(folder)
+        progress(f"downloading the weights of {model}", None)
+    folder = _fetched(model, revision, [*HUB_FILES, WEIGHTS])
+    check_folder(folder, need_weights)
+    return folder
+
+
+def _fetched(model: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=HUB_SKIPPED))
     except Exception as error:  # the client lets errors of its HTTP, storage and validation libraries through
         reason = " ".join(str(error).split()) or type(error).__name__
         raise HubError(

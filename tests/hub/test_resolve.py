@@ -155,8 +155,51 @@ def test_a_hub_id_becomes_a_snapshot_without_code_or_pickles(folder: Path, monke
     templates = ["chat_template.jinja", "additional_chat_templates/tool_use.jinja"]
     files = ["config.json", "model-1.safetensors", "tokenizer.model", *templates, "x.py", "y.bin", "z.pth"]
     kept = [list(filter_repo_objects(files, allow_patterns=options["allow_patterns"])) for _, options in calls]
-    assert kept == [files[:5], [files[0], *files[2:5]]]
-    assert calls[0][1]["revision"] == "v2"
+    small = [files[0], *files[2:5]]
+    assert kept == [small, files[:5], small]
+    assert [options["revision"] for _, options in calls] == ["v2", "v2", None]
+
+
+def test_weights_are_downloaded_for_a_model_that_can_be_served_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    weights = (folder / "model.safetensors").rename(folder / "later")
+
+    def snapshot(model: str, *, allow_patterns: list[str], **options: Any) -> str:
+        with_weights = bool(list(filter_repo_objects(["x.safetensors"], allow_patterns=allow_patterns)))
+        steps.append("weights" if with_weights else "small files")
+        if with_weights and weights.exists():
+            weights.rename(folder / "model.safetensors")
+        return str(folder)
+
+    def refuse(found: Path) -> None:
+        assert found == folder
+        steps.append("check")
+        raise HubError("no such architecture")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    with pytest.raises(HubError, match="no such architecture"):
+        find("org/name", check=refuse)
+    assert steps == ["small files", "check"]
+    find("org/name", check=lambda found: steps.append("check"))
+    assert steps[2:] == ["small files", "check", "weights"]
+    find("org/name", check=refuse)  # all is here
+    assert steps[5:] == ["small files", "weights"]
+
+
+def test_a_gguf_file_is_converted_for_a_model_that_can_be_served_only(
+    cache: Path, tmp_path: Path, write_gguf: Any
+) -> None:
+    def refuse(folder: Path) -> None:
+        assert json.loads((folder / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+        assert not (folder / "model.safetensors").exists()
+        raise HubError("no GPU")
+
+    write_gguf(tmp_path / "tiny.gguf")
+    with pytest.raises(HubError, match="no GPU"):
+        find(tmp_path / "tiny.gguf", check=refuse)
+    assert [entry.suffix for entry in cache.iterdir()] == [".lock"]
 
 
 def test_offline_the_hub_error_says_what_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
