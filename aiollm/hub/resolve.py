@@ -120,9 +120,11 @@ def check_safetensors(path: Path) -> None:
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > MAX_HEADER:
-            raise HubError(f"{path} is not a safetensors file (a git-lfs pointer? then run git lfs pull)")
-        text = file.read(length)
+        text = file.read(length if length <= MAX_HEADER else 1)
+    if length > MAX_HEADER and text != b"{":
+        raise HubError(f"{path} is not a safetensors file (a git-lfs pointer? then run git lfs pull)")
+    if length > MAX_HEADER:
+        raise HubError(f"{path} has a safetensors header of {length} bytes, over the limit of {MAX_HEADER}")
     try:
         entries = json.loads(text)
         end = max((value["data_offsets"][1] for key, value in entries.items() if key != "__metadata__"), default=0)

@@ -112,6 +112,7 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     ("content", "words"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git-lfs pointer"),
+        ((100_000_001).to_bytes(8, "little") + b'{"a": ', "header of 100000001 bytes, over the limit of 100000000"),
         (b"", "header cannot be read"),
         (b"\x10\0\0\0\0\0\0\0{'not json'      ", "header cannot be read"),
     ],
