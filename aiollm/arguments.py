@@ -234,12 +234,17 @@ def _named(found: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _told(where: str, name: str, raw: Any) -> None:
-    """Answer a flag of LightLLM or vLLM that is no setting here. Raises ValueError where it asks for what is not there.
+    """Answer a flag of LightLLM or vLLM that is no setting here. Raises ValueError where it asks for what is not there,
+    or has a value that they refuse.
 
     `where` is what stands before the name.
     """
     spelling = name.replace("-", "_")
     if spelling in NO_EFFECT:
+        values = NO_EFFECT[spelling].values
+        if values and raw is not None and raw not in values:
+            *some, last = values
+            raise ValueError(f"{where}{name}: {raw} must be {', '.join(some)} or {last}")
         print(f"aiollm: {where}{name} has no effect: {NO_EFFECT[spelling].reason}", file=sys.stderr)
     elif raw not in (None, False) and str(raw).lower() not in NOT_HERE[spelling].values:
         given = "" if raw is True else f" {' '.join(raw) if isinstance(raw, list) else raw}"

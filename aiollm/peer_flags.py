@@ -12,7 +12,8 @@ class PeerFlag(NamedTuple):
     unit: str
     reason: str
     values: tuple[str, ...] = ()
-    """That ask for nothing; only of a flag that is refused."""
+    """Of a flag that is taken: all that it has there, where they are few; of one that is refused: those that ask for
+    nothing."""
 
     @property
     def several(self) -> bool:
@@ -21,7 +22,9 @@ class PeerFlag(NamedTuple):
 
 _NO_EFFECT = {
     "code from a checkpoint is never executed": "trust_remote_code",
-    "one fast tokenizer reads every kind of vocabulary; there is no slow one": "tokenizer_mode MODE",
+    "one fast tokenizer reads every kind of vocabulary; there is no slow one": (
+        "tokenizer_mode MODE=auto|fast|slow|mistral"
+    ),
     "prompts are always computed in chunks": "enable_chunked_prefill",
     "prompts are always computed in chunks; --batch_max_tokens makes them larger": (
         "disable_chunked_prefill, no_enable_chunked_prefill"

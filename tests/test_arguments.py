@@ -144,8 +144,18 @@ def test_an_unknown_variable_is_warned_of_and_ignored(capsys: pytest.CaptureFixt
 def test_flags_without_effect_are_answered_with_the_reason(capsys: pytest.CaptureFixture[str], name: str) -> None:
     flag = NO_EFFECT[name]
     values = ["x", "y"] if flag.several else ["x"] if flag.unit else []
-    assert parse([f"--{name.replace('_', '-')}", *values], {}) == Config()
-    assert flag.reason in capsys.readouterr().err
+    for given in [[value] for value in flag.values] or [values]:
+        assert parse([f"--{name.replace('_', '-')}", *given], {}) == Config()
+        assert flag.reason in capsys.readouterr().err
+
+
+def test_a_flag_without_effect_has_no_value_that_it_has_nowhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = "tokenizer_mode: banana must be auto, fast, slow or mistral"
+    assert f"--{message}" in refusal(capsys, ["--tokenizer-mode", "banana"])
+    assert message in refusal(capsys, ["--config", write(tmp_path, "tokenizer_mode: banana")])
+    assert parse(["--config", write(tmp_path, "tokenizer_mode:")], {}) == Config()
 
 
 @pytest.mark.parametrize("name", NOT_HERE)
