@@ -144,8 +144,8 @@ def test_an_unknown_variable_is_warned_of_and_ignored(capsys: pytest.CaptureFixt
 def test_flags_without_effect_are_answered_with_the_reason(capsys: pytest.CaptureFixture[str], name: str) -> None:
     flag = NO_EFFECT[name]
     values = ["x", "y"] if flag.several else ["x"] if flag.unit else []
-    for given in [[value] for value in flag.values] or [values]:
-        assert parse([f"--{name.replace('_', '-')}", *given], {}) == Config()
+    for words in [[value] for value in flag.values] or [values]:
+        assert parse([f"--{name.replace('_', '-')}", *words], {}) == Config()
         assert flag.reason in capsys.readouterr().err
 
 

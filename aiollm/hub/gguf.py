@@ -51,7 +51,7 @@ class Weight:
         return math.prod(self.shape) * AS_THEY_ARE[self.dtype]
 
 
-def convert(path: Path, folder: Path, check: Callable[[Path], None], progress: Progress) -> None:
+def convert(path: Path, folder: Path, progress: Progress, check: Callable[[Path], None] = lambda folder: None) -> None:
     """Converts the GGUF file `path` into the existing, empty `folder`.
 
     Supported: the architectures of `gguf_families` in one file, with every quantisation that the `gguf` package can

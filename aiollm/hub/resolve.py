@@ -146,7 +146,7 @@ def _converted(path: Path, check: Check, progress: Progress) -> Path:
     stat = path.stat()
     name = f"{path.stem[:80]}-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     source = f"{stat.st_size} bytes of {stat.st_mtime_ns}"
-    return build_once(name, source, lambda folder, _: convert(path, folder, check, progress), progress)
+    return build_once(name, source, lambda folder, _: convert(path, folder, progress, check), progress)
 
 
 def _snapshot(model: str, revision: str | None, need_weights: bool, check: Check, progress: Progress) -> Path:

@@ -7,7 +7,7 @@ many characters operators, methods of strings and numbers, and filters make of t
 
 import re
 import string
-from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -36,6 +36,19 @@ class Generator(jinja2.compiler.CodeGenerator):
             self.visit(each, frame)
             self.write(", ")
         self.write("))")
+
+    def visit_Compare(self, node: jinja2.nodes.Compare, frame: jinja2.compiler.Frame) -> None:
+        self.write("(environment.comparable(")
+        self.visit(node.expr, frame)
+        self.write(")")
+        for each in node.ops:
+            self.visit(each, frame)
+        self.write(")")
+
+    def visit_Operand(self, node: jinja2.nodes.Operand, frame: jinja2.compiler.Frame) -> None:
+        self.write(f" {jinja2.compiler.operators[node.op]} environment.comparable(")
+        self.visit(node.expr, frame)
+        self.write(")")
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -81,6 +94,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return jinja2.runtime.markup_join(parts)
         return jinja2.runtime.str_join(parts)
 
+    @staticmethod
+    def comparable(value: Any) -> Any:
+        """An operand of == and the like."""
+        if not isinstance(value, str | int):
+            _check("a comparison", chars(value))
+        return value
+
 
 class Extent(NamedTuple):
     """Of a value's text: about how long it is, how many parts it has, and how deep they lie at most."""
@@ -115,7 +135,9 @@ def _inside(value: Any) -> Iterable[Any] | None:
         value = object.__getattribute__(value, "_Namespace__attrs")
     if isinstance(value, Mapping):
         return [*value.keys(), *value.values()]
-    return value if isinstance(value, list | tuple | set | frozenset | MappingView) else None
+    if isinstance(value, list | tuple | set | frozenset):
+        return value
+    return list(value) if isinstance(value, KeysView | ValuesView | ItemsView) else None
 
 
 def chars(value: Any) -> int:
@@ -227,8 +249,8 @@ def _joined(items: Any, between: Any) -> int:
 
 
 def _translated(text: str, table: Any, *_: Any) -> int:
-    values = table.values() if isinstance(table, Mapping) else []
-    return len(text) * max(map(chars, values), default=1)
+    longest: int = max(map(chars, table.values()), default=1) if isinstance(table, Mapping) else 1
+    return len(text) * longest
 
 
 def _indented(text: Any, width: Any = 4, *_: Any, **__: Any) -> int:
@@ -280,6 +302,6 @@ FILTERS: Mapping[str, Bound] = {
     "replace": _replaced,
     "round": lambda number, precision=0, *_, **__: abs(precision) * DIGIT,
     "tojson": _json,
-    "urlize": lambda value, *args, **kwargs: chars(value) * (1 + chars([args, kwargs])),
+    "urlize": lambda value, *args, **kwargs: chars(value) * (1 + (chars([args, kwargs]) if args or kwargs else 0)),
     "wordwrap": _wrapped,
 }

@@ -28,7 +28,7 @@ def converted(tmp_path: Path, write_gguf: Any, family: str = "llama", **options:
     held = write_gguf(tmp_path / "tiny.gguf", family, **options)
     folder = tmp_path / "folder"
     folder.mkdir()
-    convert(tmp_path / "tiny.gguf", folder, lambda folder: None, quiet)
+    convert(tmp_path / "tiny.gguf", folder, quiet)
     expected = {}
     for name, value in held.items():
         *block, part, kind = name.split(".")

@@ -246,7 +246,7 @@ def test_a_model_comes_back_as_it_was(tmp_path: Path, case: str) -> None:
     write(tmp_path / "tiny.gguf", case, original)
     folder = tmp_path / "converted"
     folder.mkdir()
-    convert(tmp_path / "tiny.gguf", folder, lambda folder: None, lambda message, part: None)
+    convert(tmp_path / "tiny.gguf", folder, lambda message, part: None)
     was, now = (describe(json.loads((at / "config.json").read_text())) for at in (original, folder))
     assert now.unread == []
     assert values(now.spec) == values(was.spec)

@@ -80,6 +80,8 @@ LAUGHS {{ '{}'.format(ns.x) }}
 LAUGHS {{ ns }}
 LAUGHS {% set ns.y = [ns] %}{{ ns.y }}
 LAUGHS {{ ns.x | upper }}
+LAUGHS {{ ns.x == 1 }}
+LAUGHS {{ 1 in [ns.x] }}
 LAUGHS {{ {'a': ns.x}.values() }}
 LAUGHS {{ ns.x | join }}
 LAUGHS {{ ns.x | replace('a', 'b') }}
@@ -94,6 +96,7 @@ SMALL = r"""
 {{ 2 ** -1 }}
 {{ 10000000000 * 1.5 }}
 {{ 7 % 4 }}
+{{ 1 < 2 < 3 }}{{ 'a' in ['a', 1] }}{{ 'b' not in {'b': 1} }}{{ [1, [2]] == [1, [2]] }}{{ none != x }}{{ 'a' * 2 == 'aa' }}
 {{ 'call 49151123456 %s, %5.1f|%-4d|%%|%c' % ('x', 2, 3, 'y') }}
 {{ '%(a)s%(b)03d' % {'a': [1, 'x'], 'b': 2} }}
 {{ '%s-%s' | format(1, 'x') }}
