@@ -141,7 +141,7 @@ def _inside(value: Any) -> Iterable[Any] | None:
 
 
 def chars(value: Any) -> int:
-    return extent(value).chars
+    return len(value) if isinstance(value, str) else extent(value).chars
 
 
 def _check(name: str, size: float) -> None:
@@ -157,7 +157,8 @@ def _held(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
 @jinja2.pass_context
 def _finalized(context: jinja2.runtime.Context, value: Any) -> Any:
     """What {{ }} writes."""
-    _check("the text", chars(value))
+    if not isinstance(value, str | int):
+        _check("the text", chars(value))
     return value
 
 
@@ -233,8 +234,9 @@ def _width(text: Any, width: Any = 80, *_: Any, **__: Any) -> int:
     return chars(text) + (width if isinstance(width, int) else 0)
 
 
-def _tabs(text: Any, tabsize: int = 8) -> int:
-    return len(text) + text.count(b"\t" if isinstance(text, bytes) else "\t") * tabsize
+def _tabs(text: str | bytes, tabsize: int = 8) -> int:
+    tabs = text.count("\t") if isinstance(text, str) else text.count(b"\t")
+    return len(text) + tabs * tabsize
 
 
 def _replaced(text: Any, old: Any, new: Any, *_: Any, **__: Any) -> int:
@@ -248,9 +250,9 @@ def _joined(items: Any, between: Any) -> int:
     return chars(items) + _length(items) * chars(between)
 
 
-def _translated(text: str, table: Any, *_: Any) -> int:
-    longest: int = max(map(chars, table.values()), default=1) if isinstance(table, Mapping) else 1
-    return len(text) * longest
+def _translated(text: str | bytes, table: Any, *_: Any) -> int:
+    sizes = [chars(value) for value in table.values()] if isinstance(table, Mapping) else []
+    return len(text) * max([1, *sizes])
 
 
 def _indented(text: Any, width: Any = 4, *_: Any, **__: Any) -> int:
