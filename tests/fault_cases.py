@@ -255,7 +255,7 @@ CASES = {
         "workers/test_checkpoint.py::test_a_damaged_file_is_refused_with_its_name",
     )),
     "F71": Case("a GPU that is full, missing or too old: one line with numbers", (
-        "test_serve_gpu.py::test_a_cache_that_does_not_fit_says_which_flag_to_lower",
+        "test_serve_gpu.py::test_a_cache_that_does_not_fit_is_refused_with_the_size_that_would",
         "workers/test_gpu.py::test_what_cannot_serve_is_refused_in_one_line",
         "test_doctor.py::test_a_device_that_is_missing_fails",
     ), "parts of a GPU (MIG) and memory that others take meanwhile need such machines"),
@@ -299,7 +299,7 @@ CASES = {
     "S4": Case("no file is read for a message", (WORDS + "test_no_address_in_a_message_is_opened",), IMAGES),
     "S5": Case("templates reach nothing of Python, and end in time and memory", (
         "text/test_chat.py::test_sandbox_blocks_python_internals_mutation_and_huge_ranges",
-        "text/test_chat.py::test_a_template_cannot_take_memory_by_the_gigabyte",
+        "text/test_sandbox.py::test_what_would_make_gigabytes_is_refused_before_it_begins",
         CHAT + "test_a_template_without_an_end_costs_its_own_request_only",
     )),
     "S6": Case("errors tell nothing of memory, folders or code", (

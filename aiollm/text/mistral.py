@@ -23,16 +23,7 @@ TEKKEN = """
         {%- for call in message.tool_calls or [] %}
             {%- set id = call.id if call.id != 'null' else '' %}
             {%- set arguments = call.function.arguments | tojson %}
-            {%- if version < 11 %}
-                {{- '[TOOL_CALLS][' if loop.first else ', ' }}
-                {{- '{"name": ' + call.function.name | tojson + ', "arguments": ' + arguments }}
-                {{- ', "id": ' + id | tojson if id }}
-                {{- '}]' if loop.last else '}' }}
-            {%- else %}
-                {{- '[TOOL_CALLS]' + call.function.name }}
-                {{- '[CALL_ID]' + id if id and version < 13 }}
-                {{- '[ARGS]' + arguments }}
-            {%- endif %}
+            <calls>
         {%- endfor %}
         {{- '</s>' }}
     {%- elif message.role == 'tool' %}
@@ -42,8 +33,19 @@ TEKKEN = """
     {%- else %}{{ raise_exception("the role " + message.role + " needs a template of its own: --chat_template") }}
     {%- endif %}
 {%- endfor %}"""
-"""Reads the tokenizer's version: tools stand before the last user's turn, from 13 on before the first; calls are one
-JSON list, from 11 on each on its own."""
+"""Reads the tokenizer's version: tools stand before the last user's turn, from 13 on before the first. In the place of
+<calls> comes how calls are written."""
+LISTED = """
+                {{- '[TOOL_CALLS][' if loop.first else ', ' }}
+                {{- '{"name": ' + call.function.name | tojson + ', "arguments": ' + arguments }}
+                {{- ', "id": ' + id | tojson if id }}
+                {{- '}]' if loop.last else '}' }}"""
+"""Calls are one JSON list, from version 11 on each on its own. A template has the text of one way only: by that it is
+told how the model writes them."""
+SINGLE = """
+                {{- '[TOOL_CALLS]' + call.function.name }}
+                {{- '[CALL_ID]' + id if id and version < 13 }}
+                {{- '[ARGS]' + arguments }}"""
 
 
 class _Config(msgspec.Struct):
@@ -63,5 +65,7 @@ def template(folder: str) -> str | None:
         version = msgspec.json.decode(path.read_bytes(), type=_Head).config.version if path.is_file() else ""
     except msgspec.MsgspecError:
         return None  # whoever reads the vocabulary tells what is wrong
-    number = version.removeprefix("v").partition("m")[0]
-    return f"{{%- set version = {int(number)} %}}{TEKKEN}" if number.isdigit() and int(number) >= 7 else None
+    text = version.removeprefix("v").partition("m")[0]
+    number = int(text) if text.isdigit() else 0
+    written = TEKKEN.replace("<calls>", LISTED if number < 11 else SINGLE)
+    return f"{{%- set version = {number} %}}{written}" if number >= 7 else None

@@ -20,7 +20,7 @@ from aiollm.text.chat import ChatTemplate
 from aiollm.text.definition import ADDITIONS
 from aiollm.text.detokenizer import Detokenizer
 from aiollm.text.folder import TextError
-from aiollm.text.parsers.formats import FORMATS, speech
+from aiollm.text.parsers.formats import MISTRAL_ARGS_FRAME, MISTRAL_FRAME, speech
 from aiollm.text.ranks import GPT4, QWEN, STYLES, TEKKEN_SPECIAL
 from aiollm.text.tokenizer import Tokenizer
 
@@ -283,7 +283,8 @@ def test_tools_calls_and_results_are_written_as_mistral_s_version_has_them(
     assert template.render(messages) == expected.replace(listed, "")
     with pytest.raises(TextError, match="tools need a message of the role user"):
         template.render(messages[:1], tools=tools)
-    assert speech(template.source, "auto", "none").calls == FORMATS["mistral"]
+    calls = speech(template.source, "auto", "none").calls
+    assert calls is not None and calls.frame == (MISTRAL_FRAME if version == "v7" else MISTRAL_ARGS_FRAME)
 
 
 @pytest.mark.parametrize(
