@@ -93,6 +93,8 @@ async def serve(settings: config.Config, reread: Callable[[], config.Config], co
     """Listen, find the model, start the workers, and serve until a signal; the exit status. `reread` gives the settings
     as they are after a SIGHUP, or raises ValueError."""
     from aiollm import assembly
+    from aiollm.api.app import make_door
+    from aiollm.api.app import serve as listen
     from aiollm.api.keys import Keys
     from aiollm.wire.messages import Loading
 
@@ -111,37 +113,34 @@ async def serve(settings: config.Config, reread: Callable[[], config.Config], co
         sock = sockets.enter_context(inherited_socket(os.environ) or bound(settings.host, settings.port))
         path = settings.admin_socket
         admin = sockets.enter_context(private_socket(path)) if path else None
-        console.say(f"listening on {address(sock)}; /ready tells when the model is loaded")
+        url = address(sock)
+        console.say(f"listening on {url}; /ready tells when the model is loaded")
         if keys.open and not is_private(sock):
             console.say("whoever reaches this address is served; --api_key asks for a key")
-        files = await _find_model(settings, engine, sock, keys, progress, stop)
-        console.close()
-        if files is None:
-            return 0
-        console.say(f"model {files.name}: {files.origin}, in {files.folder}")
-        return await _serve_model(settings, engine, sock, admin, keys, files, progress, stop, console, notifier)
-
-
-async def _find_model(
-    settings: config.Config, engine: Any, sock: socket.socket, keys: Any, progress: Progress, stop: "_Stop"
-) -> Any:
-    """The model's files, which may have to be downloaded: probes are answered meanwhile. None after a signal."""
-    from aiollm import assembly
-    from aiollm.api.app import make_door
-    from aiollm.api.app import serve as listen
-
-    door = await listen(make_door(engine, keys), settings.host, settings.port, sock.dup())
-    try:
-        return await stop.unless(stop.first, assembly.find_model(settings, progress))
-    finally:
-        await door.cleanup()
+        entrance = await listen(make_door(engine, keys), settings.host, settings.port, sock)
+        try:
+            files = await stop.unless(stop.first, assembly.find_model(settings, progress))
+            console.close()
+            if files is not None:
+                console.say(f"model {files.name}: {files.origin}, in {files.folder}")
+                await _serve_model(
+                    settings, engine, url, entrance, admin, keys, files, progress, stop, console, notifier
+                )
+        finally:
+            await entrance.cleanup()
+    if stop.error:
+        print(f"aiollm: {stop.error}", file=sys.stderr)
+        notifier.status(stop.error)
+        return 1
+    console.say("stopped")
+    return 0
 
 
 async def _serve_model(
-    settings: config.Config, engine: Any, sock: socket.socket, admin: socket.socket | None, keys: Any, files: Any,
+    settings: config.Config, engine: Any, url: str, entrance: Any, admin: socket.socket | None, keys: Any, files: Any,
     progress: Progress, stop: "_Stop", console: Any, notifier: Notifier,
-) -> int:  # fmt: skip
-    """Start the workers and serve until a signal, or until no worker comes back; the exit status."""
+) -> None:  # fmt: skip
+    """Start the workers and serve until a signal, or until no worker comes back."""
     import msgspec
 
     from aiollm import assembly
@@ -154,7 +153,7 @@ async def _serve_model(
 
     model = await assembly.read_model(settings, files)
     app = make_app(engine, *model, keys)
-    runners = [await listen(app, settings.host, settings.port, sock)]
+    await entrance.lead_to(app)
 
     def on_ready(ready: Ready) -> None:
         console.close()
@@ -167,7 +166,6 @@ async def _serve_model(
             console.say(line)
         if ready.unread:
             console.say(f"config.json: nobody read {', '.join(ready.unread)}")
-        url = address(sock)
         console.say(f"ready after {time.monotonic() - console.started:.1f} s: {url}/v1")
         notifier.ready(f"serving {model.info.names[0]} on {url}")
 
@@ -184,9 +182,9 @@ async def _serve_model(
         on_ready=on_ready,
         on_stopped=stop.fail,
     )
+    operators = None
     if admin is not None:
-        operator = make_admin(engine, app[METRICS], fleet)
-        runners.append(await listen(operator, settings.host, settings.port, admin))
+        operators = await listen(make_admin(engine, app[METRICS], fleet), settings.host, settings.port, admin)
     fleet.start()
     watch = asyncio.create_task(notifier.watch(signs))
     try:
@@ -200,16 +198,9 @@ async def _serve_model(
         if stop.second.is_set():
             fleet.kill()
         await fleet.stop()
-        for runner in runners:
-            await runner.shutdown()
-            await runner.cleanup()
+        if operators is not None:
+            await operators.cleanup()
         watch.cancel()
-    if stop.error:
-        print(f"aiollm: {stop.error}", file=sys.stderr)
-        notifier.status(stop.error)
-        return 1
-    console.say("stopped")
-    return 0
 
 
 class _Stop:

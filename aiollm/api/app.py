@@ -10,7 +10,7 @@ from aiohttp.typedefs import Handler
 from aiollm.api import chat, completions, embeddings, invocations, native, openapi, score, status, tokenize, ws
 from aiollm.api.access import sign, surround
 from aiollm.api.answer import RUNNING, cancel
-from aiollm.api.connection import BACKLOG, Site
+from aiollm.api.connection import BACKLOG, Entrance, Site
 from aiollm.api.deep import DEEP, DeepProbe
 from aiollm.api.keys import KEYS, OPEN, Keys, guard
 from aiollm.api.metrics import Metrics
@@ -135,21 +135,21 @@ async def serve(
     port: int,
     sock: socket.socket | None = None,
     keep_alive: float = KEEP_ALIVE_SECONDS,
-) -> web.AppRunner:
-    """Listen on (host, port), or on a socket that is bound already; `cleanup()` of the runner ends it."""
-    runner = web.AppRunner(app, handler_cancellation=True)
-    await runner.setup()
+) -> Entrance:
+    """Listen on (host, port), or on a socket that is bound already; `cleanup()` of the entrance ends it."""
+    entrance = Entrance()
+    await entrance.setup()
+    await entrance.lead_to(app)
     site = Site(
-        runner,
+        entrance,
         sock or socket.create_server((host, port), backlog=BACKLOG),
-        app[METRICS],
         access_log=None,
         keepalive_timeout=keep_alive,
         lingering_time=LINGERING_SECONDS,
         auto_decompress=False,
     )
     await site.start()
-    return runner
+    return entrance
 
 
 async def _watch_lag(app: web.Application) -> AsyncIterator[None]:

@@ -228,6 +228,36 @@ def probes() -> list[tuple[str, str, Any]]:
     ]
 
 
+def test_who_comes_while_the_door_gives_way_is_answered(folder: Path) -> None:
+    """With a connection that has asked before, one that has asked nothing yet, and one that was just made."""
+
+    async def ask(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> bytes:
+        reader, writer = connection
+        writer.write(b"GET /v1/models HTTP/1.1\r\nHost: here\r\n\r\n")
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+        await reader.readexactly(int(head.partition(b"Content-Length: ")[2].split()[0]))
+        return head.split()[1]
+
+    async def main() -> None:
+        async with stand(folder) as served:
+            app = make_app(served.engine, Tokenizer.load(str(folder)), ChatTemplate.load(str(folder)), MODEL, {})
+            entrance = await serve(make_door(served.engine), "127.0.0.1", 0)
+            port = entrance.addresses[0][1]
+            try:
+                used, fresh = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+                assert await ask(used) == b"503"
+                turning = asyncio.create_task(entrance.lead_to(app))
+                crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(50)]
+                await turning
+                assert [await ask(connection) for connection in (used, fresh, *crowd)] == [b"200"] * 52
+                for _, writer in (used, fresh, *crowd):
+                    writer.close()
+            finally:
+                await entrance.cleanup()
+
+    asyncio.run(main())
+
+
 def test_the_door_answers_probes_and_refuses_the_rest_until_the_model_is_found() -> None:
     async def check() -> None:
         engine = Engine(EngineSettings(1, 16, 16, True, Conservative(), 1))
