@@ -1,6 +1,6 @@
 """Launch parameters that were measured, as data: one JSON file for each kernel, GPU and minor version of Triton.
 
-    kernels/tuned/GPU/KERNEL.triton-3.6.json         in the package
+    kernels/tuned/GPU/KERNEL.triton-3.6.json         in the package; other versions count where this one has none
     <user's cache>/tuned/GPU/KERNEL.triton-3.6.json  what this user's tuner found; of equally near keys it comes first
 
 A host function asks `lookup`, which never tunes: that would stop a running server for minutes. Tuning happens in
@@ -76,6 +76,7 @@ def forget() -> None:
     """Read the files again at the next lookup."""
     _found.clear()
     stored.cache_clear()
+    borrowed.cache_clear()
 
 
 @contextlib.contextmanager
@@ -95,11 +96,19 @@ def trial(forced: Mapping[str, Config]) -> Iterator[dict[Asked, Config]]:
 
 @functools.cache
 def stored(kernel: str, gpu: str) -> list[Entry]:
-    """All that is stored for a kernel on a GPU (`device.name`) and this Triton: the user's entries, then the package's.
-
-    Results of another minor version of Triton do not count: its pipelining may need more shared memory than there is.
-    """
+    """All that is stored for a kernel on a GPU (`device.name`) and this Triton: the user's entries, then the package's."""
     return [entry for root in (user_folder(), SHIPPED) for entry in read(path(root, kernel, gpu))]
+
+
+@functools.cache
+def borrowed(kernel: str, gpu: str) -> list[Entry]:
+    """What the package has for other minor versions of Triton, the newest first.
+
+    Another version's pipelining may take more shared memory than there is: ours are compiled with each version that is
+    tried (tests/kernels/test_aot.py), a user's are not, and do not count.
+    """
+    files = SHIPPED.glob(f"{gpu}/{kernel}.triton-*.json")
+    return [entry for file in sorted(files, key=_minor, reverse=True) for entry in read(file)]
 
 
 def save(root: Path, kernel: str, gpu: str, facts: Mapping[str, str], entries: Sequence[Entry]) -> Path:
@@ -179,10 +188,20 @@ def _chosen(kernel: str, key: Key, default: Config) -> Config:
         return forced.get(kernel, default)
     if level() == 3:
         return default
-    # Other names than the default's are of another version of the kernel.
-    entries = [e for e in stored(kernel, device.name(device.current())) if e.config.keys() == default.keys()]
-    near = min(entries, key=lambda entry: distance(key, entry.key), default=None)
-    return near.config if near and distance(key, near.key) < math.inf else default
+    gpu = device.name(device.current())
+    return _nearest(key, stored(kernel, gpu), default) or _nearest(key, borrowed(kernel, gpu), default) or default
+
+
+def _nearest(key: Key, entries: Sequence[Entry], default: Config) -> Config | None:
+    """Of equally near entries the first one; other names than the default's are of another version of the kernel."""
+    fitting = [entry for entry in entries if entry.config.keys() == default.keys()]
+    near = min(fitting, key=lambda entry: distance(key, entry.key), default=None)
+    return near.config if near and distance(key, near.key) < math.inf else None
+
+
+def _minor(file: Path) -> tuple[int, ...]:
+    """The version in the name of a file: KERNEL.triton-3.6.json."""
+    return tuple(int(part) for part in file.name.removesuffix(".json").rpartition("-")[2].split("."))
 
 
 def _entry(value: Any, where: str) -> Entry:

@@ -64,7 +64,20 @@ def test_the_users_results_go_before_the_packages_ones() -> None:
     assert [warps({"rows": 8}), warps({"rows": 512})] == [1, 8]
 
 
-def test_results_of_another_card_or_another_triton_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_packages_results_for_the_newest_other_triton_count_where_this_one_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for version, count in (("3.9", 8), ("3.10", 16)):
+        monkeypatch.setattr(tuned, "TRITON", version)
+        write(({"rows": 8, "dtype": "bf16"}, count), root=tuned.SHIPPED)
+    monkeypatch.setattr(tuned, "TRITON", "3.11")
+    assert warps({"rows": 8, "dtype": "bf16"}) == 16
+    assert warps({"rows": 8, "dtype": "fp16"}) == 4
+    write(({"rows": 8, "dtype": "bf16"}, 2), root=tuned.SHIPPED)
+    assert warps({"rows": 8, "dtype": "bf16"}) == 2
+
+
+def test_what_the_user_found_for_another_card_or_another_triton_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     write(({"rows": 8}, 1))
     with monkeypatch.context() as other:
         other.setattr(device, "name", lambda _: "another-card")
