@@ -92,12 +92,13 @@ def main() -> int:
 async def serve(settings: config.Config, reread: Callable[[], config.Config], console: Any, notifier: Notifier) -> int:
     """Listen, find the model, start the workers, and serve until a signal; the exit status. `reread` gives the settings
     as they are after a SIGHUP, or raises ValueError."""
-    from aiollm import assembly
+    from aiollm import assembly, tls
     from aiollm.api.app import make_door
     from aiollm.api.app import serve as listen
     from aiollm.api.keys import Keys
     from aiollm.wire.messages import Loading
 
+    context = tls.made(settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_ca_certs)
     keys = Keys(settings.api_key, _key_file(settings))
     engine = assembly.make_engine(settings, *_shares(settings, keys))
 
@@ -108,16 +109,16 @@ async def serve(settings: config.Config, reread: Callable[[], config.Config], co
 
     console.say(f"aiollm {__version__}")
     stop = _Stop()
-    on_hangup(lambda: _reload(settings, reread, keys, engine, console), stop.signal)
+    on_hangup(lambda: _reload(settings, reread, keys, context, engine, console), stop.signal)
     with contextlib.ExitStack() as sockets:
         sock = sockets.enter_context(inherited_socket(os.environ) or bound(settings.host, settings.port))
         path = settings.admin_socket
         admin = sockets.enter_context(private_socket(path)) if path else None
-        url = address(sock)
+        url = address(sock, "https" if context else "http")
         console.say(f"listening on {url}; /ready tells when the model is loaded")
-        if keys.open and not is_private(sock):
+        if keys.open and not is_private(sock) and not settings.ssl_ca_certs:
             console.say("whoever reaches this address is served; --api_key asks for a key")
-        entrance = await listen(make_door(engine, keys), settings.host, settings.port, sock)
+        entrance = await listen(make_door(engine, keys), settings.host, settings.port, sock, tls=context)
         try:
             files = await stop.unless(stop.first, assembly.find_model(settings, progress))
             console.close()
@@ -256,23 +257,29 @@ def _reread(argv: list[str], device: str) -> config.Config:
 
 
 async def _reload(
-    settings: config.Config, reread: Callable[[], config.Config], keys: Any, engine: Any, console: Any
+    settings: config.Config, reread: Callable[[], config.Config], keys: Any, context: Any, engine: Any, console: Any
 ) -> None:
     """Take over what may change while the server runs. All of it, or nothing where there is an error."""
+    from aiollm import tls
 
     def read() -> tuple[config.Config, Mapping[str, Any] | None]:
         fresh = reread()
-        return fresh, _key_file(fresh)
+        file = _key_file(fresh)
+        tls.made(settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_ca_certs)  # the files that are there now
+        return fresh, file
 
     try:
         fresh, file = await asyncio.to_thread(read)
         keys.replace(fresh.api_key, file)
+        if context is not None:
+            tls.load(context, settings.ssl_certfile, settings.ssl_keyfile)
     except (OSError, ValueError) as error:
         log.error("SIGHUP changes nothing: %s", error)
         return
     engine.share(*_shares(fresh, keys))
     logging.getLogger().setLevel(fresh.log_level.upper())
-    console.say(f"SIGHUP: {len(keys)} API keys, log level {fresh.log_level}")
+    certificate = ", certificate" if context is not None else ""
+    console.say(f"SIGHUP: {len(keys)} API keys{certificate}, log level {fresh.log_level}")
     if others := [n for n in config.FIELDS.keys() - config.LIVE if getattr(fresh, n) != getattr(settings, n)]:
         log.warning("a new start would change %s too", ", ".join(sorted(others)))
 

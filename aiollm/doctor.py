@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from aiollm import __version__
+from aiollm import __version__, tls
 from aiollm.config import Config
 from aiollm.hub.cache import cache_dir, is_intact
 from aiollm.hub.demo import DEMO
@@ -172,10 +172,20 @@ def port(settings: Config) -> Iterator[Finding]:
         with socket.create_server((settings.host, settings.port), family=family) as free:
             address = free.getsockname()[0]
         yield Finding("ok", f"{where}: free")
-        if not (settings.api_key or settings.api_key_file) and not ipaddress.ip_address(address).is_loopback:
+        asks = settings.api_key or settings.api_key_file or settings.ssl_ca_certs
+        if not asks and not ipaddress.ip_address(address).is_loopback:
             yield Finding("warn", f"{where}: whoever reaches it is served; --api_key asks for a key")
     except OSError as error:
         yield Finding("fail", f"{where}: {error.strerror}; see --host and --port")
+
+
+def certificate(settings: Config) -> Iterator[Finding]:
+    """Whether HTTPS can be spoken; nothing where it is not asked for."""
+    try:
+        if tls.made(settings.ssl_certfile, settings.ssl_keyfile, settings.ssl_ca_certs) is not None:
+            yield Finding("ok", f"certificate: {settings.ssl_certfile}")
+    except ValueError as error:
+        yield Finding("fail", f"certificate: {error}")
 
 
 def cache(settings: Config) -> Iterator[Finding]:
@@ -218,7 +228,7 @@ def model(settings: Config) -> Iterator[Finding]:
 
 
 CHECKS: list[Callable[[Config], Iterator[Finding]]] = [
-    versions, devices, memory, shared_memory, limits, port, cache, model,
+    versions, devices, memory, shared_memory, limits, port, certificate, cache, model,
 ]  # fmt: skip
 
 

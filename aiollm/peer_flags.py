@@ -67,6 +67,7 @@ _NO_EFFECT = {
     "aiollm doctor looks at shared memory": "disable_shm_warning",
     "a worker that dies is started again, see --max_restarts": "health_monitor",
     "where there are API keys, /metrics takes one too": "enable_monitor_auth",
+    "SIGHUP has the certificate read again": "enable_ssl_refresh",
     "a checkpoint's files show what it is": "load_way WAY, config_format FORMAT, model_impl NAME",
     "text is all that models take here": (
         "enable_mps, cache_capacity COUNT, visual_infer_batch_size COUNT, visual_gpu_ids ID..., visual_tp COUNT,"
@@ -101,7 +102,6 @@ _NOT_HERE = {
     "--max_total_token_num says the size of the KV cache in tokens, --mem_fraction that of all": (
         "kv_cache_memory_bytes BYTES"
     ),
-    "TLS is for a proxy to end": "ssl_keyfile FILE, ssl_certfile FILE, ssl_ca_certs FILE",
     "weights stay where they are computed with": "cpu_offload_gb GIB=0, enable_sleep_mode",
     "the model's own config.json counts": (
         "hf_overrides JSON, rope_scaling JSON, rope_theta THETA, override_generation_config JSON, hf_config_path PATH"

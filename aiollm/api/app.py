@@ -1,6 +1,7 @@
 """The HTTP face put together: routes, and the server that listens."""
 
 import socket
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -135,6 +136,7 @@ async def serve(
     port: int,
     sock: socket.socket | None = None,
     keep_alive: float = KEEP_ALIVE_SECONDS,
+    tls: ssl.SSLContext | None = None,
 ) -> Entrance:
     """Listen on (host, port), or on a socket that is bound already; `cleanup()` of the entrance ends it."""
     entrance = Entrance()
@@ -143,6 +145,7 @@ async def serve(
     site = Site(
         entrance,
         sock or socket.create_server((host, port), backlog=BACKLOG),
+        tls,
         access_log=None,
         keepalive_timeout=keep_alive,
         lingering_time=LINGERING_SECONDS,

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import resource
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -64,9 +65,9 @@ class Entrance(web.ServerRunner):
 class Site(web.SockSite):
     """Listens on a socket. aiohttp's own would lower the backlog, and make connections of its own class."""
 
-    def __init__(self, entrance: Entrance, sock: socket.socket, **options: Any) -> None:
+    def __init__(self, entrance: Entrance, sock: socket.socket, tls: ssl.SSLContext | None, **options: Any) -> None:
         """`options` are those of web.RequestHandler."""
-        super().__init__(entrance, sock, backlog=BACKLOG)
+        super().__init__(entrance, sock, ssl_context=tls, backlog=BACKLOG)
         self._entrance, self._options = entrance, options
         self._last_file = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FILES
 
@@ -74,7 +75,9 @@ class Site(web.SockSite):
         await web.BaseSite.start(self)
         loop = asyncio.get_running_loop()
         create = loop.create_unix_server if self._sock.family == socket.AF_UNIX else loop.create_server
-        self._server = await create(self._connection, sock=self._sock, backlog=self._backlog)
+        self._server = await create(
+            self._connection, sock=self._sock, ssl=self._ssl_context, backlog=self._backlog
+        )
 
     def _connection(self) -> "Connection":
         server = self._entrance.server
