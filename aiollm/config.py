@@ -176,7 +176,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str, Setting(NETWORK, "FILE", "PEM key of --ssl_certfile, without a password; none looks for it in there")
     ] = ""
     ssl_ca_certs: Annotated[
-        str, Setting(NETWORK, "FILE", "PEM certificates of issuers: only clients with a certificate of theirs are let in")
+        str,
+        Setting(NETWORK, "FILE", "PEM certificates of issuers: only clients with a certificate of theirs are let in"),
     ] = ""
     admin_socket: Annotated[
         str, Setting(NETWORK, "PATH", "Unix socket for the operator: state, flush, drain, log level, trace, profile")

@@ -96,7 +96,7 @@ def trial(forced: Mapping[str, Config]) -> Iterator[dict[Asked, Config]]:
 
 @functools.cache
 def stored(kernel: str, gpu: str) -> list[Entry]:
-    """All that is stored for a kernel on a GPU (`device.name`) and this Triton: the user's entries, then the package's."""
+    """What is stored for a kernel on a GPU (`device.name`) and this Triton: the user's entries, then the package's."""
     return [entry for root in (user_folder(), SHIPPED) for entry in read(path(root, kernel, gpu))]
 
 

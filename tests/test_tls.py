@@ -63,7 +63,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serial(server: Server, client: ssl.SSLContext) -> str:
     """Of the certificate that a new connection is shown."""
     host, port = server.url.removeprefix("https://").split(":")
-    with socket.create_connection((host, int(port)), 30) as plain, client.wrap_socket(plain, server_hostname=host) as to:
+    with (
+        socket.create_connection((host, int(port)), 30) as plain,
+        client.wrap_socket(plain, server_hostname=host) as to,
+    ):
         found = to.getpeercert()
         assert found is not None
         return str(found["serialNumber"])

@@ -75,9 +75,7 @@ class Site(web.SockSite):
         await web.BaseSite.start(self)
         loop = asyncio.get_running_loop()
         create = loop.create_unix_server if self._sock.family == socket.AF_UNIX else loop.create_server
-        self._server = await create(
-            self._connection, sock=self._sock, ssl=self._ssl_context, backlog=self._backlog
-        )
+        self._server = await create(self._connection, sock=self._sock, ssl=self._ssl_context, backlog=self._backlog)
 
     def _connection(self) -> "Connection":
         server = self._entrance.server
