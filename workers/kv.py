@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from aiollm.workers import fit
 from aiollm.workers.groups import Groups, one
 from aiollm.workers.model.spec import DecoderSpec
 from aiollm.workers.tp import Shard
@@ -40,8 +41,8 @@ def fitting(per_slot: int, device: torch.device, fraction: float, reserved: int 
         room = min(CPU_MOST, int(total * fraction))
     slots = room // per_slot
     if slots < LEAST_SLOTS:
-        percent = 100 - (free - LEAST_SLOTS * per_slot) * 100 // max(1, total)
-        helps = f"raise --mem_fraction to {percent / 100:.2f}, " if percent <= 100 else ""
+        enough = fit.least_fraction(LEAST_SLOTS * per_slot, free, total)
+        helps = f"raise --mem_fraction to {enough}, " if enough else ""
         raise MemoryError(
             f"{max(0, room) >> 20} MiB are left for the KV cache, and one token takes {per_slot} bytes:"
             f" {helps}free memory, or choose a smaller model"
@@ -49,23 +50,22 @@ def fitting(per_slot: int, device: torch.device, fraction: float, reserved: int 
     return min(slots, MOST_SLOTS)
 
 
-def most(per_slot: int, device: torch.device, fraction: float, reserved: int = 0, ranks: int = 1) -> int:
-    """Slots that may be asked for: as many as fit, on a CPU up to all memory that there is, which the ranks share."""
+def most(
+    per_slot: int, device: torch.device, fraction: float, reserved: int = 0, ranks: int = 1, swap: bool = False
+) -> int:
+    """Slots that may be asked for: as many as fit beside the `reserved` bytes of each rank, on a CPU up to all memory
+    that there is, which the ranks share, with `swap` also what can be swapped out."""
     if device.type == "cuda":
         free, total = _gpu_memory(device, reserved)
         room = free - int(total * (1 - fraction))
     else:
-        room = int(obtainable_memory() * fraction) // ranks
+        room = int((obtainable_memory(swap=swap) - ranks * reserved) * fraction) // ranks
     return min(max(0, room // per_slot), MOST_SLOTS)
 
 
-def granted(asked: int, fits: int, advised: int) -> int:
-    """`asked` tokens of KV cache. Raises MemoryError where fewer fit, with the number that is `advised`, because it
-    leaves others the share that --mem_fraction says, or what fits where that is nothing."""
-    if asked > fits:
-        would = f"{advised or fits} would" if fits else "nothing is left for the KV cache"
-        raise MemoryError(f"--max_total_token_num {asked} does not fit: {would}")
-    return asked
+def least(tokens: int, per_token: int, device: torch.device) -> int:
+    """Bytes without which there is no KV cache of so many tokens; 0 tokens are the least that is taken unasked."""
+    return (tokens or LEAST_SLOTS) * per_token + (ROUNDING if device.type == "cuda" else 0)
 
 
 def _gpu_memory(device: torch.device, reserved: int) -> tuple[int, int]:
@@ -113,16 +113,31 @@ def allocate(
     """Pools (K, V) by layer, [slots + 1, kv_heads, head_dim] each, of zeros: one for the layers that share it. On a CPU
     pages are touched only as slots are used.
 
-    Raises MemoryError where the device does not give them.
+    Raises MemoryError where the device does not give them, with the number of tokens that may have theirs.
     """
     shape = (slots + 1, shard.kv_heads, spec.head_dim)
     groups = groups or one(spec)
+    made: list[torch.Tensor] = []
     try:
-        pools = [(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(groups.pools)]
-        return [pools[pool] for _, pool in groups.places]
+        while len(made) < 2 * groups.pools:
+            made.append(_zeros(shape, dtype, device))
     except (RuntimeError, MemoryError) as error:
-        room = (slots + 1) * bytes_per_slot(spec, shard, dtype, groups) >> 20
-        raise MemoryError(f"{slots} KV slots do not fit, they take {room} MiB: lower --max_total_token_num") from error
+        if isinstance(error, RuntimeError) and not fit.ran_out(error):
+            raise
+        on_gpu, given = device.type == "cuda", sum(tensor.nbytes for tensor in made)
+        free = torch.cuda.mem_get_info(device)[0] + given if on_gpu else obtainable_memory()
+        per_slot, tokens = bytes_per_slot(spec, shard, dtype, groups), slots // groups.each
+        fits = fewer(tokens, per_slot, groups.each, free - on_gpu * ROUNDING, given)
+        raise MemoryError(fit.not_given(tokens, (slots + 1) * per_slot, free, fits, on_gpu=on_gpu)) from error
+    pools = list(zip(made[::2], made[1::2], strict=True))
+    return [pools[pool] for _, pool in groups.places]
+
+
+def fewer(tokens: int, per_slot: int, each: int, free: int, given: int) -> int:
+    """Tokens, of `each` slots, for which there is memory where a device did not give that of so many: the `free` bytes,
+    but no more than it had `given` when it refused more. 0 where neither says that there is less than for `tokens`."""
+    fits = max(0, (min(free, given or free) // per_slot - 1) // each)
+    return fits if fits < tokens else 0
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -116,8 +116,9 @@ def _load(settings: WorkerSettings, device: torch.device, phases: Phases) -> Loa
     longest = min(longest, settings.slots * groups.each + 1) if settings.slots else longest
     # LongRoPE chooses its factors by the length that is served: what does not fit in the pool is no context.
     served = replace(spec, max_position=longest)
+    per_slot = kv.bytes_per_slot(spec, shard, dtype, groups)
     if not settings.again:
-        _check(settings, spec, data_type, device, tp, longest)
+        _check(settings, spec, data_type, device, tp, longest, per_slot * groups.each)
     every = sizes(settings.rows, settings.chunk_budget, min(TOP, spec.vocab))
     compiled = None
     if device.type == "cuda":
@@ -148,7 +149,6 @@ def _load(settings: WorkerSettings, device: torch.device, phases: Phases) -> Loa
             decoder, kv.allocate(slots, spec, shard, dtype, device, groups), state, ops, tp, settings.chunk_budget
         )
 
-    per_slot = kv.bytes_per_slot(spec, shard, dtype, groups)
     budget = [("weights", weights.stored_bytes(parameters)), ("row tables", state.nbytes)]
     if device.type == "cuda":
         with phases.phase("measuring memory"):
@@ -200,16 +200,27 @@ def _state(settings: WorkerSettings, spec: DecoderSpec, longest: int, device: to
 
 
 def _check(
-    settings: WorkerSettings, spec: DecoderSpec, data_type: str, device: torch.device, tp: TensorParallel, longest: int
+    settings: WorkerSettings,
+    spec: DecoderSpec,
+    data_type: str,
+    device: torch.device,
+    tp: TensorParallel,
+    longest: int,
+    per_token: int,
 ) -> None:
-    """Raises MemoryError where weights and row tables are sure not to fit: nothing of them is made yet."""
+    """Raises MemoryError where weights, row tables and KV cache are sure not to fit: nothing of them is made yet."""
     tables = _state(settings, spec, longest, torch.device("meta")).nbytes
     outline = weights.outline(spec, DATA_TYPES[data_type], tp, data_type == "int8")
+    stored = weights.stored_bytes(outline)
     on_gpu = device.type == "cuda"
     free, total = torch.cuda.mem_get_info(device) if on_gpu else (kv.obtainable_memory(swap=True),) * 2
-    # The fraction counts where the KV cache takes what is left: then nothing would be left for it.
+    # The fraction counts where the KV cache takes what is left; who asks for a size gets a token at least.
     fraction = settings.mem_fraction if on_gpu and not settings.slots else 1.0
-    fit.check(weights.stored_bytes(outline), tables, free, total, on_gpu=on_gpu, data_type=data_type, fraction=fraction)
+    cache = kv.least(min(1, settings.slots), per_token, device)
+    fit.check(stored, tables, cache, free, total, on_gpu=on_gpu, data_type=data_type, fraction=fraction)
+    if settings.slots:
+        beside = f" beside weights of {fit.gib(stored)} ({data_type})"
+        _asked(settings, per_token, device, stored + tables, tp, beside)
 
 
 def _tokens(settings: WorkerSettings, per_token: int, device: torch.device, reserved: int, tp: TensorParallel) -> int:
@@ -218,11 +229,19 @@ def _tokens(settings: WorkerSettings, per_token: int, device: torch.device, rese
         return settings.slots
     if not settings.slots:
         return tp.smallest(kv.fitting(per_token, device, settings.mem_fraction, reserved))
+    return _asked(settings, per_token, device, reserved, tp)
+
+
+def _asked(
+    settings: WorkerSettings, per_token: int, device: torch.device, reserved: int, tp: TensorParallel, beside: str = ""
+) -> int:
+    """The tokens that were asked for, where they fit; `beside` says what of the `reserved` bytes is not loaded yet."""
     # Who asks for a size may have more than mem_fraction, which says what is taken unasked.
     fits, advised = (
-        tp.smallest(kv.most(per_token, device, share, reserved, tp.size)) for share in (1.0, settings.mem_fraction)
+        tp.smallest(kv.most(per_token, device, share, reserved, tp.size, swap=bool(beside)))
+        for share in (1.0, settings.mem_fraction)
     )
-    return kv.granted(settings.slots, fits, advised)
+    return fit.granted(settings.slots, fits, advised, beside)
 
 
 def _ops(device: torch.device) -> Ops:

@@ -112,6 +112,7 @@ def test_without_a_number_of_slots_the_free_memory_decides(folder: Path, monkeyp
 def test_a_number_of_slots_that_does_not_fit_is_refused_with_the_one_that_would(
     folder: Path, monkeypatch: pytest.MonkeyPatch, asked: int
 ) -> None:
+    monkeypatch.setattr("aiollm.workers.load._check", lambda *_: None)
     monkeypatch.setattr("aiollm.workers.kv.obtainable_memory", lambda swap=False: 1 << 20)
     advised, fits = (share // (2 * 3 * 2 * 8 * 4) for share in (1 << 19, 1 << 20))
     with pytest.raises(MemoryError, match=rf"--max_total_token_num {asked} does not fit: {advised} would"):
@@ -119,8 +120,26 @@ def test_a_number_of_slots_that_does_not_fit_is_refused_with_the_one_that_would(
     assert load(settings(folder, slots=fits, mem_fraction=0.5), nobody)[1].slots == fits
 
 
+def test_a_number_of_slots_that_cannot_fit_beside_the_weights_is_refused_before_they_are_read(
+    folder: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may be swapped out until then counts as free."""
+    _, ready = load(settings(folder, slots=3000), nobody)
+    taken, per_token = sum(dict(ready.budget)[part] for part in ("weights", "row tables")), 2 * 3 * 2 * 8 * 4
+    free = taken + 2000 * per_token
+    (copy / "model.safetensors").write_bytes(b"nobody may look at this")
+    monkeypatch.setattr("aiollm.workers.kv.obtainable_memory", lambda swap: free if swap else 0)
+    text = r"^--max_total_token_num 2001 does not fit beside weights of [\d.]+ MiB \(fp32\): at most about 1000 would$"
+    with pytest.raises(MemoryError, match=text):
+        load(settings(copy, slots=2001, mem_fraction=0.5), nobody)
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        load(settings(copy, slots=2000, mem_fraction=0.5), nobody)
+
+
 def test_tables_of_too_many_rows_are_refused(folder: Path) -> None:
-    with pytest.raises(MemoryError, match=r"row tables of [\d.]+ GiB do not fit: .*lower --running_max_req_size"):
+    with pytest.raises(
+        MemoryError, match=r"row tables of [\d.]+ GiB and .* do not fit: .*lower --running_max_req_size"
+    ):
         load(settings(folder, rows=1_000_000_000), nobody)
 
 
@@ -139,19 +158,21 @@ def test_a_token_counts_once_for_each_group_of_layers(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_are_refused_before_any_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (copy / "model.safetensors").write_bytes(b"nobody may look at this")
     monkeypatch.setattr("aiollm.workers.kv.obtainable_memory", lambda swap: 100_000)
-    with pytest.raises(MemoryError, match=r"weights of 0\.\d MiB \(fp32\) .* do not fit: .* has 0\.1 MiB free"):
+    with pytest.raises(MemoryError, match=r"weights of 0\.\d MiB \(fp32\), .* do not fit: .* has 0\.1 MiB free"):
         load(settings(copy), nobody)
 
 
 @pytest.mark.parametrize(
     ("slots", "free", "said"),
     [
+        (0, 1_000_000, r"the GPU has 0\.95 GiB free, of which --mem_fraction 0\.5 leaves 0\.0 MiB; raise .* to 0\.65$"),
         (
             0,
-            1 << 20,
-            r"the GPU has 1\.0 MiB free, of which --mem_fraction 0\.5 leaves 0\.0 MiB; .*raise --mem_fraction",
+            200_000,
+            r"a KV cache of at least 0\.25 GiB do not fit: the GPU has 0\.19 GiB free, of which .*; free memory$",
         ),
-        (200, 100_000, r"the GPU has 0\.1 MiB free; .*--tp"),
+        (200, 100, r"the GPU has 0\.1 MiB free; free memory$"),
+        (5_000_000, 1_000_000, r"--max_total_token_num 5000000 does not fit beside .* at most about 39\d{5} would"),
     ],
 )
 def test_a_gpu_s_free_memory_is_looked_at_before_anything_is_read(
@@ -160,7 +181,7 @@ def test_a_gpu_s_free_memory_is_looked_at_before_anything_is_read(
     """Of a KV cache that takes what is left, mem_fraction counts."""
     (copy / "model.safetensors").write_bytes(b"nobody may look at this")
     monkeypatch.setattr("aiollm.workers.load._ops", lambda device: cpu_ops())
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 << 20))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free << 10, 2 << 30))
     with pytest.raises(MemoryError, match=said):
         load(settings(copy, device="cuda", slots=slots, mem_fraction=0.5, data_type="bf16"), nobody)
 
