@@ -26,7 +26,8 @@ class TensorParallel:
     def join(
         cls, rank: int, size: int, rendezvous: Path, device: torch.device, timeout_seconds: float = 600.0
     ) -> "TensorParallel":
-        """Meet the other ranks at the file `rendezvous`, which must not exist before, and return once all are there.
+        """Meet the other ranks at the file `rendezvous`, which must be empty or not exist before, and return once all
+        are there.
 
         Ranks of one host only: the transport is bound to the loopback interface unless the environment says otherwise.
         Raises RuntimeError (a torch.distributed error) where a rank does not come within the timeout.

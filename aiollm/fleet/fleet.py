@@ -6,9 +6,7 @@ Ranks of a group share their fate: when one ends, all are killed and a new epoch
 import asyncio
 import logging
 import os
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -92,7 +90,6 @@ class Fleet:
         self._stopping = False
         self._broken = False
         self._failure = ""
-        self._folder = ""
         self._profile: asyncio.Future[bytes] | None = None
 
     @property
@@ -102,8 +99,9 @@ class Fleet:
     def start(self) -> None:
         """Start a group; the engine hears of its progress."""
         ranks = self._settings.ranks
-        self._folder = tempfile.mkdtemp(prefix="aiollm-")
-        rendezvous = os.path.join(self._folder, "ranks")
+        # Where ranks meet: a file that no folder holds, so that nothing stays of it whoever is killed.
+        meeting = [os.memfd_create("aiollm-ranks", os.MFD_CLOEXEC)] if ranks > 1 else []
+        rendezvous = f"/proc/self/fd/{meeting[0]}" if meeting else ""
         logs = [os.pipe() for _ in range(1, ranks)]
         self._epoch += 1
         if self._tracer is not None:
@@ -119,13 +117,13 @@ class Fleet:
                 Link(
                     source,
                     followers,
+                    meeting,
                     lambda body, message, rank=rank: self._on_message(rank, body, message),  # type: ignore[misc]
                     self._on_exit,
                 )
             )
-        for read, write in logs:
-            os.close(read)
-            os.close(write)
+        for fd in (*meeting, *(end for ends in logs for end in ends)):
+            os.close(fd)
         for rank, link in enumerate(self._links):
             settings = msgspec.structs.replace(self._settings, rank=rank, rendezvous=rendezvous)
             setup = Setup(self._epoch, settings, self._vocabulary if rank == 0 else None)  # whose draws count
@@ -264,7 +262,6 @@ class Fleet:
             if not self._stopping:
                 self.kill()
             return
-        shutil.rmtree(self._folder, ignore_errors=True)
         self._profiled(b"", self._failure)
         if self._stopping:
             return

@@ -21,10 +21,12 @@ class Link:
         self,
         source: int | None,
         followers: Sequence[int],
+        others: Sequence[int],
         on_message: Callable[[bytes | memoryview, FromWorker], None],
         on_exit: Callable[["Link", int], None],
     ) -> None:
-        """`source` and `followers` are this rank's ends of the decision log (rule O)."""
+        """`source` and `followers` are this rank's ends of the decision log (rule O), `others` what else the process
+        has open, under the same numbers."""
         self._loop = asyncio.get_running_loop()
         self._on_message = on_message
         self._on_exit = on_exit
@@ -34,7 +36,7 @@ class Link:
         for fd in (self._to, self._from):
             enlarge(fd)
             os.set_blocking(fd, False)
-        theirs = [inbox, outbox, self.arena.fd, *([source] if source is not None else []), *followers]
+        theirs = [inbox, outbox, self.arena.fd, *([source] if source is not None else []), *followers, *others]
         command = [sys.executable, "-P", "-m", "aiollm.workers"]  # -P: no module of the current folder gets in
         command += ["--inbox", str(inbox), "--outbox", str(outbox), "--arena", str(self.arena.fd)]
         command += ["--source", str(source)] if source is not None else []

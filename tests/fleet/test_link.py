@@ -27,7 +27,7 @@ class Ear:
         self.statuses: list[int] = []
 
     def link(self) -> Link:
-        return Link(None, [], self._hear, lambda link, status: self.statuses.append(status))
+        return Link(None, [], [], self._hear, lambda link, status: self.statuses.append(status))
 
     def _hear(self, body: bytes | memoryview, message: FromWorker) -> None:
         self.messages.append(message)

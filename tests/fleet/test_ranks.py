@@ -40,6 +40,23 @@ def test_two_ranks_say_what_one_says_and_share_their_fate(tmp_path: Path, caplog
     asyncio.run(together([continuation(folder, prompt, 100) for prompt in PROMPTS]))
 
 
+def test_a_group_that_is_killed_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server that is killed nobody could remove it, so nothing may be there while it runs."""
+    model, temporary = tmp_path / "model", tmp_path / "temporary"
+    model.mkdir()
+    temporary.mkdir()
+    write_tiny_model(model)
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    async def meet() -> None:
+        async with crew_of(model, ranks=2) as crew:
+            await crew.ready()
+            assert list(temporary.iterdir()) == []
+
+    asyncio.run(meet())
+
+
 def test_a_group_that_cannot_load_says_why_once(tmp_path: Path) -> None:
     write_tiny_model(tmp_path, num_attention_heads=3, num_key_value_heads=1)
 
