@@ -11,12 +11,14 @@ from aiollm.bench.report import METRICS
 from aiollm.bench.values import (
     id_range,
     integer,
-    json_object,
+    json_fields,
     limit_of_metric,
     metrics,
     number,
+    own_or_integer,
     pair,
     percentiles,
+    range_ratio,
 )
 from aiollm.bench.workloads import (
     RAMPS,
@@ -32,6 +34,7 @@ from aiollm.bench.workloads import (
     fixed,
     jobs,
     read_texts,
+    shuffled,
     text_jobs,
     with_output,
 )
@@ -48,6 +51,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     wanted = parser()
     args = wanted.parse_args([_with_dashes(word) for word in argv])
     peer_options.answer(wanted, args)
+    general = {"input_len": ("random",), "output_len": ("random", "sharegpt", "custom", "prefix_repetition")}
+    for name, datasets in general.items():
+        if (length := getattr(args, name)) is not None:
+            vars(args).update({f"{dataset}_{name}": length for dataset in datasets})
     return args
 
 
@@ -69,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     add(server, "host", default="127.0.0.1", help="(127.0.0.1)")
     add(server, "port", type=integer(1, 65535), default=8000, metavar="NUMBER", help="(8000)")
     add(server, "endpoint", metavar="PATH", help="path of the requests (that of the backend)")
-    add(server, "header", metavar="KEY=VALUE", action="append", default=[], type=pair, help="sent along; repeatable")
+    add(server, "header", metavar="KEY=VALUE", nargs="*", action="extend", default=[], type=pair, help="sent along")
     add(server, "model", metavar="NAME", help="the model's name (the first of /v1/models)")
     add(server, "served-model-name", metavar="NAME", help="what requests call it, where that is another name (--model)")
     add(server, "ready-check-timeout-sec", type=number(0), default=600.0, metavar="SECONDS",
@@ -85,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     add(load, "request-rate", type=number(0.001), nargs="+", default=[], metavar="RPS",
         help="requests per second; inf sends all at once (inf); several values are run in turn")  # fmt: skip
     add(load, "burstiness", type=number(0.001), default=1.0, metavar="SHAPE",
-        help="of the gamma distribution of times between requests: 1 is Poisson, less is bursts (1)")  # fmt: skip
+        help="of the gamma distribution of times between requests: 1 Poisson, less bursts, inf even (1)")  # fmt: skip
     add(load, "ramp-up-strategy", choices=RAMPS, metavar="HOW",
         help=f"{' or '.join(RAMPS)}: the rate rises from the first request to the last, in place of --request-rate"
     )  # fmt: skip
@@ -106,14 +113,19 @@ def parser() -> argparse.ArgumentParser:
         'whose texts are asked; custom: JSON lines {"prompt": text, "output_tokens": n}'
     )  # fmt: skip
     add(prompts, "disable-shuffle", action="store_true",
-        help="take conversations in the order of their file, and not as --seed draws them")  # fmt: skip
+        help="take conversations and texts in the order of their file, and not as --seed draws them")  # fmt: skip
+    add(prompts, "input-len", type=integer(1), metavar="TOKENS", help="as --random-input-len")
+    add(prompts, "output-len", type=integer(1), metavar="TOKENS", help="of each answer, whatever the dataset")
     for kind, length, generated in (("random", 1024, 128), ("prefix-repetition", 256, 128)):
         own = "suffix-len" if kind == "prefix-repetition" else "input-len"
         add(prompts, f"{kind}-{own}", type=integer(1), metavar="TOKENS", help=f"of each prompt ({length})")
         add(prompts, f"{kind}-output-len", type=integer(1), metavar="TOKENS", help=f"of each answer ({generated})")
     add(prompts, "sharegpt-output-len", type=integer(1), metavar="TOKENS", help="of each answer (the conversation's)")
-    add(prompts, "random-range-ratio", type=number(0, 1), default=0.0, metavar="SHARE",
-        help="lengths are uniform within this share of both, 0 to 1 (0)")  # fmt: skip
+    add(prompts, "custom-output-len", type=own_or_integer, default=256, metavar="TOKENS",
+        help="of each answer; -1: output_tokens of the file (256)")  # fmt: skip
+    add(prompts, "random-range-ratio", type=range_ratio, default=(0.0, 0.0), metavar="SHARE",
+        help='lengths are uniform within this share of both, 0 to 1 (0), or {"input": SHARE, "output": SHARE}'
+    )  # fmt: skip
     add(prompts, "random-prefix-len", type=integer(0), default=0, metavar="TOKENS",
         help="that all prompts begin with, besides (0)")  # fmt: skip
     add(prompts, "prefix-repetition-prefix-len", type=integer(1), default=256, metavar="TOKENS",
@@ -135,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
     add(sampling, "repetition-penalty", type=number(0.001), metavar="FACTOR", help="(the server's)")
     add(sampling, "logprobs", type=integer(0), metavar="TOKENS", help="tell those of so many at each place (none)")
     add(sampling, "ignore-eos", action=argparse.BooleanOptionalAction, help="go on behind EOS (on)")
-    add(sampling, "extra-body", type=json_object, default={}, metavar="JSON", help="more fields of every request")
+    add(sampling, "extra-body", type=json_fields, default={}, metavar="JSON", help="more fields of every request")
     add(sampling, "real-life", action="store_true",
         help="what users' requests carry: EOS obeyed, stop strings, a seed each, penalties, top_p, logprobs, and half "
         "of each prompt shared with others; the options above win")  # fmt: skip
@@ -149,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
     add(output, "save-result", action="store_true", help="write the figures as JSON")
     add(output, "save-detailed", action="store_true", help="and every request's")
     add(output, "append-result", action="store_true", help="as a line behind those of the file, if there are any")
-    add(output, "metadata", nargs="+", type=pair, default=[], metavar="KEY=VALUE", help="kept in that file")
+    add(output, "metadata", nargs="*", type=pair, default=[], metavar="KEY=VALUE", help="kept in that file")
     add(output, "result-dir", type=Path, default=Path("."), metavar="FOLDER", help="(.)")
     add(output, "result-filename", metavar="FILE", help="(made of the load, the model and the time)")
     add(output, "label", metavar="TEXT", help="kept in the file (the backend)")
@@ -216,7 +228,7 @@ def _lengths(args: argparse.Namespace) -> Any:
     if args.dataset_name == "prefix_repetition":
         return fixed(args.prefix_repetition_suffix_len or 256, args.prefix_repetition_output_len or 128)
     prompt, output = args.random_input_len or 1024, args.random_output_len or 128
-    return around(prompt, output, args.random_range_ratio) if args.random_range_ratio else fixed(prompt, output)
+    return around(prompt, output, *args.random_range_ratio) if any(args.random_range_ratio) else fixed(prompt, output)
 
 
 def drawn(args: argparse.Namespace, load: Workload, point: int, conversations: Sequence[Turn] = ()) -> list[Job]:
@@ -227,7 +239,8 @@ def drawn(args: argparse.Namespace, load: Workload, point: int, conversations: S
         shared=REAL_SHARED if args.real_life else 0.0, point=point,
     )  # fmt: skip
     if args.dataset_name == "custom":
-        conversations = read_texts(args.dataset_path, args.random_output_len or 128)
+        conversations = read_texts(args.dataset_path, args.custom_output_len)
+        conversations = conversations if args.disable_shuffle else shuffled(conversations, args.seed)
     if conversations:
         return text_jobs(conversations, load, draw)
     if args.backend == "openai-chat":
@@ -238,7 +251,8 @@ def drawn(args: argparse.Namespace, load: Workload, point: int, conversations: S
     elif args.dataset_name == "multi_turn":
         draw = draw._replace(turns=args.multi_turn_num_turns)
     found = jobs(load, draw)
-    return with_output(found, args.sharegpt_output_len) if args.dataset_name == "sharegpt" else found
+    given = {"sharegpt": args.sharegpt_output_len, "lengths": args.output_len}
+    return with_output(found, given.get(args.dataset_name))
 
 
 def _dataset(text: str) -> str:

@@ -16,7 +16,9 @@ class PeerOption(NamedTuple):
 
 
 _NO_EFFECT = {
-    "prompts are token ids, and texts are read by the server's tokenizer": "tokenizer NAME, tokenizer-mode MODE",
+    "prompts are token ids, and texts are read by the server's tokenizer": (
+        "tokenizer NAME, tokenizer-mode MODE, skip-tokenizer-init"
+    ),
     "no code of a model is loaded": "trust-remote-code",
     "the server gives requests their ids": "request-id-prefix TEXT",
     "completions send texts as they are, and chats as messages": "skip-chat-template",
@@ -30,15 +32,26 @@ _NOT_HERE = {
     "there is no beam search": "use-beam-search",
     "there are no adapters": "lora-modules NAME, lora-assignment NAME",
     "certificates are checked": "insecure",
-    "each dataset has lengths of its own: --random-input-len, --random-output-len, --sharegpt-output-len": (
-        "input-len TOKENS, output-len TOKENS"
+    "the server renders chats: --extra-body '{\"chat_template_kwargs\": {...}}' says with what": (
+        "chat-template-kwargs JSON"
     ),
+    "every request counts; a second aiollm bench serve sends others beside them": "probe-request-rate RPS",
+    "prompts are text": (
+        "enable-multimodal-chat, custom-ensure-client-side-data, random-mm-base-items-per-request ITEMS,"
+        " random-mm-num-mm-items-range-ratio SHARE, random-mm-limit-mm-per-prompt JSON, random-mm-bucket-config TEXT,"
+        " asr-min-audio-len-sec SECONDS, asr-max-audio-len-sec SECONDS"
+    ),
+    "what is measured are completions and chats": "no-reranker",
     "where a file is short it is taken from the first again; --num-prompts asks for fewer": "no-oversample",
     "a request has one prompt": "random-batch-size PROMPTS",
     "its dataset is not here; --dataset-name names those that are": (
         "sonnet-input-len TOKENS, sonnet-output-len TOKENS, sonnet-prefix-len TOKENS, hf-subset NAME, hf-split NAME,"
         " hf-name NAME, hf-output-len TOKENS, spec-bench-output-len TOKENS, spec-bench-category NAME,"
-        " blazedit-min-distance SHARE, blazedit-max-distance SHARE"
+        " blazedit-min-distance SHARE, blazedit-max-distance SHARE, bfcl-categories NAMES,"
+        " speed-bench-dataset-subset NAME, speed-bench-output-len TOKENS, speed-bench-category NAME, self-timed,"
+        " no-self-timed, timed-trace-chunk-hash-size TOKENS, timed-trace-sec-multiplier FACTOR,"
+        " timed-trace-label-timestamp NAME, timed-trace-label-input-length NAME, timed-trace-label-output-length NAME,"
+        " timed-trace-label-hash-ids NAME"
     ),
     "--backend openai-chat sends chats, which the server renders": "apply-chat-template",
     "each load has prompts of its own; the server's --admin_socket has POST /flush": "flush-cache",
@@ -62,7 +75,12 @@ DATASETS = {
     "hf": "it needs a download from the Hugging Face Hub; custom reads texts of your own",
     "burstgpt": "it needs a table of lengths that is downloaded; lengths reads [prompt, output] pairs",
     "spec_bench": "it needs a file that is downloaded; custom reads texts of your own",
+    "speed_bench": "it needs a download from the Hugging Face Hub; custom reads texts of your own",
+    "timed_trace": "--request-rate and --ramp-up-strategy say when requests come; lengths reads [prompt, output] pairs",
+    "txt-slices": "custom reads texts of your own",
     "random-mm": "prompts are text",
+    "custom_audio": "prompts are text",
+    "custom_image": "prompts are text",
     "custom_mm": "prompts are text",
     "random-rerank": "what is measured are completions and chats",
 }

@@ -25,7 +25,7 @@ from aiollm.bench import plot, sharegpt
 from aiollm.bench.client import Outcome, Report, Setup
 from aiollm.bench.options import BACKENDS, drawn, parse, points, workload
 from aiollm.bench.report import detailed, figures, table
-from aiollm.bench.workloads import Draw, Job, LoadError, Ramp, Turn, Workload, fixed, jobs
+from aiollm.bench.workloads import Draw, Job, LoadError, Ramp, Turn, Workload, fixed, jobs, shuffled
 
 # What requests of real users carry. The stop strings hardly ever come, so that the work stays the same.
 REAL_LIFE: dict[str, Any] = {
@@ -78,7 +78,8 @@ async def runs(args: argparse.Namespace, loads: Sequence[Workload]) -> list[dict
     if urlsplit(root).scheme not in ("http", "https"):
         raise LoadError(f"--base-url: {root} is no address like http://127.0.0.1:8000")
     headers = dict(args.header)
-    model = args.model or args.served_model_name or await _ask_model(root, headers, args.ready_check_timeout_sec)
+    given = args.model or args.served_model_name
+    model = await _ask_model(root, headers, args.ready_check_timeout_sec, given)
     name = args.served_model_name or model
     target = Target(
         root + (args.endpoint or BACKENDS[args.backend]), headers, body_of(args, name),
@@ -147,12 +148,15 @@ async def _conversations(
     if said is None:
         return []
     if not args.disable_shuffle:
-        said = sharegpt.shuffled(said, args.seed)
+        said = shuffled(said, args.seed)
     return await sharegpt.ask(said, wanted, args.sharegpt_output_len, root, headers, model)
 
 
-async def _ask_model(root: str, headers: dict[str, str], patience: float) -> str:
-    """The name of the model that is served, once the server has one."""
+async def _ask_model(root: str, headers: dict[str, str], patience: float, given: str | None) -> str:
+    """The name of the model that is served, or the one that is given, once the server has loaded it. Where a name is
+    given nothing has to list it."""
+    if given and not patience:
+        return given
     deadline = time.monotonic() + patience
     said = False
     async with aiohttp.ClientSession(headers=headers) as session:
@@ -162,13 +166,17 @@ async def _ask_model(root: str, headers: dict[str, str], patience: float) -> str
                     if response.status == 200:
                         listed = (await response.json())["data"]
                         if not listed or listed[0].get("max_model_len", 1) is not None:  # None: it still loads
-                            return str(listed[0]["id"])
+                            return given or str(listed[0]["id"])
                     elif response.status != 503:
+                        if given:
+                            return given
                         raise LoadError(f"{root}/v1/models answers {response.status}; see --header and --model")
                     problem = "is still loading"
             except (aiohttp.ClientError, OSError) as error:
                 problem = f"cannot be reached: {error}"
             except (KeyError, IndexError, ValueError, TypeError) as error:
+                if given:
+                    return given
                 raise LoadError(f"{root}/v1/models names no model; see --model") from error
             if time.monotonic() >= deadline:
                 raise LoadError(f"the server at {root} {problem}; see --base-url and --ready-check-timeout-sec")
@@ -272,8 +280,11 @@ def _errors(outcomes: Sequence[Outcome]) -> list[tuple[str, int]]:
 
 def _save(args: argparse.Namespace, run: dict[str, Any], first: bool) -> None:
     """A file of one run is JSON; further runs are lines behind it."""
-    pace = f"ramp-up-{args.ramp_up_strategy}" if args.ramp_up_strategy else f"{run['request_rate']}qps"
-    load = args.workload or f"{pace}-{run['max_concurrency'] or 'all'}"
+    pace = f"{run['request_rate']}qps"
+    if args.ramp_up_strategy:
+        pace = f"ramp-up-{args.ramp_up_strategy}-{args.ramp_up_start_rps:g}qps-{args.ramp_up_end_rps:g}qps"
+    at_once = f"-concurrency{run['max_concurrency']}" if run["max_concurrency"] is not None else ""
+    load = args.workload or pace + at_once
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     name = args.result_filename or f"{run['label']}-{load}-{Path(run['model_id']).name}-{stamp}.json"
     path = args.result_dir / name

@@ -5,7 +5,6 @@ long as that of the conversation was. Lengths are in the tokens of the server's 
 """
 
 import asyncio
-import random
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -73,12 +72,6 @@ async def take(said: Sequence[tuple[str, str]], wanted: int, output: int | None,
         if len(found) >= wanted:
             return found[:wanted]
     return found
-
-
-def shuffled(said: Sequence[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
-    result = list(said)
-    random.Random(seed).shuffle(result)
-    return result
 
 
 async def ask(

@@ -30,7 +30,21 @@ def _bounded(kind: Any, what: str, low: float, high: float | None) -> Any:
     return read
 
 
-def json_object(text: str) -> dict[str, Any]:
+def range_ratio(text: str) -> tuple[float, float]:
+    """Of prompts and of outputs: one share for both, or a JSON object of two."""
+    shares = json_fields(text) if text.lstrip().startswith("{") else {"input": text, "output": text}
+    if wrong := shares.keys() - {"input", "output"}:
+        raise argparse.ArgumentTypeError(f"{', '.join(wrong)}: only input and output have a share")
+    prompt, output = (number(0, 1)(str(shares.get(name, 0))) for name in ("input", "output"))
+    return prompt, output
+
+
+def own_or_integer(text: str) -> int | None:
+    """None for -1."""
+    return None if text == "-1" else int(integer(1)(text))
+
+
+def json_fields(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError:

@@ -5,13 +5,15 @@ has another length for each tokenizer.
 """
 
 import json
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
+T = TypeVar("T")
 SHAREGPT = Path(__file__).parent / "sharegpt_lengths.json"
 RAMPS = ("linear", "exponential")
 SHARED_TEXTS = 8  # from which the beginnings of prompts are taken where `shared` says so
@@ -68,13 +70,13 @@ def fixed(prompt: int, output: int) -> Lengths:
     return lambda r: (prompt, output)
 
 
-def around(prompt: int, output: int, ratio: float) -> Lengths:
-    """Uniform within `ratio` of both lengths."""
+def around(prompt: int, output: int, prompt_ratio: float, output_ratio: float) -> Lengths:
+    """Uniform within these ratios of the lengths."""
 
-    def draw(r: random.Random, length: int) -> int:
+    def draw(r: random.Random, length: int, ratio: float) -> int:
         return max(1, r.randint(int(length * (1 - ratio)), int(length * (1 + ratio))))
 
-    return lambda r: (draw(r, prompt), draw(r, output))
+    return lambda r: (draw(r, prompt, prompt_ratio), draw(r, output, output_ratio))
 
 
 def _short_answers(r: random.Random) -> tuple[int, int]:
@@ -114,7 +116,7 @@ class Draw(NamedTuple):
     high: int
     """Token ids are drawn from [low, high)."""
     burstiness: float = 1.0
-    """Shape of the gamma distribution of the time between requests: 1 is Poisson, less comes in bursts."""
+    """Shape of the gamma distribution of the time between requests: 1 is Poisson, less comes in bursts, inf evenly."""
     prefix: int = 0
     """Tokens that all prompts begin with, before their own."""
     prefixes: int = 1
@@ -173,16 +175,26 @@ def with_output(found: list[Job], output: int | None) -> list[Job]:
     return [Job(job.at, [Turn(turn.prompt, output) for turn in job.turns]) for job in found]
 
 
-def read_texts(path: Path, default_output: int) -> list[Turn]:
-    """Prompts from a file of JSON lines, {"prompt": text, "output_tokens": n}. Raises LoadError."""
+def read_texts(path: Path, output: int | None) -> list[Turn]:
+    """Prompts from a file of JSON lines, {"prompt": text, "output_tokens": n}, with answers of `output` tokens; None
+    takes the lines' own. Raises LoadError."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        turns = [Turn(str(line["prompt"]), int(line.get("output_tokens") or default_output)) for line in lines]
+        turns = [Turn(str(line["prompt"]), output or int(line["output_tokens"])) for line in lines]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LoadError(f'--dataset-path: {path} is no file of lines {{"prompt": text}}: {error!r}') from error
+        form = '{"prompt": text}' if output else '{"prompt": text, "output_tokens": n}, as --custom-output-len -1 needs'
+        raise LoadError(f"--dataset-path: {path} is no file of lines {form}: {error!r}") from error
+    if min((turn.output for turn in turns), default=1) < 1:
+        raise LoadError(f"--dataset-path: {path} has output_tokens of less than 1")
     if not turns:
         raise LoadError(f"--dataset-path: {path} is empty")
     return turns
+
+
+def shuffled(items: Sequence[T], seed: int) -> list[T]:
+    result = list(items)
+    random.Random(seed).shuffle(result)
+    return result
 
 
 def text_jobs(turns: Sequence[Turn], load: Workload, draw: Draw) -> list[Job]:
@@ -224,4 +236,6 @@ def _wait(r: random.Random, load: Workload, number: int, count: int, burstiness:
     rate = load.ramp.rate(number / max(1, count - 1)) if load.ramp else load.rate
     if rate is None:
         return 0.0
+    if math.isinf(burstiness):
+        return 1 / rate
     return r.expovariate(rate) if burstiness == 1 else r.gammavariate(burstiness, 1 / (rate * burstiness))

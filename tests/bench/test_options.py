@@ -1,5 +1,7 @@
 """What options are taken, what they ask requests for, and what is said of those that are not had."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from aiollm.bench import peer_options
 from aiollm.bench.options import DATASETS, drawn, parse, parser, points, workload
 from aiollm.bench.serve import REAL_LIFE, Progress, body_of
-from aiollm.bench.workloads import LoadError, Ramp
+from aiollm.bench.workloads import Draw, LoadError, Ramp, jobs
 
 
 def refusal(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
@@ -86,6 +88,46 @@ def test_what_is_asked_for_wins_over_real_life() -> None:
     assert body("--real-life", "--top-p", "0.5", "--temperature", "1", "--logprobs", "0").items() >= {
         **REAL_LIFE, "top_p": 0.5, "temperature": 1.0, "logprobs": 0,
     }.items()  # fmt: skip
+
+
+def test_a_length_for_every_dataset_wins_over_that_of_one(tmp_path: Path) -> None:
+    args = parse(["--input-len", "40", "--output_len", "30", "--random-output-len", "5"])
+    assert (args.random_input_len, args.random_output_len, args.sharegpt_output_len) == (40, 30, 30)
+    assert (args.custom_output_len, args.prefix_repetition_output_len) == (30, 30)
+    (job,) = jobs(workload(args, 0)._replace(requests=1), Draw(0, 1, 9))
+    assert (len(job.turns[0].prompt), job.turns[0].output) == (40, 30)
+    path = tmp_path / "lengths.json"
+    path.write_text("[[3, 4]]")
+    args = parse(["--dataset-name", "lengths", "--dataset-path", str(path), "--output-len", "9", "--num-prompts", "1"])
+    assert [job.turns[0].output for job in drawn(args, workload(args, 0), 0)] == [9]
+
+
+def test_headers_may_follow_one_another() -> None:
+    assert parse(["--header", "a=1", "b=2=3", "--header", "c=4"]).header == [("a", "1"), ("b", "2=3"), ("c", "4")]
+    assert parse(["--header", "--metadata"]).header == []
+
+
+@pytest.mark.parametrize(
+    ("text", "ratio"),
+    [("0.3", (0.3, 0.3)), ('{"input": 0.3, "output": 1}', (0.3, 1.0)), (' {"output": 0.5}', (0.0, 0.5))],
+)
+def test_prompts_and_answers_may_vary_by_shares_of_their_own(text: str, ratio: tuple[float, float]) -> None:
+    assert parse(["--random-range-ratio", text]).random_range_ratio == ratio
+
+
+def test_texts_are_drawn_by_the_seed_unless_the_order_of_the_file_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    texts = [f"text {at}" for at in range(30)]
+    path.write_text("".join(json.dumps({"prompt": text, "output_tokens": 7}) + "\n" for text in texts))
+
+    def asked(*argv: str) -> list[tuple[object, int]]:
+        args = parse(["--dataset-name", "custom", "--dataset-path", str(path), "--num-prompts", "30", *argv])
+        return [(job.turns[0].prompt, job.turns[0].output) for job in drawn(args, workload(args, 0), 0)]
+
+    assert asked("--disable-shuffle") == [(text, 256) for text in texts]
+    assert asked("--disable-shuffle", "--custom-output-len", "-1") == [(text, 7) for text in texts]
+    assert asked("--seed", "1") == asked("--seed", "1") != asked("--seed", "2")
+    assert sorted(asked("--seed", "1")) == sorted(asked("--disable-shuffle"))
 
 
 def test_a_ramp_takes_the_place_of_a_rate() -> None:

@@ -1,17 +1,20 @@
 """The whole client against a real server: client processes, table, files."""
 
+import asyncio
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from stand import Runner
 from tiny_tokenizer import write_byte_tokenizer
 
 import aiollm.__main__
 from aiollm.bench.options import parse, points, workload
-from aiollm.bench.serve import REAL_LIFE, main, runs
+from aiollm.bench.serve import REAL_LIFE, _ask_model, main, runs
 from aiollm.bench.workloads import LoadError
 
 COMMON = ["--token-ids", "97:123", "--procs", "2", "--random-input-len", "12", "--random-output-len", "9"]
@@ -85,7 +88,7 @@ def test_texts_are_asked_as_chats(served: Runner, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "hello", "output_tokens": 5}\n')
     texts = ["--backend", "openai-chat", "--dataset-name", "custom", "--dataset-path", str(path), "--num-prompts", "2"]
-    (run,) = bench(served, *texts, "--num-warmups", "1")
+    (run,) = bench(served, *texts, "--num-warmups", "1", "--custom-output-len", "-1")
     assert (run["completed"], run["total_output_tokens"]) == (2, 10)
 
 
@@ -105,7 +108,7 @@ def test_a_ramp_is_kept_with_the_figures(
     assert run["completed"] == 9 and run["duration"] > 8 / 200
     assert (run["ramp_up_strategy"], run["ramp_up_start_rps"], run["ramp_up_end_rps"]) == ("linear", 50.0, 200.0)
     (kept,) = tmp_path.iterdir()
-    assert "ramp-up-linear-all" in kept.name
+    assert kept.name.startswith("openai-ramp-up-linear-50qps-200qps-tiny-")
     bench(served, "--num-prompts", "9", "--disable-tqdm")
     assert "of 9 requests" not in capsys.readouterr().err
 
@@ -114,7 +117,7 @@ def test_warming_up_with_chats_leaves_none_of_the_prompts_in_the_cache(served: R
     path = tmp_path / "prompts.jsonl"
     path.write_text(json.dumps({"prompt": "w" * 100, "output_tokens": 5}))
     texts = ["--backend", "openai-chat", "--dataset-name", "custom", "--dataset-path", str(path), "--num-prompts", "1"]
-    (run,) = bench(served, *texts, "--num-warmups", "1")
+    (run,) = bench(served, *texts, "--num-warmups", "1", "--custom-output-len", "-1")
     assert run["total_input_tokens"] > 100 > run["total_cached_tokens"]
 
 
@@ -133,6 +136,43 @@ def test_failures_are_counted_and_said(served: Runner, tmp_path: Path, capsys: p
     assert (run["completed"], run["failed"], run["output_throughput"]) == (0, 3, 0)
     assert "3 x status 400" in capsys.readouterr().err
     assert "top_p" in json.loads((tmp_path / "r.json").read_text())["errors"][0]
+
+
+@pytest.mark.parametrize(
+    ("load", "name"),
+    [
+        (["--max-concurrency", "2"], "openai-infqps-concurrency2-tiny-"),
+        (["--request-rate", "500", "--label", "mine"], "mine-500.0qps-tiny-"),
+    ],
+)
+def test_a_file_is_called_as_by_vllm(served: Runner, tmp_path: Path, load: list[str], name: str) -> None:
+    bench(served, "--num-prompts", "2", *load, "--append-result", "--result-dir", str(tmp_path))
+    (kept,) = tmp_path.iterdir()
+    assert kept.name.startswith(name)
+
+
+def test_a_server_that_loads_is_waited_for_though_its_model_is_named() -> None:
+    """Where it lists no models, it need not."""
+    answers = iter([(503, {}), (200, {"data": [{"id": "other", "max_model_len": None}]})])
+
+    async def models(request: web.Request) -> web.Response:
+        status, body = next(answers, (404, {}))
+        return web.json_response(body, status=status)
+
+    async def ask() -> None:
+        app = web.Application()
+        app.router.add_get("/v1/models", models)
+        async with TestServer(app) as server:
+            root = str(server.make_url("")).rstrip("/")
+            assert await _ask_model(root, {}, 30.0, "mine") == "mine"
+            assert next(answers, None) is None
+            with pytest.raises(LoadError, match="answers 404"):
+                await _ask_model(root, {}, 30.0, None)
+        assert await _ask_model(root, {}, 0.0, "mine") == "mine", "nobody is asked"
+        with pytest.raises(LoadError, match="cannot be reached"):
+            await _ask_model(root, {}, 0.01, "mine")
+
+    asyncio.run(ask())
 
 
 def test_a_picture_is_drawn_over_the_loads(served: Runner, tmp_path: Path) -> None:
@@ -163,6 +203,9 @@ def test_what_contradicts_itself_is_refused(argv: list[str], said: str) -> None:
     [
         (["--num-prompts", "0"], "at least 1"),
         (["--random-range-ratio", "1.5"], "from 0 to 1"),
+        (["--random-range-ratio", '{"input": 2}'], "from 0 to 1"),
+        (["--random-range-ratio", '{"prompt": 0.2}'], "only input and output"),
+        (["--custom-output-len", "0"], "at least 1"),
         (["--token-ids", "9:3"], "LOW:HIGH"),
         (["--goodput", "speed:3"], "METRIC:MS"),
         (["--header", "x"], "KEY=VALUE"),

@@ -11,7 +11,7 @@ from tiny_tokenizer import write_byte_tokenizer
 
 from aiollm.bench.options import parse, points, workload
 from aiollm.bench.serve import runs
-from aiollm.bench.sharegpt import AT_ONCE, fits, read, shuffled, take
+from aiollm.bench.sharegpt import AT_ONCE, fits, read, take
 from aiollm.bench.workloads import LoadError, Turn
 
 
@@ -103,12 +103,6 @@ def test_answers_of_a_given_length_are_not_counted() -> None:
 
     assert asyncio.run(take([("prompt", "a")], 1, 2, count)) == [Turn("prompt", 2)]
     assert asyncio.run(take([("prompt", "a")], 1, 2043, count)) == [], "together they are too long"
-
-
-def test_a_seed_draws_the_same_order_each_time() -> None:
-    said = [(str(at), "") for at in range(50)]
-    assert shuffled(said, 1) == shuffled(said, 1) != shuffled(said, 2)
-    assert sorted(shuffled(said, 1)) == sorted(said)
 
 
 def test_texts_are_asked_and_answers_are_as_long_as_in_the_file(served: Runner, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Loads are the same each time, and as long as they say."""
 
 import json
+import math
 import random
 from itertools import combinations, pairwise, product
 from pathlib import Path
@@ -19,6 +20,7 @@ from aiollm.bench.workloads import (
     fixed,
     jobs,
     read_texts,
+    shuffled,
     text_jobs,
     with_output,
 )
@@ -58,11 +60,25 @@ def test_a_file_that_holds_no_lengths_is_refused_by_the_flags_name(tmp_path: Pat
 
 
 def test_lengths_stay_within_their_ratio() -> None:
-    draw, r = around(100, 10, 0.2), random.Random(0)
+    draw, r = around(100, 10, 0.2, 0.2), random.Random(0)
     prompts, outputs = zip(*(draw(r) for _ in range(500)), strict=True)
     assert (min(prompts), max(prompts)) == (80, 120)
     assert (min(outputs), max(outputs)) == (8, 12)
-    assert all(min(around(1, 1, 1.0)(r)) >= 1 for _ in range(50)), "no prompt is empty"
+    draw = around(100, 10, 0.0, 0.5)
+    prompts, outputs = zip(*(draw(r) for _ in range(500)), strict=True)
+    assert (set(prompts), min(outputs), max(outputs)) == ({100}, 5, 15)
+    assert all(min(around(1, 1, 1.0, 1.0)(r)) >= 1 for _ in range(50)), "no prompt is empty"
+
+
+def test_arrivals_without_any_burst_are_even() -> None:
+    found = jobs(Workload(4, None, 5, fixed(1, 1)), DRAW._replace(burstiness=math.inf))
+    assert [job.at for job in found] == pytest.approx([0, 0.2, 0.4, 0.6])
+
+
+def test_a_seed_draws_the_same_order_each_time() -> None:
+    items = [str(at) for at in range(50)]
+    assert shuffled(items, 1) == shuffled(items, 1) != shuffled(items, 2)
+    assert sorted(shuffled(items, 1)) == sorted(items)
 
 
 def test_burstier_arrivals_have_the_same_rate() -> None:
@@ -101,7 +117,7 @@ def test_a_ramp_leaves_prompts_as_they_are_without_a_rate_and_one_request_comes_
 
 
 def test_answers_may_all_be_of_one_length() -> None:
-    found = jobs(Workload(5, 1, None, around(8, 4, 0.5)), DRAW)
+    found = jobs(Workload(5, 1, None, around(8, 4, 0.5, 0.5)), DRAW)
     assert with_output(found, None) == found
     changed = with_output(found, 77)
     assert [job.turns[0].output for job in changed] == [77] * 5
@@ -118,7 +134,7 @@ def test_beginnings_are_taken_in_turn_and_prompts_stay_their_own() -> None:
 
 
 def test_shared_texts_keep_lengths_and_ends() -> None:
-    load = Workload(3 * SHARED_TEXTS, 1, None, around(40, 4, 0.5))
+    load = Workload(3 * SHARED_TEXTS, 1, None, around(40, 4, 0.5, 0.5))
     plain, found = jobs(load, DRAW), jobs(load, DRAW._replace(shared=0.5))
     for at, (before, after) in enumerate(zip(plain, found, strict=True)):
         own, shared = before.turns[0].prompt, after.turns[0].prompt
@@ -134,7 +150,7 @@ def test_shared_texts_keep_lengths_and_ends() -> None:
     [DRAW, DRAW._replace(prefix=6, prefixes=3), DRAW._replace(shared=0.5), DRAW._replace(turns=3, burstiness=0.5)],
 )
 def test_points_differ_in_their_token_ids_alone(draw: Draw) -> None:
-    load = Workload(30, None, 50, around(40, 10, 0.5))
+    load = Workload(30, None, 50, around(40, 10, 0.5, 0.5))
     prompts = []
     for point in range(3):
         found = jobs(load, draw._replace(point=point))
@@ -167,16 +183,33 @@ def test_conversations_have_as_many_requests_together_as_asked_for() -> None:
 
 def test_texts_come_from_lines_of_json(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "one", "output_tokens": 7}\n\n{"prompt": "two"}\n')
-    found = text_jobs(read_texts(path, 9), Workload(3, 1, None, fixed(1, 1)), DRAW)
-    assert [(job.turns[0].prompt, job.turns[0].output) for job in found] == [("one", 7), ("two", 9), ("one", 7)]
+    path.write_text('{"prompt": "one", "output_tokens": 7}\n\n{"prompt": "two", "output_tokens": 8}\n')
+    for output, first, second in ((None, 7, 8), (9, 9, 9)):
+        found = text_jobs(read_texts(path, output), Workload(3, 1, None, fixed(1, 1)), DRAW)
+        expected = [("one", first), ("two", second), ("one", first)]
+        assert [(job.turns[0].prompt, job.turns[0].output) for job in found] == expected
+    path.write_text('{"prompt": "one"}')
+    assert read_texts(path, 9) == [Turn("one", 9)]
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"text": 1}', json.dumps({"prompt": "x", "output_tokens": "y"})])
-def test_texts_that_cannot_be_read_are_refused_by_the_flags_name(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("output", [None, 9])
+@pytest.mark.parametrize("content", ["", "[1]", '{"text": 1}'])
+def test_texts_that_cannot_be_read_are_refused_by_the_flags_name(
+    tmp_path: Path, content: str, output: int | None
+) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(content)
     with pytest.raises(LoadError, match="--dataset-path"):
-        read_texts(path, 9)
+        read_texts(path, output)
     with pytest.raises(LoadError, match="--dataset-path"):
-        read_texts(tmp_path / "none", 9)
+        read_texts(tmp_path / "none", output)
+
+
+@pytest.mark.parametrize("length", [{}, {"output_tokens": "y"}, {"output_tokens": 0}])
+def test_lines_without_a_length_of_their_own_are_refused_where_it_is_asked_for(
+    tmp_path: Path, length: dict[str, object]
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "x"} | length))
+    with pytest.raises(LoadError, match=r"--dataset-path: .*output_tokens"):
+        read_texts(path, None)
