@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import importlib
 import logging
 import os
 import resource
@@ -24,46 +25,39 @@ T = TypeVar("T")
 Progress = Callable[[str, float | None], None]
 
 STOP_SECONDS = 15  # for the workers and the connections, after the last request
+HERE = {
+    "chat": "aiollm.chat",
+    "batch": "aiollm.offline.batch",
+    "completion": "aiollm.completion",
+    "trace": "aiollm.trace",
+    "key": "aiollm.api.key_file",
+    "bench serve": "aiollm.bench.serve",
+}
+"""Commands that are a module's `main`."""
+APART = {
+    "tune": "aiollm.kernels.autotune",
+    "convert": "aiollm.workers.convert",
+    "models": "aiollm.workers.families.table",
+    "bench static": "aiollm.workers.bench_static",
+}
+"""Commands of the workers' side: torch is loaded in a process of its own, never here."""
+BENCH_USAGE = "usage: aiollm bench serve|static [flags]; each of the two has --help"
 
 
 def main() -> int:
     """The command `aiollm`. What is heavy is imported once the arguments are known to be right."""
     argv = sys.argv[1:]
-    if argv[:1] == ["chat"]:
-        from aiollm import chat
-
-        return chat.main(argv[1:])
-    if argv[:1] == ["batch"]:
-        from aiollm.offline import batch
-
-        return batch.main(argv[1:])
-    if argv[:1] == ["completion"]:
-        from aiollm import completion
-
-        return completion.main(argv[1:])
-    if argv[:1] == ["trace"]:
-        from aiollm import trace
-
-        return trace.main(argv[1:])
-    if argv[:1] == ["key"]:
-        from aiollm.api import key_file
-
-        return key_file.main(argv[1:])
-    if argv[:1] == ["tune"]:
-        os.execv(sys.executable, [sys.executable, "-m", "aiollm.kernels.autotune", *argv[1:]])
-    if argv[:1] == ["convert"]:
-        os.execv(sys.executable, [sys.executable, "-m", "aiollm.workers.convert", *argv[1:]])
-    if argv[:1] == ["models"]:
-        os.execv(sys.executable, [sys.executable, "-m", "aiollm.workers.families.table", *argv[1:]])
-    if argv[:2] == ["bench", "serve"]:
-        from aiollm.bench import serve as bench_serve
-
-        return bench_serve.main(argv[2:])
-    if argv[:2] == ["bench", "static"]:
-        os.execv(sys.executable, [sys.executable, "-m", "aiollm.workers.bench_static", *argv[2:]])
+    words = 2 if argv[:1] == ["bench"] else 1
+    command = " ".join(argv[:words])
+    if command in HERE:
+        run: Callable[[list[str]], int] = importlib.import_module(HERE[command]).main
+        return run(argv[words:])
+    if command in APART:
+        os.execv(sys.executable, [sys.executable, "-m", APART[command], *argv[words:]])
     if argv[:1] == ["bench"]:
-        print("usage: aiollm bench serve|static [flags]; each of the two has --help", file=sys.stderr)
-        return 2
+        asked = argv[1:] in (["--help"], ["-h"])
+        print(BENCH_USAGE, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     settings = arguments.parse(argv, os.environ)
     if argv[:1] == ["doctor"]:
         from aiollm import doctor
@@ -75,14 +69,13 @@ def main() -> int:
 
     from aiollm.console import Console
     from aiollm.hub.errors import HubError
-    from aiollm.text.folder import TextError
 
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # shells allow 1024, and each connection takes one
     console, notifier = Console(), Notifier(os.environ)
     try:
         return uvloop.run(serve(settings, lambda: _reread(argv, settings.device), console, notifier))
-    except (HubError, TextError, OSError, ValueError) as error:
+    except (HubError, OSError, ValueError) as error:
         console.close()
         print(f"aiollm: {error}", file=sys.stderr)
         notifier.status(str(error))
@@ -285,7 +278,7 @@ async def _reload(
 
 
 def _key_file(settings: config.Config) -> Mapping[str, Any] | None:
-    """The keys in --api_key_file, if there is one. Raises OSError and ValueError."""
+    """The keys in --api_key_file, if there is one. Raises ValueError, which names the file."""
     from aiollm import yaml_file
     from aiollm.api.key_file import entries
 
@@ -294,6 +287,8 @@ def _key_file(settings: config.Config) -> Mapping[str, Any] | None:
         return None
     try:
         values, lines = yaml_file.located(path)
+    except OSError as error:
+        raise ValueError(f"--api_key_file {path}: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return entries(path, values, lines)

@@ -130,7 +130,7 @@ def test_keys_are_read_again_while_streams_go_on(folder: Path, tmp_path: Path) -
             hang_up(server, f"SIGHUP changes nothing: {error}")
             assert completion(server, bob) == 200
         file.unlink()
-        hang_up(server, "SIGHUP changes nothing: [Errno 2] No such file")
+        hang_up(server, f"SIGHUP changes nothing: --api_key_file {file}: No such file")
         settings.write_text("nonsense: 1")
         hang_up(server, "SIGHUP changes nothing: the settings have an error")
         assert "unknown setting nonsense" in server.log()

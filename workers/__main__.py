@@ -79,7 +79,8 @@ def serve(inbox_fd: int, outbox_fd: int, arena_fd: int, decisions: Decisions) ->
     except Exception as error:  # noqa: BLE001  the server is told
         if not isinstance(error, quiet):
             sys.excepthook(type(error), error, error.__traceback__)
-        outbox.put(Fatal(f"{type(error).__name__}: {error}"))
+        reason = str(error) if isinstance(error, quiet) else ""
+        outbox.put(Fatal(reason or f"{type(error).__name__}: {error}"))
         with suppress(BrokenPipeError):
             outbox.flush()
         return 1

@@ -79,6 +79,8 @@ def _sources(folder: Path) -> list[Path]:
         if missing := [name for name in named if not (folder / name).is_file()]:
             raise ConvertError(f"{folder} has no {', '.join(missing)}, which {index.name} names")
         return [folder / name for name in named]
+    if not folder.is_dir():
+        raise ConvertError(f"{folder} is no folder")
     for pattern in PATTERNS:
         if found := [path for path in sorted(folder.glob(pattern)) if not TRAINING.match(path.name)]:
             return found
@@ -91,7 +93,7 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         # Mapped, a tensor is in memory only while it is written; older files, which are no archives, cannot be.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # noqa: BLE001  torch raises whatever its reader meets
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ConvertError(f"{path} is damaged, or holds more than tensors and is not loaded: {reason}") from None
     found = next((found[name] for name in NESTED if isinstance(found, Mapping) and _is_state(found.get(name))), found)
     if not _is_state(found):

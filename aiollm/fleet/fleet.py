@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -33,6 +33,8 @@ from aiollm.wire.messages import (
     encoder,
 )
 from aiollm.wire.vocabulary import Vocabulary
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +79,8 @@ class Fleet:
         self._vocabulary = vocabulary
         self._settings = settings
         self._max_restarts = max_restarts
-        self._recorder = Recorder(record) if record else None
-        self._tracer = Tracer(trace) if trace else None
+        self._recorder = _writing("--record", Recorder, record)
+        self._tracer = _writing("--trace", Tracer, trace)
         self._on_loading = on_loading
         self._on_ready = on_ready
         self._on_stopped = on_stopped
@@ -227,7 +229,8 @@ class Fleet:
         elif isinstance(message, Alive):
             self._engine.on_alive()
         elif isinstance(message, Fatal):
-            log.error("worker %d: %s", rank, message.error)
+            if self._served or self._failure not in ("", message.error):  # the reason of a failed start is told later
+                log.error("worker %d: %s", rank, message.error)
             self._failure = self._failure or message.error
             self._links[rank].kill()  # its last word: what is left of it might wait for ranks that are gone
 
@@ -284,6 +287,14 @@ class Fleet:
         self.kill()
         self._engine.on_stopped(error)
         self._on_stopped(error)
+
+
+def _writing(flag: str, kind: Callable[[str], T], path: str | None) -> T | None:
+    """What writes the file that a flag asks for. Raises OSError, which names the flag."""
+    try:
+        return kind(path) if path else None
+    except OSError as error:
+        raise OSError(f"{flag} {path} cannot be written: {error.strerror}") from error
 
 
 def _ending(status: int) -> str:

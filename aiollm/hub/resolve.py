@@ -182,7 +182,7 @@ def _fetched(model: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=HUB_SKIPPED))
     except Exception as error:  # the client lets errors of its HTTP, storage and validation libraries through
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise HubError(
             f"{model!r} is no folder here, and the Hugging Face hub did not give it: {reason}. Check the spelling, the "
             "network and, for gated models, HF_TOKEN; or " + ACCEPTED

@@ -30,7 +30,6 @@ from aiollm.engine.engine import EngineBusy
 from aiollm.hub.errors import HubError
 from aiollm.offline.batch_files import STANDARD, Answer, Answers, Asked, LineError, Response, asked
 from aiollm.offline.session import ENDPOINTS, Session, session
-from aiollm.text.folder import TextError
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("aiollm: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    except (HubError, TextError, OSError, ValueError, RuntimeError) as error:
+    except (HubError, OSError, ValueError, RuntimeError) as error:
         print(f"aiollm: {error}", file=sys.stderr)
         return BROKEN
 

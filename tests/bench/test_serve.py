@@ -225,6 +225,9 @@ def test_a_wrong_value_is_named(argv: list[str], said: str, capsys: pytest.Captu
 
 def test_bench_alone_says_what_there_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["aiollm", "bench", "--help"])
+    assert aiollm.__main__.main() == 0
+    assert "serve|static" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["aiollm", "bench"])
     assert aiollm.__main__.main() == 2
     assert "serve|static" in capsys.readouterr().err
 

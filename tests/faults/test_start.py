@@ -92,7 +92,18 @@ def test_a_model_that_cannot_be_served_is_refused_in_one_line(endings: dict[str,
     status, said = endings[name]
     last = said.strip().splitlines()[-1]
     assert status == 1 and last.startswith("aiollm: ") and BROKEN[name][1] in last, said
+    assert said.count(last.removeprefix("aiollm: ")) == 1 and "Error: " not in last, said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("flag", ["--api_key_file", "--record", "--trace", "--admin_socket", "--config"])
+def test_a_file_that_cannot_be_opened_is_refused_with_its_flag(folder: Path, tmp_path: Path, flag: str) -> None:
+    command = [sys.executable, "-m", "aiollm", "serve", "--port", "0", "--model_dir", str(folder), *FLAGS]
+    missing = str(tmp_path / "missing" / "file")
+    found = subprocess.run([*command, flag, missing], capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode in (1, 2)
+    (said,) = [line for line in found.stderr.splitlines() if line.startswith("aiollm: ")]
+    assert flag in said and missing in said and "No such file" in said
 
 
 @pytest.mark.parametrize("host", ["::1", "localhost"])

@@ -134,7 +134,7 @@ def test_modules_of_the_current_folder_do_not_reach_the_worker(tmp_path: Path, m
         link = ear.link()
         link.send(encoder.encode(Update(number=1)))
         await until(lambda: ear.statuses)
-        assert ear.messages == [Fatal("ValueError: the first message is Update, not Setup")]
+        assert ear.messages == [Fatal("the first message is Update, not Setup")]
         assert ear.statuses == [1]
 
     asyncio.run(leave())

@@ -84,10 +84,15 @@ def test_code_is_refused_and_does_not_run(tmp_path: Path, options: dict[str, Any
 
 
 def test_what_cannot_be_converted_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match="nowhere is no folder"):
+        convert(tmp_path / "nowhere", tmp_path)
     with pytest.raises(ConvertError, match=r"has no pickled checkpoint: none of pytorch_model\*\.bin"):
         convert(tmp_path, tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"version https://git-lfs")
     with pytest.raises(ConvertError, match=r"pytorch_model\.bin is damaged"):
+        convert(tmp_path, tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ConvertError, match="is not loaded: EOFError"):
         convert(tmp_path, tmp_path)
     saved(tmp_path / "pytorch_model.bin", [SHARED])
     with pytest.raises(ConvertError, match=r"pytorch_model\.bin holds no tensors by name"):

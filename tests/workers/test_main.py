@@ -175,7 +175,7 @@ def test_a_worker_expects_its_setup_first(server: Server) -> None:
     server.start()
     server.send(Stop())
     assert server.finish() == 1
-    assert server.heard == [Fatal("ValueError: the first message is Stop, not Setup")]
+    assert server.heard == [Fatal("the first message is Stop, not Setup")]
 
 
 def test_a_model_that_cannot_be_loaded_is_the_last_word_without_a_traceback(
