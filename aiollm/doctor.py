@@ -3,6 +3,7 @@
 Each line begins with ok, warn (something would be slower, or fail later) or fail (a server would not start).
 """
 
+import asyncio
 import importlib.util
 import ipaddress
 import os
@@ -20,13 +21,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from aiollm import __version__, tls
+from aiollm import __version__, assembly, tls
 from aiollm.config import Config
 from aiollm.hub.cache import cache_dir, is_intact
 from aiollm.hub.demo import DEMO
 from aiollm.hub.errors import HubError
 from aiollm.hub.gguf import check_gguf
-from aiollm.hub.resolve import HUB_ID, check_folder
+from aiollm.hub.resolve import HUB_ID, ModelFiles, check_folder
 from aiollm.hub.served import check_served
 
 GIB = 1 << 30
@@ -233,11 +234,13 @@ CHECKS: list[Callable[[Config], Iterator[Finding]]] = [
 
 
 def _folder(name: str, path: Path, settings: Config) -> Finding:
-    """Whether a folder is complete, and of an architecture that is served; `devices` looks at the device."""
+    """Whether a folder is complete and can be read, and is of an architecture that is served; `devices` looks at the
+    device."""
     try:
         check_folder(path, settings.load_format != "dummy")
         check_served(path, "cpu", 1)
-    except HubError as error:
+        asyncio.run(assembly.read_model(settings, ModelFiles(str(path), path.name, "folder")))
+    except (HubError, OSError, ValueError) as error:
         return Finding("fail", f"model {name}: {error}")
     return Finding("ok", f"model {name}: a folder, complete")
 

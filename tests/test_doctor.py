@@ -11,6 +11,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from tiny_tokenizer import write_byte_tokenizer
 
 from aiollm import doctor
 from aiollm.config import Config
@@ -34,12 +35,13 @@ def levels(check: Callable[[Config], Iterator[Finding]], **settings: object) -> 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A folder that looks whole from outside."""
+    """A folder that looks whole from outside, and whose tokenizer can be read."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(LLAMA))
     header = json.dumps({}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    write_byte_tokenizer(folder)
     return folder
 
 
@@ -98,6 +100,13 @@ def test_a_model_is_judged_by_what_is_here(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "model.safetensors" in levels(doctor.model, model_dir=str(model))["fail"]
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     assert "x.gguf" in levels(doctor.model, model_dir=str(tmp_path / "x.gguf"))["fail"]
+
+
+def test_a_model_whose_texts_a_server_could_not_read_fails(model: Path) -> None:
+    (model / "chat_template.jinja").write_text("{% if %}")
+    assert "chat template" in levels(doctor.model, model_dir=str(model))["fail"]
+    (model / "tokenizer.json").unlink()
+    assert "has no tokenizer" in levels(doctor.model, model_dir=str(model))["fail"]
 
 
 @pytest.mark.parametrize("load_format", ["auto", "dummy"])
