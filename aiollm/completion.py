@@ -44,8 +44,11 @@ def chat_flags() -> list[Flag]:
 
 def main(argv: Sequence[str]) -> int:
     """Print the script for one shell."""
+    if argv in (["--help"], ["-h"]):
+        print(USAGE)
+        return 0
     if len(argv) != 1 or argv[0] not in SHELLS:
-        print(f"usage: aiollm completion {'|'.join(SHELLS)}", file=sys.stderr)
+        print(USAGE, file=sys.stderr)
         return 2
     print(SHELLS[argv[0]](), end="")
     return 0
@@ -128,6 +131,7 @@ def fish() -> str:
 
 
 SHELLS: dict[str, Callable[[], str]] = {"bash": bash, "zsh": zsh, "fish": fish}
+USAGE = f"usage: aiollm completion {'|'.join(SHELLS)}; to try one: source <(aiollm completion bash)"
 
 
 def _values(plain: Any) -> Sequence[str]:

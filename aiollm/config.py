@@ -260,15 +260,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     chunked_prefill_size: Annotated[
         int,
         Meta(ge=0),
-        Setting(SCHEDULING, "TOKENS", "of one prompt computed in one iteration; 0 is batch_max_tokens"),
+        Setting(SCHEDULING, "TOKENS", "the most tokens of one prompt in one iteration; 0 is batch_max_tokens"),
     ] = 0
     max_queue_tokens: Annotated[
-        int, Meta(ge=0), Setting(SCHEDULING, "TOKENS", "that may wait; 0 is four times the KV cache")
+        int, Meta(ge=0), Setting(SCHEDULING, "TOKENS", "tokens of requests that may wait; 0 is four times the KV cache")
     ] = 0
     max_queue_share: Annotated[
         float,
         Meta(gt=0, le=1),
-        Setting(SCHEDULING, "SHARE", "of max_queue that the requests of one API key may take, where there are several"),
+        Setting(
+            SCHEDULING, "SHARE", "share of max_queue that requests of one API key may take, where there are several"
+        ),
     ] = 0.5
     cache_share: Annotated[
         float,
@@ -276,13 +278,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Setting(
             SCHEDULING,
             "SHARE",
-            "of the prefix cache that one API key may keep while others want room, unless api_key_file says another",
+            "share of the prefix cache that one API key may keep while others want room; api_key_file may say another",
         ),
     ] = 0.8
     queue_timeout: Annotated[
         float,
         Meta(ge=0),
-        Setting(SCHEDULING, "SECONDS", "a request that has waited so long and did not begin is given up; 0 is never"),
+        Setting(
+            SCHEDULING, "SECONDS", "how long a request may wait for its begin before it is given up; 0 is for ever"
+        ),
     ] = 600.0
     schedule_policy: Annotated[
         Literal["past-future", "conservative", "aggressive", "lightllm"],
@@ -296,10 +300,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     router_token_ratio: Annotated[
         float,
         Meta(ge=0, le=1),
-        Setting(SCHEDULING, "SHARE", "lightllm: of the KV cache in use from which on the longest outputs are expected"),
+        Setting(
+            SCHEDULING,
+            "SHARE",
+            "policy lightllm: share of the KV cache in use from which on the longest outputs are expected",
+        ),
     ] = 0.0
     router_max_new_token_len: Annotated[
-        int, Meta(ge=1), Setting(SCHEDULING, "TOKENS", "lightllm: what an output is expected to have, below that share")
+        int,
+        Meta(ge=1),
+        Setting(SCHEDULING, "TOKENS", "policy lightllm: length that outputs are expected to have below that share"),
     ] = 1024
     schedule_order: Annotated[
         Literal["fcfs", "fair", "deadline", "sla"],
@@ -320,7 +330,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ),
     ] = "fcfs"
     ttft_target: Annotated[
-        float, Meta(gt=0), Setting(SCHEDULING, "SECONDS", "to the first token, that the orders deadline and sla aim at")
+        float,
+        Meta(gt=0),
+        Setting(SCHEDULING, "SECONDS", "time to the first token that the orders deadline and sla aim at"),
     ] = 10.0
     gap_target: Annotated[
         float,
@@ -328,7 +340,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Setting(
             SCHEDULING,
             "SECONDS",
-            "between two tokens of a stream: prompts are computed in smaller chunks to keep it; 0 keeps the chunks",
+            "time between two tokens of a stream, for which prompts are computed in smaller chunks; 0 keeps the chunks",
         ),
     ] = 1.5
     disable_dynamic_prompt_cache: Annotated[
@@ -344,17 +356,26 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int, Meta(ge=0), Setting(OPERATION, "TIMES", "how often a worker that died is started again")
     ] = 3
     record: Annotated[
-        str, Setting(OPERATION, "FILE", "keep the messages to the worker, to be replayed without a server")
+        str,
+        Setting(
+            OPERATION,
+            "FILE",
+            "keep the messages to the worker; `python -m aiollm.workers --replay FILE` runs them without a server",
+        ),
     ] = ""
     trace: Annotated[
         str,
         Setting(OPERATION, "FILE", "write what the device did as a trace for ui.perfetto.dev; aiollm trace sums it up"),
     ] = ""
     access_log: Annotated[
-        Literal["json", "off"], Setting(OPERATION, "FORMAT", "a line for each request at its end, but for probes")
+        Literal["json", "off"],
+        Setting(OPERATION, "FORMAT", "json logs a line for each request at its end, but for probes"),
     ] = "json"
     log_prompts: Annotated[
-        bool, Setting(OPERATION, "", "with the beginning of its prompt, which is logged nowhere otherwise")
+        bool,
+        Setting(
+            OPERATION, "", "add the first 512 tokens of the prompt to that line; they are logged nowhere otherwise"
+        ),
     ] = False
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Setting(OPERATION, "LEVEL", "the least grave of what is logged")

@@ -227,12 +227,16 @@ def main(argv: Sequence[str]) -> int:
         prog="aiollm tune",
         description="Measure which launch parameters of the kernels are fastest on this GPU, and keep them.",
     )
-    parser.add_argument("--model", default="qwen3-8b", metavar="FOLDER", help="model to tune for, or a known shape")
+    parser.add_argument(
+        "--model", default="qwen3-8b", metavar="FOLDER", help="model to tune for, or a known shape (qwen3-8b)"
+    )
     parser.add_argument("--ops", nargs="+", default=(), metavar="OP", help="modules or operations; without it all")
     parser.add_argument("--missing", action="store_true", help="only what nothing is stored for")
     parser.add_argument("--every", action="store_true", help="show the time of every candidate")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="store below FOLDER, not in the user's cache")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile (one for each core)"
+    )
     parser.add_argument("--share", help=argparse.SUPPRESS)  # for the processes that compile
     options = parser.parse_args(argv)
     if options.share:

@@ -65,7 +65,9 @@ def line(row: Row) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m aiollm.kernels.bench", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m aiollm.kernels.bench", description=(__doc__ or "").partition("\n\n")[2]
+    )
     parser.add_argument("chosen", nargs="*", help="modules or operations; without them all")
     parser.add_argument("--model", default="qwen3-8b", metavar="FOLDER", help="a model's folder, or a known shape")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the figures as JSON")

@@ -84,6 +84,11 @@ def test_every_script_is_sound(shell: str) -> None:
     subprocess.run([shell, "-n"], input=SHELLS[shell](), text=True, check=True)
 
 
+def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "bash|zsh|fish" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("argv", [[], ["tcsh"], ["bash", "zsh"]])
 def test_an_unknown_shell_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 2

@@ -12,7 +12,7 @@ BEGIN, END = "<!-- flags: written by tools/flags.py -->\n", "<!-- end of flags -
 
 def row(field: Field) -> str:
     """One flag as a line of the table."""
-    names = ", ".join(f"`--{name}`" for name in (field.name, *field.setting.aliases))
+    names = ", ".join(f"`--{name}`" for name in (f"{field.name} {field.setting.unit}".rstrip(), *field.setting.aliases))
     values = "" if field.plain in (str, bool, tuple[str, ...]) else allowed(field.plain, field.meta)
     default = "" if field.plain is bool or field.default in ("", ()) else f"`{field.default}`"
     return f"| {names} | {field.setting.text} | {values} | {default} |"

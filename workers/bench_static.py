@@ -284,8 +284,10 @@ def report(bench: Bench, load: Workload, options: argparse.Namespace, ceilings: 
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="aiollm bench static", description=__doc__)
-    parser.add_argument("--model", default="qwen3-8b", help=f"{', '.join(SHAPES)}, or a folder with a config.json")
+    parser = argparse.ArgumentParser(prog="aiollm bench static", description=(__doc__ or "").partition("\n\n")[2])
+    parser.add_argument(
+        "--model", default="qwen3-8b", help=f"{', '.join(SHAPES)}, or a folder with a config.json (%(default)s)"
+    )
     parser.add_argument(
         "--decode", nargs="*", default=["1x320", "256x320", "1024x192"], metavar="ROWSxTOKENS",
         help="steps of one token for each row, at that many tokens of context (default: %(default)s)",
@@ -303,10 +305,10 @@ def main(argv: Sequence[str]) -> int:
         help="top_p: 0.9 alone, which leaves most tokens of dummy weights; all: every parameter and a mask",
     )  # fmt: skip
     parser.add_argument(
-        "--slots", choices=["scattered", "runs"], default="scattered", help="where tokens lie in the pool"
+        "--slots", choices=["scattered", "runs"], default="scattered", help="where tokens lie in the pool (scattered)"
     )
-    parser.add_argument("--data_type", choices=["bf16", "fp16"], default="bf16")
-    parser.add_argument("--repeats", type=int, default=20, help="of which the median counts, 1 or more")
+    parser.add_argument("--data_type", choices=["bf16", "fp16"], default="bf16", help="of weights and KV cache (bf16)")
+    parser.add_argument("--repeats", type=int, default=20, help="of which the median counts, 1 or more (20)")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the figures as JSON")
     options = parser.parse_args(argv)
     try:
