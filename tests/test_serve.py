@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import random
+import re
 import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -24,9 +26,11 @@ import torch
 from serving import Server
 from tiny_model import write_tiny_model
 from tiny_tokenizer import VOCAB_SIZE, write_byte_tokenizer
+from tree import ROOT
 
 from aiollm.kernels.cpu.quantize import exact
 
+README = ROOT / "README.md"
 CONTEXT = 2048
 FLAGS = ("--data_type", "fp32", "--threads", "1", "--max_total_token_num", "20000", "--running_max_req_size", "16")
 
@@ -50,6 +54,25 @@ def complete(server: Server, **fields: Any) -> list[int]:
     body = {"prompt": [72, 105], "max_tokens": 24, "ignore_eos": True, "return_token_ids": True, **fields}
     found: list[int] = server.post("/v1/completions", body)["choices"][0]["token_ids"]
     return found
+
+
+def test_the_requests_in_the_readme_are_answered(server: Server) -> None:
+    """Each `curl` is sent as it stands there; two are for other models than this one, and say so."""
+    commands = re.findall(r"(?m)^    (curl http://127\.0\.0\.1:8000/.*\n(?:     .*\n)*)", README.read_text("utf-8"))
+    refused = {}
+    for command in commands:
+        _, url, *options = shlex.split(command.replace("\\\n", ""))
+        assert options[:-1] == ["-H", "Content-Type: application/json", "-d"], command
+        path = url.removeprefix("http://127.0.0.1:8000")
+        try:
+            server.post(path, json.loads(options[-1]))
+        except urllib.error.HTTPError as error:
+            refused[path] = json.load(error)["error"]
+    assert len(commands) == 5
+    assert {path: error["code"] for path, error in refused.items()} == {
+        "/v1/chat/completions": "unsupported_field", "/get_score": "unsupported_model",
+    }  # fmt: skip
+    assert "--tool_call_parser" in refused["/v1/chat/completions"]["message"]
 
 
 def served(server: Server) -> bool:
