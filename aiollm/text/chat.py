@@ -24,8 +24,9 @@ import jinja2.parser
 import msgspec
 
 from aiollm.text import mistral
+from aiollm.text.bounds import MAX_CHARS
 from aiollm.text.folder import TextError, read_json, special_tokens
-from aiollm.text.sandbox import MAX_CHARS, Sandbox
+from aiollm.text.sandbox import Sandbox
 from aiollm.text.template_tree import compares_content_with_none, loops_over_content
 
 MAX_FORM = 1000  # characters of a date's form, each of which may become many

@@ -7,9 +7,9 @@ from typing import Any
 import jinja2
 import pytest
 
+from aiollm.text.bounds import MAX_CHARS, chars
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.folder import TextError
-from aiollm.text.sandbox import MAX_CHARS, chars
 
 MIB = 1 << 20
 # Ten lists, each a thousand times in the next.
