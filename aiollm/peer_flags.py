@@ -46,22 +46,30 @@ _NO_EFFECT = {
     "grammars are followed by llguidance": "guided_decoding_backend NAME",
     "it is always so": "enable_auto_tool_choice, enable_prompt_tokens_details, enable_request_id_headers",
     "--reasoning_parser alone says so": "enable_reasoning",
-    "one event loop serves all connections": "httpserver_workers COUNT, disable_frontend_multiprocessing",
+    "one event loop serves all connections": (
+        "httpserver_workers COUNT, disable_frontend_multiprocessing, api_server_count COUNT"
+    ),
     "processes of this server talk in one way": "zmq_mode MODE, distributed_executor_backend NAME",
     "workers on one machine find each other": "nccl_host HOST, nccl_port PORT",
     "devices exchange through NCCL": ("disable_custom_allreduce, enable_custom_allgather, disable_custom_all_reduce"),
     "kernels are Triton's, and tuned for the device": (
         "mode NAME..., enable_flashinfer_prefill, enable_flashinfer_decode, enable_fa3, sampling_backend NAME,"
+        " attention_backend NAME,"
         " penalty_counter_mode MODE, compilation_config JSON, disable_cascade_attn, enable_prefill_microbatch_overlap,"
         " enable_decode_microbatch_overlap, enable_tpsp_mix_mode, enable_fused_shared_experts"
     ),
     "requests are let in at every iteration, see --schedule_policy": (
         "router_max_wait_tokens TOKENS, schedule_time_interval SECONDS, disable_aggressive_schedule"
     ),
+    "the next iteration is always prepared while the device computes": "async_scheduling, no_async_scheduling",
+    "a chat template shows whether it takes texts or lists of parts": (
+        "chat_template_content_format FORM=auto|string|openai"
+    ),
     "priorities always count, see --schedule_order too": "scheduling_policy POLICY",
     "figures are at /metrics": "disable_log_stats, log_stats_interval SECONDS, enable_server_load_tracking",
     "--access_log says whether requests are logged": (
-        "disable_log_requests, enable_log_requests, disable_uvicorn_access_log, uvicorn_log_level LEVEL"
+        "disable_log_requests, enable_log_requests, no_enable_log_requests, disable_uvicorn_access_log,"
+        " uvicorn_log_level LEVEL"
     ),
     "prompts are logged with --log_prompts only": "max_log_len CHARACTERS",
     "aiollm doctor looks at shared memory": "disable_shm_warning",
@@ -71,7 +79,8 @@ _NO_EFFECT = {
     "a checkpoint's files show what it is": "load_way WAY, config_format FORMAT, model_impl NAME",
     "text is all that models take here": (
         "enable_mps, cache_capacity COUNT, visual_infer_batch_size COUNT, visual_gpu_ids ID..., visual_tp COUNT,"
-        " visual_dp COUNT, visual_nccl_ports PORT..., limit_mm_per_prompt JSON, allowed_local_media_path FOLDER"
+        " visual_dp COUNT, visual_nccl_ports PORT..., limit_mm_per_prompt JSON, allowed_local_media_path FOLDER,"
+        " language_model_only"
     ),
 }
 _NOT_HERE = {
