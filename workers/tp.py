@@ -86,7 +86,7 @@ class Shard:
     def __init__(self, spec: DecoderSpec, rank: int, size: int) -> None:
         if size not in (possible := possible_sizes(spec)):
             raise ValueError(
-                f"tp {size} cannot share out {spec.heads} query heads, {spec.kv_heads} KV heads and"
+                f"--tp {size} cannot share out {spec.heads} query heads, {spec.kv_heads} KV heads and"
                 f" {spec.intermediate} MLP columns; possible: {', '.join(map(str, possible))}"
             )
         self.heads = spec.heads // size

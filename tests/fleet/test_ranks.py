@@ -64,6 +64,6 @@ def test_a_group_that_cannot_load_says_why_once(tmp_path: Path) -> None:
         async with crew_of(tmp_path, ranks=2) as crew:
             await until(lambda: crew.stopped)
             assert len(crew.stopped) == 1
-            assert "tp 2 cannot share out 3 query heads, 1 KV heads" in crew.stopped[0]
+            assert "--tp 2 cannot share out 3 query heads, 1 KV heads" in crew.stopped[0]
 
     asyncio.run(fail())

@@ -85,7 +85,7 @@ def spec_of(heads: int, kv_heads: int, intermediate: int) -> DecoderSpec:
 
 
 def test_a_size_that_divides_no_heads_is_refused_with_those_that_do() -> None:
-    with pytest.raises(ValueError, match=r"tp 2 cannot share out 9 query heads, 3 KV heads .* possible: 1, 3, 9"):
+    with pytest.raises(ValueError, match=r"--tp 2 cannot share out 9 query heads, 3 KV heads .* possible: 1, 3, 9"):
         Shard(spec_of(9, 3, 18), 0, 2)
     with pytest.raises(ValueError, match=r"16 MLP columns; possible: 1, 2, 4, 8"):
         Shard(spec_of(8, 2, 16), 0, 3)
