@@ -88,6 +88,7 @@ parity: $(VENV)/.test
 
 conformance: $(VENV)/.test
 	$(RUN) tools/conformance.py --save tools/results/conformance.json $(ARGS)
+
 soak: $(VENV)/.test
 	$(RUN) tools/soak.py --save tools/results/soak.json $(ARGS)
 

@@ -100,7 +100,7 @@ class Loop:
         self._mask_staging = mask_staging or Staging()
         self._undrawn: Undrawn | None = None
         self._held: list[int] = []
-        """That of the flight which was launched last."""
+        """Rows for which the flight that was launched last does not draw."""
         self._fault: BaseException | None = None
         self.iteration = 0
         self.turns = 0
