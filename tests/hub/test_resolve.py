@@ -206,7 +206,9 @@ def test_a_gguf_file_is_converted_for_a_model_that_can_be_served_only(
 def test_offline_the_hub_error_says_what_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(HubError, match=r"'org/name' is no folder here, and the Hugging Face hub.*[^.]\. Check the spelling"):
+    with pytest.raises(
+        HubError, match=r"'org/name' is no folder here, and the Hugging Face hub.*[^.]\. Check the spelling"
+    ):
         find("org/name")
 
 
