@@ -24,8 +24,8 @@ PROMPTS, SOCKETS, LOAD, WORKERS, START, WORDS = (
 FIELDS = (
     BAD + "test_a_bad_field_of_a_chat_request_is_named", BAD + "test_a_bad_field_of_a_completion_request_is_named",
 )  # fmt: skip
-GRAMMARS, STRUCTURED = "api/test_grammars.py::", "test_structured.py::"
-IN_TIME = GRAMMARS + "test_what_takes_too_long_is_refused_and_holds_nobody_up"
+GRAMMARS, STRUCTURED, TRIALS = "api/test_grammars.py::", "test_structured.py::", "grammar/test_trials.py::"
+IN_TIME = GRAMMARS + "test_what_takes_too_long_is_refused_for_good_and_holds_nobody_up"
 IMAGES = "models with eyes are not served yet: a message with a picture is refused by name"
 
 CASES = {
@@ -90,7 +90,11 @@ CASES = {
     "F30": Case("unknown fields are ignored, ten thousand of them too", (BAD + "test_unknown_fields_are_ignored",)),
     # Structured output, tools, templates
     "F31": Case("schemas that are none, refer to themselves or elsewhere, nest deeply: 400, no network", FIELDS),
-    "F32": Case("expressions that explode: 400 in time, and the loop goes on", (*FIELDS, IN_TIME)),
+    "F32": Case("expressions that explode: 400 in time, and the loop goes on", (
+        *FIELDS, IN_TIME, TRIALS + "test_what_takes_too_long_is_ended",
+        TRIALS + "test_what_takes_too_much_memory_is_ended",
+        TRIALS + "test_what_a_grammar_does_to_its_trial_is_told_and_the_next_one_goes_on",
+    )),
     "F33": Case("grammars that are broken, empty, huge: 400", (
         *FIELDS, GRAMMARS + "test_a_grammar_may_have_so_many_bytes",
     )),

@@ -86,11 +86,10 @@ async def constraints(
             grammar = await asyncio.to_thread(make)
             await parts.grammars.check(grammar)
             whole = msgspec.structs.replace(grammar, thoughts=thoughts)
-            await parts.grammars.check(whole)
+            found.append(await parts.grammars.check(whole))
         except GrammarError as error:
             faulty = "tools" if field == "tool_choice" else field  # what calls consist of is said there
             raise invalid(_field(faulty), f"{faulty}: {error}") from error
-        found.append(whole)
     if (allowed := request.allowed_token_ids) is not None:
         check_ids(parts, "allowed_token_ids", allowed)
         found.append(AllowedIds(tuple(allowed)))

@@ -17,11 +17,11 @@ WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 # Texts are not forced through one way of cutting them into tokens: the model cuts as it was trained to.
 HEAD = '%llguidance {"no_forcing": true}\n'
 OPTIONS = re.compile(r"^[ \t]*%llguidance.*$", re.MULTILINE)
-# A state of a lexer takes 1 to 2 kB.
 # Where an error is, the grammar around it, and how a regular expression stands in its own error.
 POSITION = re.compile(r"(?:at )?(?:(\d+)\(\d+\): )+")
 LISTING = re.compile(r"\n +\d+ \| |; following special tokens|\n<non-verbose")
 REGEX_ERROR = re.compile(r"(?<=regex parse error:)\n.*\nerror:", re.DOTALL)
+# A state of a lexer takes 1 to 2 kB.
 LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 
 
@@ -44,12 +44,13 @@ def tokenizer_of(vocabulary: Vocabulary, size: int) -> LLTokenizer:
     return LLTokenizer(_Pieces(vocabulary, size, eos[0]), eos_token=eos)
 
 
-def matcher_of(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
-    """A matcher before the first token, with the mask of that token computed, which may take longest.
+def matcher_of(grammar: Grammar, tokenizer: LLTokenizer, text: str = "") -> LLMatcher:
+    """A matcher before the first token, with the mask of that token computed, which may take longest. `text` is the
+    grammar in Lark's syntax, where that is known.
 
     Lets the GIL go. Raises GrammarError.
     """
-    text = lark(grammar)
+    text = text or lark(grammar)
     matcher = LLMatcher(tokenizer, text, log_level=0, limits=LIMITS)
     if not matcher.is_error():
         matcher.compute_bitmask()
@@ -84,6 +85,12 @@ def lark(grammar: Grammar) -> str:
     """The grammar in Lark's syntax. Raises GrammarError where it cannot be read."""
     answer = _answer(grammar)
     return HEAD + (answer if grammar.thoughts is None else _behind(grammar.thoughts, answer))
+
+
+def plain(grammar: Grammar) -> Grammar:
+    """The grammar in a form that takes no time to read: llama.cpp's syntax is read by Python, which holds up all other
+    threads. Raises GrammarError."""
+    return msgspec.structs.replace(grammar, kind="lark", source=_answer(grammar)) if grammar.kind == "ebnf" else grammar
 
 
 def _answer(grammar: Grammar) -> str:
