@@ -94,6 +94,8 @@ CASES = {
         *FIELDS, IN_TIME, TRIALS + "test_what_takes_too_long_is_ended",
         TRIALS + "test_what_takes_too_much_memory_is_ended",
         TRIALS + "test_what_a_grammar_does_to_its_trial_is_told_and_the_next_one_goes_on",
+        "workers/test_loop.py::test_a_grammar_that_is_never_built_costs_its_row_and_nothing_hangs",
+        "workers/test_constraints.py::test_a_grammar_that_takes_long_holds_back_no_other",
     )),
     "F33": Case("grammars that are broken, empty, huge: 400", (
         *FIELDS, GRAMMARS + "test_a_grammar_may_have_so_many_bytes",

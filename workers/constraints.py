@@ -8,6 +8,7 @@ known tokens with a matcher that is built anew; where too many share it, some go
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from aiollm.wire.columns import ints
 from aiollm.wire.messages import Admit, Reason, Update
 from aiollm.wire.sampling import Grammar, Healing, SamplingParams, ThoughtLimit
 from aiollm.wire.vocabulary import Vocabulary
+from aiollm.workers.building import Builders, Watch
 from aiollm.workers.filters import Filter, Words, behind, clear, filter_of
 from aiollm.workers.healing import Following, Pieces, healing
 from aiollm.workers.lexers import Lexer, Lexers
@@ -54,16 +56,18 @@ class Constraints:
         healers: Executor | None = None,
         spares: Executor | None = None,
         side_by_side: int | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """`size` is the model's number of ids; without a vocabulary no grammar can be followed. Grammars, which may
-        take seconds each, are built by `threads`, one after the other; texts are healed by `healers`. So many masks are
-        computed `side_by_side` (four of five cores); for that, grammars are built once more by `spares`."""
+        take seconds each, are built by `threads`, over which there is a `watch`; texts are healed by `healers`. So many
+        masks are computed `side_by_side` (four of five cores); for that, grammars are built once more by `spares`."""
         self.words = -(-size // 32)
         self._size = size
         self._rows: dict[int, _Row] = {}
-        self._threads = threads or ThreadPoolExecutor(1, "grammars")
+        self._threads = threads or Builders()
         self._healers = healers or ThreadPoolExecutor(1, "healing")
-        self._spares = spares or ThreadPoolExecutor(1, "spare grammars")
+        self._spares = spares or Builders(1)
+        self._watch = watch or Watch()
         self._side_by_side = side_by_side or max(1, len(os.sched_getaffinity(0)) * 4 // 5)
         self._executor: LLExecutor | None = None
         self._vocabulary = vocabulary
@@ -72,8 +76,19 @@ class Constraints:
         self._pieces: Future[Pieces] | None = None
 
     def unbuilt(self) -> list[int]:
-        """Rows of which something is still being built."""
-        return [index for index, row in self._rows.items() if row.waits]
+        """Rows of which something is still being built. Those that wait for what does not come back will fail when they
+        draw. Raises Stuck where nothing can be built any more."""
+        now = time.monotonic()
+        late = self._watch.overdue(now)
+        waiting = [(index, row) for index, row in self._rows.items() if row.waits]
+        for index, row in waiting if late else ():
+            if row.compiled in late:
+                log.error("row %d fails: its grammar was not built within %g s", index, self._watch.late)
+                row.give_up(f"the grammar of this request was not built within {self._watch.late:g} s")
+        waiting = [(index, row) for index, row in waiting if row.waits]
+        if waiting:
+            self._watch.check(now)
+        return [index for index, _ in waiting]
 
     def apply(self, update: Update) -> None:
         """Take an update's part of it: who is constrained, and which tokens are known."""
@@ -158,13 +173,17 @@ class Constraints:
     def _admitted(self, admit: Admit) -> "_Row":
         constraints = admit.sampling.constraints
         grammar = next((each for each in constraints if isinstance(each, Grammar)), None)
-        compiled = None if grammar is None else self._lexers.of(grammar)
+        compiled = None if grammar is None else self._watched(self._lexers.of(grammar))
         healed = [self._healing(each.text) for each in constraints if isinstance(each, Healing)]
         others = [each for each in constraints if not isinstance(each, Grammar | Healing | ThoughtLimit)]
         filters = [filter_of(each, self.words) for each in others] + [behind(each, self.words) for each in healed]
         pieces = self._vocabulary.pieces if self._vocabulary is not None else ()
         filters += [Limit(each, pieces) for each in constraints if isinstance(each, ThoughtLimit)]
         return _Row(admit.prompt_length, admit.sampling, grammar, compiled, filters, healed)
+
+    def _watched(self, lexer: Lexer) -> Lexer:
+        self._watch.add(lexer)
+        return lexer
 
     def _built(self, grammar: Grammar) -> LLMatcher:
         return matcher_of(grammar, self._tokenizer.result())
@@ -186,7 +205,7 @@ class Constraints:
         soon = row.renewed is not None and len(row.tokens) - row.renewed < self.lasting
         if soon and row.alone:
             return False
-        row.renew(self._lexers.alone(row.grammar) if soon else self._lexers.of(row.grammar), soon)
+        row.renew(self._watched(self._lexers.alone(row.grammar) if soon else self._lexers.of(row.grammar)), soon)
         return True
 
     def _drop(self, parts: "Sequence[Future[Any]]") -> None:
@@ -249,6 +268,13 @@ class _Row:
         self.follow(compiled)
         self.building = [*self.building, compiled]
         self.renewed, self.alone = len(self.tokens), alone
+
+    def give_up(self, reason: str) -> None:
+        """Fail when a token is to be drawn, and wait for nothing until then."""
+        failed: Lexer = Future()
+        failed.set_exception(GrammarError(reason))
+        self.follow(failed)
+        self.building = []
 
     def follow(self, compiled: Lexer) -> None:
         """Follow the grammar from the first token on again, with what is compiled here."""

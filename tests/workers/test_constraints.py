@@ -2,7 +2,8 @@
 
 import random
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -29,11 +30,14 @@ from aiollm.wire.sampling import (
     Thoughts,
 )
 from aiollm.wire.vocabulary import Vocabulary
+from aiollm.workers import constraints as constraints_module
+from aiollm.workers.building import Builders, Stuck, Watch
 from aiollm.workers.constraints import Constraints
 from aiollm.workers.filters import Words
 from aiollm.workers.lexers import KEPT
 from aiollm.workers.replay import Now
 
+SECONDS = 20  # what takes longer hangs
 EOS = 256
 SIZE = 300
 BYTES = Vocabulary([*(bytes([byte]) for byte in range(256)), b"<|end|>"], special=[EOS], eos=[EOS])
@@ -467,3 +471,70 @@ def test_a_character_that_is_begun_is_written_before_thoughts_are_closed() -> No
     assert set(allowed(constraints, 0)[0]) == set(range(0x80, 0xC0))
     constraints.take(0, 0xA9)
     written(constraints, 0, "</t>a")
+
+
+class Slow:
+    """Grammars that are never built, until they may be."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *grammars: Grammar) -> None:
+        self.over = threading.Event()
+        original = constraints_module.matcher_of
+
+        def matcher_of(grammar: Grammar, *rest: Any) -> Any:
+            assert grammar not in grammars or self.over.wait(SECONDS)
+            return original(grammar, *rest)
+
+        patch.setattr(constraints_module, "matcher_of", matcher_of)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Looks again and again, as the loop does."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_a_grammar_that_takes_long_holds_back_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow(monkeypatch, WIDE)
+    constraints = Constraints(BYTES, SIZE, healers=Now(), spares=Now())
+    admit(constraints, 0, WIDE)
+    admit(constraints, 1, AB)
+    until(lambda: constraints.unbuilt() == [0])
+    assert allowed(constraints, 1) == [[97]]
+    slow.over.set()
+    until(lambda: constraints.unbuilt() == [])
+    assert allowed(constraints, 0) == [[97, 98]]
+
+
+def test_rows_whose_grammar_is_not_built_in_time_fail_and_later_ones_too_until_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = Slow(monkeypatch, WIDE)
+    constraints = Constraints(BYTES, SIZE, Builders(2), Now(), Now(), watch=Watch(2, late=0.01))
+    told = "the grammar of this request was not built within 0.01 s"
+    admit(constraints, 0, WIDE)
+    admit(constraints, 1, WIDE, AllowedIds((97,)))
+    until(lambda: constraints.unbuilt() == [])
+    assert failure(constraints, 0) == failure(constraints, 1) == told
+    admit(constraints, 2, WIDE)
+    admit(constraints, 3, AB)
+    until(lambda: constraints.unbuilt() == [])
+    assert failure(constraints, 2) == told and allowed(constraints, 3) == [[97]]
+    slow.over.set()
+    until(lambda: not constraints._watch.overdue(time.monotonic()))
+    admit(constraints, 4, WIDE)
+    assert constraints.unbuilt() == [] and allowed(constraints, 4) == [[97, 98]]
+
+
+def test_where_no_thread_is_left_who_waits_for_one_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow(monkeypatch, WIDE)
+    constraints = Constraints(BYTES, SIZE, Builders(1), Now(), Now(), watch=Watch(1, late=0.01))
+    admit(constraints, 0, WIDE)
+    until(lambda: constraints.unbuilt() == [])
+    monkeypatch.setattr("aiollm.workers.building.TELLING", 0.0)
+    constraints.unbuilt()
+    admit(constraints, 1, AB)
+    with pytest.raises(Stuck):
+        until(lambda: constraints.unbuilt() == [])
+    slow.over.set()

@@ -1,5 +1,6 @@
 """What lies around a turn: the shell of two threads, its ends and its errors. The turns themselves: test_stamp.py."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -8,12 +9,14 @@ from overlap import LateThreads, ListInbox, ListOutbox, PositionRunner, loop_of,
 from updates import begin
 
 from aiollm.wire.columns import floats, ints
-from aiollm.wire.messages import Alive, Failed, FromWorker, Result, Stop, Update
+from aiollm.wire.messages import Alive, Failed, FromWorker, Reason, Result, Stop, Update
 from aiollm.wire.sampling import AllowedIds, Grammar, SamplingParams
 from aiollm.wire.vocabulary import Vocabulary
+from aiollm.workers.building import Watch
 from aiollm.workers.constraints import Constraints, Filled
 from aiollm.workers.flight import Outcome
 from aiollm.workers.loop import QUIET, SMALL_UPDATES
+from aiollm.workers.staging import Staged, views
 from aiollm.workers.step import Step
 from aiollm.workers.stream import HostStream, Pending, Split, StateLost
 
@@ -119,6 +122,20 @@ def test_an_error_between_two_turns_ends_both_threads() -> None:
 MASKED = SamplingParams(temperature=0.0, constraints=(AllowedIds((1, 2)),))
 
 
+class Refusing(PositionRunner):
+    """Draws -1 where a mask allows nothing, as the devices do."""
+
+    def finish(self, step: Step, begun: Step, masks: Staged | None) -> Outcome:
+        outcome = super().finish(step, begun, masks)
+        assert masks is not None
+        columns = views(masks.buffer, masks.places)
+        lines = columns["lines"].numpy()[: step.sampled]
+        allowed = columns["masks"].numpy().reshape(-1, 2).any(axis=1)
+        nothing = [at for at, line in enumerate(lines) if line >= 0 and not allowed[line]]
+        outcome.tokens[nothing] = -1
+        return outcome
+
+
 def test_a_masked_row_runs_to_its_limit_beside_a_free_one() -> None:
     runner, outbox = PositionRunner(), ListOutbox()
     rows = [begin(1, 3, [7, 7, 7], credit=3, sampling=MASKED), begin(2, 0, [7], first_slot=20, credit=3)]
@@ -159,6 +176,25 @@ def test_a_worker_whose_rows_all_wait_for_their_grammars_shows_that_it_is_well()
     start(loop_of(inbox, outbox, PositionRunner(), constraints=Constraints(vocabulary, 64, threads)))()
     assert [type(message) for message in outbox.sent[:3]] == [Result, Alive, Result]
     assert tokens(outbox.sent) == [3, 4, 5, 6]
+
+
+def test_a_grammar_that_is_never_built_costs_its_row_and_nothing_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr("aiollm.workers.constraints.matcher_of", lambda *_: over.wait())
+    vocabulary = Vocabulary([bytes([id]) for id in range(64)], special=[0], eos=[0])
+    constraints = Constraints(vocabulary, 64, watch=Watch(late=0.05))
+    sampling = SamplingParams(temperature=0.0, constraints=(Grammar("regex", "(?s:.)*"),))
+    rows = [begin(1, 3, [7, 7, 7], credit=3, sampling=sampling), begin(2, 0, [7], first_slot=20, credit=3)]
+    outbox = ListOutbox()
+    start(loop_of(ListInbox(rows), outbox, Refusing(), constraints=constraints))()
+    over.set()
+    failed = [message for message in outbox.sent if isinstance(message, Result) and message.reasons]
+    assert [message.reasons for message in failed] == [
+        {3: Reason("the grammar of this request was not built within 0.05 s")}
+    ]
+    free = [token for message in outbox.sent if isinstance(message, Result) and message not in failed
+            for row, token in zip(ints(message.rows), ints(message.tokens), strict=True) if row == 0]  # fmt: skip
+    assert free == [1, 2, 3, 4]
 
 
 def test_masks_that_cannot_be_made_cost_the_rows_of_their_step() -> None:
