@@ -380,7 +380,7 @@ def test_what_panicked_is_built_anew_for_who_comes_next(monkeypatch: pytest.Monk
     constraints = Constraints(BYTES, SIZE, threads, Now())
     admit(constraints, 0, AB)
     with monkeypatch.context() as patch:
-        patch.setattr("aiollm.workers.constraints.check", fails)
+        patch.setattr("aiollm.workers.constraints._Row.matcher", property(fails))
         assert failure(constraints, 0) in ("Panic: in the lexer", "panicked")
     admit(constraints, 1, AB)
     assert allowed(constraints, 1) == [[97]] and threads.asked == 1 + 2
