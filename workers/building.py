@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 THREADS = 8  # grammars that are built side by side: one that takes long leaves the others their share
-LATE = 120.0  # seconds; eight that took 5 s each when they were tried out take 35 on two cores that are busy
+LATE = 120.0  # seconds; it took 5 of computing at most when it was tried out, and may have an eighth of a core here
 TELLING = 2.0  # seconds, for a step in which rows fail
 STACK = 64 << 20  # bytes of a thread; a grammar was tried out with 8 MB
 NICE = 5  # the loop and its masks go first

@@ -1,8 +1,8 @@
 """The process in which grammars are tried out: python -m aiollm.grammar.trial CONTROL VOCABULARY SIZE SECONDS
 
 It reads the vocabulary once and forks for each grammar, so that a trial can be ended. llguidance 1.9.1 bounds neither
-its time (an integer that is a multipleOf 9999991 compiles for minutes), nor its stack (6,000 rules, each of which names
-the next, end the process), nor its memory.
+its time (an integer that is a multipleOf 9999991 was not compiled after 40 s), nor its stack (6,000 rules, each of
+which names the next, end the process), nor its memory.
 """
 
 import ctypes

@@ -91,7 +91,11 @@ class Trials:
             command = [sys.executable, "-P", "-m", "aiollm.grammar.trial", str(theirs.fileno()), str(file.fileno())]
             command += [str(self._size), str(self._seconds)]
             process = subprocess.Popen(
-                command, pass_fds=(theirs.fileno(), file.fileno()), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+                command,
+                pass_fds=(theirs.fileno(), file.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "MALLOC_ARENA_MAX": "1"},  # one more takes 128 MB of a trial's addresses
             )
         self._control, self._process = control, process
         weakref.finalize(self, _end, process, control)

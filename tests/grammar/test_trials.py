@@ -40,7 +40,7 @@ def chain(rules: int) -> str:
 
 
 def names(rules: int) -> str:
-    """The same in llama.cpp's syntax, which takes Python the square of its length."""
+    """Much the same in llama.cpp's syntax, which Python takes long to read."""
     return "root ::= r0\n" + "\n".join(f"r{at} ::= r{at + 1} r{at + 1}" for at in range(rules)) + f'\nr{rules} ::= "a"'
 
 
