@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
-from aiollm import __version__, arguments, config
+from aiollm import __version__, arguments, config, garbage
 from aiollm.hangup import on_hangup
 from aiollm.listening import address, bound, is_private, private_socket
 from aiollm.notify import Notifier, inherited_socket
@@ -151,8 +151,8 @@ async def _serve_model(
 
     def on_ready(ready: Ready) -> None:
         console.close()
-        gc.collect()
-        gc.freeze()  # what is here stays: a full collection stopped the loop for 262 ms without this
+        if gc.isenabled():  # nobody is served yet
+            garbage.settle()
         longest = engine.core.limits.longest if engine.core is not None else ready.max_length
         told = [*precision(settings.data_type, ready.data_type), *sampling(msgspec.structs.asdict(app[PARTS].defaults))]
         lowered = length(settings.max_req_total_len, longest)
@@ -181,6 +181,7 @@ async def _serve_model(
         operators = await listen(make_admin(engine, app[METRICS], fleet), settings.host, settings.port, admin)
     fleet.start()
     watch = asyncio.create_task(notifier.watch(signs))
+    cleaning = asyncio.create_task(garbage.collect_at_rest(lambda: engine.core is None or engine.core.idle))
     try:
         await stop.first.wait()
         if not stop.error:
@@ -195,6 +196,7 @@ async def _serve_model(
         if operators is not None:
             await operators.cleanup()
         watch.cancel()
+        cleaning.cancel()
 
 
 class _Stop:

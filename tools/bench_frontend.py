@@ -17,7 +17,6 @@ are compared by events. `lag` is how late the loop was.
 
 import argparse
 import asyncio
-import gc
 import json
 import os
 import platform
@@ -37,6 +36,7 @@ import uvloop
 from stand_in import StandIn, front
 
 from aiollm.api.app import serve
+from aiollm.garbage import settle
 from aiollm.wire.messages import Update
 
 STEPS = {1: 0.020, 16: 0.020, 256: 0.020, 1024: 0.050}  # connections -> seconds of an iteration
@@ -108,8 +108,7 @@ async def measure(connections: int) -> dict[str, Any]:
     assert engine.core is not None
     planning: list[float] = []
     engine.core.plan = timed(engine.core.plan, planning)  # type: ignore[method-assign]
-    gc.collect()
-    gc.freeze()  # as the server does
+    settle()  # as the server does
     runner = await serve(made.app, "127.0.0.1", 0)
     command = (sys.executable, __file__, "--client", str(connections), "--port", str(runner.addresses[0][1]))
     client = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -7,7 +7,6 @@ serves on a free port until SIGTERM; on SIGUSR1 its worker dies, and another one
 
 import argparse
 import asyncio
-import gc
 import signal
 import sys
 from collections import deque
@@ -23,6 +22,7 @@ from aiollm.api.app import make_app, serve
 from aiollm.api.parts import ModelInfo
 from aiollm.engine.engine import Engine, Settings
 from aiollm.engine.policy import Conservative
+from aiollm.garbage import collect_at_rest, settle
 from aiollm.hub.resolve import resolve
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.tokenizer import Tokenizer
@@ -183,13 +183,14 @@ async def run(rows: int, step: float) -> None:
         nonlocal worker
         worker = made.worker(rows, step)
 
-    gc.collect()
-    gc.freeze()  # as the server does
+    settle()  # as the server does
+    cleaning = asyncio.create_task(collect_at_rest(lambda: made.engine.core is None or made.engine.core.idle))
     loop.add_signal_handler(signal.SIGUSR1, die)
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     runner = await serve(made.app, "127.0.0.1", 0)
     print(f"listening on http://127.0.0.1:{runner.addresses[0][1]}", file=sys.stderr, flush=True)
     await stopped.wait()
+    cleaning.cancel()
     await runner.shutdown()
     await runner.cleanup()
 

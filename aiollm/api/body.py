@@ -34,16 +34,15 @@ async def read(request: web.Request, limit: int, seconds: float) -> bytes:
     if encoding not in ENCODINGS:
         message = f"Content-Encoding {encoding[:40]} is not understood; use one of: {', '.join(ENCODINGS)}"
         raise ApiError(415, message, code="unsupported_encoding")
-    too_large = ApiError(413, f"the request body exceeds the limit of {limit} bytes", code="body_too_large")
     if (request.content_length or 0) > limit:
-        raise too_large
+        raise _too_large(limit)
     body = bytearray()
     try:
         async with asyncio.timeout(seconds):
             async for part in request.content.iter_any():
                 body += part
                 if len(body) > limit:
-                    raise too_large
+                    raise _too_large(limit)
     except TimeoutError:
         message = f"the request body did not arrive within {seconds:g} s"
         raise ApiError(408, message, code="body_timeout") from None
@@ -53,8 +52,12 @@ async def read(request: web.Request, limit: int, seconds: float) -> bytes:
         return bytes(body)
     inflated = await asyncio.to_thread(_inflate, body, limit)
     if len(inflated) > limit:
-        raise too_large
+        raise _too_large(limit)
     return inflated
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"the request body exceeds the limit of {limit} bytes", code="body_too_large")
 
 
 def _inflate(body: bytearray, limit: int) -> bytes:

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from aiollm.engine.request import Finish, PromptToken, Request, Token
+from aiollm.engine.request import NOBODY, Finish, PromptToken, Request, Token
 from aiollm.text.detokenizer import TAIL_IDS, Detokenizer
 from aiollm.text.parsers.source import Event, Parser
 from aiollm.text.stop import StopStrings
@@ -211,7 +211,12 @@ class Choice:
         elif self._output.end_entry and not self._output.echo:  # of an echo the text counts
             self._released = self._decoded + 1  # those of the stop string too: the ids are told
         self.finish = finish._replace(stop=None) if finish.stop == "" else finish
+        self.leave()
         self.on_end()
+
+    def leave(self) -> None:
+        """The request gives it up: as long as each holds the other, only the garbage collector frees them."""
+        self.request.sink = NOBODY
 
     def take(self) -> Delta | None:
         """What may be given out since the last call; None where there is nothing, or no token came yet."""

@@ -112,9 +112,14 @@ class Generation:
     def submit(self) -> None:
         """Hand all choices to the engine, or none: EngineBusy, or ApiError where the API key has its limits."""
         engine, key = self._parts.engine, self.key
-        if key is not None:
-            key.check(len(self._computed), time.monotonic(), engine.retry_after, self._plural)
-        engine.submit(*(choice.request for choice in self._computed))
+        try:
+            if key is not None:
+                key.check(len(self._computed), time.monotonic(), engine.retry_after, self._plural)
+            engine.submit(*(choice.request for choice in self._computed))
+        except BaseException:
+            for choice in self._computed:
+                choice.leave()
+            raise
         if key is not None:
             key.begin(len(self._computed), self.usage.prompt_tokens)
 

@@ -34,7 +34,9 @@ class Pulse:
         self.beat = False
 
     def stop(self) -> None:
+        """For good: it lets go of what it would have called."""
         self._timer.cancel()
+        self._wake = self._cut = _nothing
 
     def _look(self) -> None:
         now = self._loop.time()
@@ -47,3 +49,7 @@ class Pulse:
             self._wake()
         rest = self._since + (self._write_timeout if self._writing else self._keep_alive) - now
         self._timer = self._loop.call_later(min(rest, self._keep_alive, self._write_timeout), self._look)
+
+
+def _nothing() -> None:
+    """Nobody is to be waked."""

@@ -82,6 +82,8 @@ class Stream:
         """Nothing more is written, and no timer runs."""
         self._pulse.stop()
         self._connection.on_pause = None
+        for choice in self._generation.choices:
+            choice.on_text = choice.on_end = _nothing
         self.last.cancel()
 
     def mark(self) -> None:
@@ -158,6 +160,10 @@ class Stream:
         else:
             self._pulse.done()
             self.mark()
+
+
+def _nothing() -> None:
+    """Nobody writes any more."""
 
 
 OUTBOX: web.AppKey[Turns[Stream]] = web.AppKey("outbox", Turns)

@@ -95,6 +95,8 @@ async def chat_socket(http: web.Request) -> web.StreamResponse:
                 await _close(ws, shut)
             finally:
                 transport.abort()  # after a whole handshake nothing is left to send; otherwise nobody reads it
+    except asyncio.CancelledError as error:
+        raise error.with_traceback(None)  # noqa: B904  a frame of TaskGroup in it holds it, and with it the socket
     finally:
         sockets.discard(socket)
     return ws

@@ -60,6 +60,22 @@ class Sink(Protocol):
         """Nothing follows."""
 
 
+class Nobody:
+    """The sink of a request that is over: it and the one that it had are free of each other."""
+
+    def token(self, token: Token) -> int | str | None:
+        raise RuntimeError("the request is over")
+
+    def prompt_tokens(self, tokens: list[PromptToken]) -> None:
+        raise RuntimeError("the request is over")
+
+    def finished(self, finish: Finish) -> None:
+        raise RuntimeError("the request is over")
+
+
+NOBODY = Nobody()
+
+
 class State(enum.Enum):
     WAITING = enum.auto()
     RUNNING = enum.auto()

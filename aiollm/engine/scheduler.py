@@ -326,7 +326,7 @@ class Scheduler:
     def _finish(self, request: Request, finish: Finish) -> None:
         if finish.reason in ("stop", "length"):
             self.policy.history.add(request.kind, len(request.output))
-        request.state, request.row = State.FINISHED, -1
+        request.state, request.row, request.group = State.FINISHED, -1, ()
         try:
             request.sink.finished(finish)
         except Exception:

@@ -21,20 +21,13 @@ async def within(seconds: float, function: Callable[..., T], *args: object) -> T
     Python code is interrupted between two of its instructions; a single call into C ends first. A cancelled caller's
     work is interrupted as well. Some code swallows an interrupt, such as the callback of a weak reference: more follow.
     """
-    loop, work = asyncio.get_running_loop(), _Work(function, args)
-    alarm: asyncio.TimerHandle
-
-    def strike() -> None:
-        nonlocal alarm
-        if work.interrupt():
-            alarm = loop.call_later(AGAIN, strike)
-
-    alarm = loop.call_later(seconds, strike)
+    work = _Work(function, args)
+    alarm = _Alarm(work, seconds)
     try:
         return await asyncio.to_thread(work.run)
     except asyncio.CancelledError:
         alarm.cancel()
-        strike()
+        alarm.strike()
         raise
     finally:
         if work.ended:
@@ -77,6 +70,22 @@ class _Work(Generic[T]):
             if self._thread is not None:
                 _raise_in(self._thread, _Overdue)
             return not self.ended
+
+
+class _Alarm:
+    """Interrupts work after so many seconds, and again until it has ended. A closure that names itself would be left to
+    the garbage collector."""
+
+    def __init__(self, work: _Work[T], seconds: float) -> None:
+        self._loop, self._interrupt = asyncio.get_running_loop(), work.interrupt
+        self._timer = self._loop.call_later(seconds, self.strike)
+
+    def strike(self) -> None:
+        if self._interrupt():
+            self._timer = self._loop.call_later(AGAIN, self.strike)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:

@@ -1,0 +1,40 @@
+"""When Python looks for garbage: while nobody is served, for the event loop stands still meanwhile.
+
+Requests need no collector: what holds each other in one is parted at its end. It finds what some errors leave.
+"""
+
+import asyncio
+import gc
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+EVERY = 1.0  # seconds between two looks
+SOME = 10_000  # objects more than after the last collection, from which on it is worth its time
+GROWTH = 256 << 20  # bytes more than then; so much is not left to garbage, though somebody is served
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def settle() -> None:
+    """What is here stays, and is not looked at any more; from now on Python collects nothing by itself.
+
+    With 2,500 requests running its collections took up to 256 ms of a slow core, every few seconds.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+async def collect_at_rest(idle: Callable[[], bool]) -> None:
+    """For ever."""
+    least = resident()
+    while True:
+        await asyncio.sleep(EVERY)
+        if resident() - least > GROWTH or (gc.get_count()[0] > SOME and idle()):
+            gc.collect()
+            least = resident()
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
