@@ -18,6 +18,7 @@ from aiollm.api.errors import ApiError, allowed, described, internal
 from aiollm.api.generation import GENERATION, Generation
 from aiollm.api.keys import KEY
 from aiollm.api.parts import METRICS
+from aiollm.api.turns import STARTS
 from aiollm.engine.engine import EngineBusy
 
 log = logging.getLogger(__name__)
@@ -49,17 +50,20 @@ GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 @web.middleware
 async def surround(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer for a handler that raised, and tell of every request once it is over."""
-    began = time.monotonic()
+    """Answer for a handler that raised, and tell of every request once it is over. Where many come at once they begin a
+    few at a time; probes do not wait for them."""
+    began, probe = time.monotonic(), request.path.rstrip("/") in PROBES
     status = CLIENT_GONE
     try:
+        if not probe:
+            await request.app[STARTS].turn()
         response = await _answered(request, handler)
         status = response.status
         return response
     finally:
         status = SWITCHED if UPGRADED in request else status
         request.app[METRICS].responses.labels(status).inc()
-        if request.path.rstrip("/") not in PROBES:
+        if not probe:
             tell(request, request.method, status, began, request.get(GENERATION))
 
 

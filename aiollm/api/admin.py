@@ -26,6 +26,7 @@ from aiollm.api.decoding import decode
 from aiollm.api.errors import ApiError
 from aiollm.api.metrics import Metrics
 from aiollm.api.parts import ENGINE, METRICS
+from aiollm.api.turns import STARTS, Starts
 from aiollm.engine.engine import Engine
 
 
@@ -74,6 +75,7 @@ _STEPS = msgspec.json.Decoder(Steps)
 def make_admin(engine: Engine, metrics: Metrics, workers: Traced) -> web.Application:
     app = web.Application(middlewares=[surround])
     app[ENGINE], app[METRICS], app[WORKERS], app[ENDING] = engine, metrics, workers, asyncio.Event()
+    app[STARTS] = Starts()
     app.on_response_prepare.append(sign)
     app.on_shutdown.append(_end)
     app.router.add_get("/state", state)

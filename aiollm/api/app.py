@@ -18,7 +18,7 @@ from aiollm.api.metrics import Metrics
 from aiollm.api.parts import ENGINE, METRICS, PARTS, ModelInfo, Settings, make_parts
 from aiollm.api.static import PAGE
 from aiollm.api.stream import OUTBOX, write_all
-from aiollm.api.turns import Turns
+from aiollm.api.turns import STARTS, Starts, Turns
 from aiollm.engine.engine import Engine
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.tokenizer import Tokenizer
@@ -86,6 +86,7 @@ def make_app(
     app = _application(engine, parts.metrics, keys)
     app[PARTS] = parts
     app[DEEP] = DeepProbe(parts)
+    app[STARTS] = parts.starts
     app[OUTBOX] = Turns(write_all)
     app[RUNNING] = {}
     openapi.describe(app, ROUTES)
@@ -102,6 +103,7 @@ def make_door(engine: Engine, keys: Keys = Keys()) -> web.Application:  # noqa: 
     Probes are answered; all else is refused with 503 and how far it is.
     """
     app = _application(engine, Metrics(engine), keys)
+    app[STARTS] = Starts()
     _route(app, *({path: handler for path, handler in table.items() if handler in PROBES} for table in (GET, POST)))
     app.router.add_route("*", "/{path:.*}", status.not_yet)
     return app

@@ -71,7 +71,7 @@ class Generation:
         self.ignored = request.ignored
         self.key, self.owner = caller.key, caller.name
         self._parts = parts
-        arrived = time.monotonic()
+        arrived, wake = time.monotonic(), partial(parts.wakes.add, self.changed)
 
         def choice(prompt: Prompt, index: int, i: int, twin: Choice | None) -> Choice:
             """Choice `i` of a prompt, number `index` of all."""
@@ -87,8 +87,8 @@ class Generation:
                 prompt.output,
                 namespace=caller.namespace(request.cache_salt),
                 arrived=arrived,
-                on_text=partial(parts.wakes.add, self.changed) if request.streams else _nothing,
-                on_end=self.changed.set,
+                on_text=wake if request.streams else _nothing,
+                on_end=wake,
                 inter_token=_unobserved if twin is not None else parts.metrics.inter_token.observe,
                 kind=(self.model, prompt.sampling.max_tokens.bit_length(), getattr(request, "tools", None) is not None),
                 priority=caller.priority(request.priority),

@@ -13,7 +13,7 @@ from aiollm.api.grammars import Grammars
 from aiollm.api.messages import Message
 from aiollm.api.metrics import Metrics
 from aiollm.api.schema import SamplingDefaults
-from aiollm.api.turns import Turns, wake
+from aiollm.api.turns import Starts, Turns, wake
 from aiollm.engine.engine import Engine
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.folder import TextError
@@ -73,6 +73,7 @@ class Parts(NamedTuple):
     grammars: Grammars
     speech: Speech
     wakes: Turns[asyncio.Event]
+    starts: Starts
 
     @property
     def context(self) -> int:
@@ -107,10 +108,12 @@ class Parts(NamedTuple):
             )
 
         try:
-            return await within(self.settings.render_timeout, render)
+            text = await within(self.settings.render_timeout, render)
         except TimeoutError:
             limit = self.settings.render_timeout
             raise TextError(f"the model's chat template was not done with them after {limit:g} s") from None
+        await self.starts.turn()  # threads have done many while the loop was busy
+        return text
 
     def _typed(self, message: dict[str, Any]) -> dict[str, Any]:
         marked: dict[str, Any] = self.tokenizer.marked(message) if message["role"] in TYPED else message
@@ -141,8 +144,8 @@ def make_parts(
     metrics = Metrics(engine)
     engine.on_header, engine.on_cost = metrics.on_header, metrics.on_cost
     spoken = speech(template.source, settings.tool_call_parser, settings.reasoning_parser)
-    grammars, wakes = Grammars(tokenizer), Turns(wake)
-    return Parts(engine, tokenizer, template, model, defaults, settings, metrics, grammars, spoken, wakes)
+    grammars, wakes, starts = Grammars(tokenizer), Turns(wake), Starts()
+    return Parts(engine, tokenizer, template, model, defaults, settings, metrics, grammars, spoken, wakes, starts)
 
 
 PARTS = web.AppKey("parts", Parts)

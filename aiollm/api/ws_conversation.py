@@ -81,6 +81,7 @@ class Conversation:
 
     async def _prepared(self, data: bytes) -> Generation:
         parts = self._parts
+        await parts.starts.turn()
         request = await body.in_thread_if(len(data) > body.THREAD_BYTES, decode_chat, data, True)
         _check(request)
         parts.served_name(request.model)

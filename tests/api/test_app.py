@@ -14,6 +14,7 @@ from stand import MODEL, ROWS, Runner, stand
 
 from aiollm.api import status
 from aiollm.api.app import GET, POST, PROBES, make_app, make_door, serve
+from aiollm.api.turns import Starts
 from aiollm.engine.engine import Engine
 from aiollm.engine.engine import Settings as EngineSettings
 from aiollm.engine.policy import Conservative
@@ -112,6 +113,23 @@ def test_pipelined_requests_are_answered_in_order(served: Runner) -> None:
     answers = served.run(main()).split(b"HTTP/1.1 ")[1:]
     assert [answer[:3] for answer in answers] == [b"404", b"200"] * 25
     assert b"none48" in answers[48]
+
+
+def test_probes_do_not_wait_for_those_who_want_to_begin(served: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = asyncio.Event()
+    monkeypatch.setattr(Starts, "turn", lambda self: theirs.wait())
+
+    async def main() -> None:
+        stand = served.stand
+        crowd = [asyncio.create_task(stand.post(CHAT, BODY)) for _ in range(20)]
+        for path in ("/health", "/ready", "/livez/", "/metrics"):
+            async with stand.session.get(stand.url + path) as answer:
+                assert answer.status == 200
+        assert not any(one.done() for one in crowd)
+        theirs.set()
+        assert [status for status, _ in await asyncio.gather(*crowd)] == [200] * 20
+
+    served.run(main())
 
 
 def test_a_connection_goes_on_after_a_refusal(served: Runner) -> None:

@@ -1,5 +1,6 @@
 """Several choices of one prompt: what is computed for them, and which of them are told."""
 
+import asyncio
 import json
 import random
 from collections.abc import Sequence
@@ -7,6 +8,8 @@ from typing import Any
 
 import pytest
 from stand import Runner
+
+from aiollm.api.answer import RUNNING
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -220,5 +223,23 @@ def test_streams_and_documents_say_the_same_for_random_fields(served: Runner, se
                 assert made["ends"] == [(choice["finish_reason"], choice["stop_reason"])], body
                 entries = {name: told for name, told in (choice["logprobs"] or {}).items() if told}
                 assert {name: told for name, told in made["logprobs"].items() if told} == entries, body
+
+    served.run(main())
+
+
+def test_many_that_end_at_once_are_waked_in_turn(served: Runner) -> None:
+    async def main() -> None:
+        stand = served.stand
+        stand.workers.held = True
+        asked = [asyncio.create_task(stand.post(TEXT, GREEDY)) for _ in range(3)]
+        core, running = stand.engine.core, stand.app[RUNNING]
+        assert core is not None
+        await stand.until(lambda: len(running) == len(asked))
+        for generation in running:
+            generation.abort()
+        assert all(choice.finish is not None for generation in running for choice in generation.choices)
+        assert not any(generation.changed.is_set() for generation in running)
+        assert [status for status, _ in await asyncio.gather(*asked)] == [400] * len(asked)
+        stand.workers.release()
 
     served.run(main())

@@ -13,6 +13,7 @@ from aiohttp import WSMsgType
 from stand import CONTEXT, Runner, Stand, stand
 
 from aiollm.api import ws
+from aiollm.api.turns import Starts
 from aiollm.api.ws import MAX_CONVERSATIONS, MAX_REFUSED
 
 PATH = "/v1/chat/ws"
@@ -123,6 +124,23 @@ def test_an_answer_is_start_then_deltas_then_done_with_figures(served: Runner) -
     assert done["finish_reason"] == "stop"
     assert done["usage"]["completion_tokens"] == tokens[-1] + 1
     assert done["ttft_ms"] > 0 and done["tokens_per_s"] > 0
+
+
+def test_conversations_wait_for_their_turn_to_begin(served: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = asyncio.Event()
+
+    async def run() -> Any:
+        stand = served.stand
+        async with connected(stand) as link:
+            monkeypatch.setattr(Starts, "turn", lambda self: theirs.wait())
+            await link.send_json(chat())
+            await link.send_json({"type": "ping"})
+            assert (await link.receive_json())["type"] == "pong"
+            assert stand.engine.core is not None and stand.engine.core.idle
+            theirs.set()
+            return (await frames(link, "a"))["a"]
+
+    assert served.run(run())[-1]["type"] == "done"
 
 
 def test_the_second_turn_finds_the_first_in_the_prefix_cache(served: Runner) -> None:
