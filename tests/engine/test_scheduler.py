@@ -8,7 +8,7 @@ from aiollm.engine.pace import PIECE
 from aiollm.engine.policy import Aggressive, Conservative, LightLLM, PastFuture
 from aiollm.engine.queue import OUTPUT_WEIGHT
 from aiollm.engine.request import Finish, State
-from aiollm.engine.scheduler import CHUNKS_AHEAD
+from aiollm.engine.scheduler import CHUNKS_AHEAD, NEWCOMERS
 from aiollm.wire.columns import ints
 from aiollm.wire.messages import Failed, Header
 
@@ -50,6 +50,30 @@ def test_at_most_three_updates_with_chunks_are_outstanding():
     update = stand.plan()
     assert update is not None and chunks(update) == [(0, 15, 5)]
     stand.finish()
+
+
+def test_an_update_lets_so_many_begin_and_the_next_one_the_others():
+    crowd = [ask(count_to(3, seed), 2) for seed in range(NEWCOMERS + 5)]
+    stand = Stand(rows=len(crowd), slots=1000, chunk_budget=1000)
+    stand.submit(*crowd)
+    begun = [len(update.admit) for update in (stand.plan() for _ in range(3)) if update is not None]
+    assert begun == [NEWCOMERS, 5]
+    stand.finish()
+    assert answered(*crowd)
+
+
+def test_choices_of_one_prompt_begin_together_however_many_an_update_lets_begin():
+    family, others = [ask(count_to(3), 2) for _ in range(NEWCOMERS)], [ask(count_to(4, 5), 2) for _ in range(2)]
+    for request in family[1:]:
+        request.prompt = family[0].prompt
+    stand = Stand(rows=2 * NEWCOMERS, slots=1000, chunk_budget=1000)
+    stand.submit(others[0])
+    stand.core.submit(*family)
+    stand.submit(others[1])
+    begun = [len(update.admit) for update in (stand.plan() for _ in range(3)) if update is not None]
+    assert begun == [1 + NEWCOMERS, 1]
+    stand.finish()
+    assert answered(*family, *others)
 
 
 def test_the_last_chunk_brings_the_first_credit():
