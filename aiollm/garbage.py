@@ -18,7 +18,8 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 def settle() -> None:
     """What is here stays, and is not looked at any more; from now on Python collects nothing by itself.
 
-    With 2,500 requests running, full collections took 200 to 440 ms of a slow core that others used too, every 2 to 10 s.
+    With 2,500 requests running, full collections took 200 to 440 ms of a slow core that others used too, every few
+    seconds.
     """
     gc.collect()
     gc.freeze()
