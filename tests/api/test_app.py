@@ -132,6 +132,35 @@ def test_probes_do_not_wait_for_those_who_want_to_begin(served: Runner, monkeypa
     served.run(main())
 
 
+def test_a_request_takes_a_turn_where_it_comes_and_another_behind_its_template(
+    served: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = 0
+
+    async def turn(self: Starts) -> None:
+        nonlocal turns
+        turns += 1
+
+    async def main() -> None:
+        stand, seen = served.stand, [0]
+        await stand.session.get(stand.url + "/health")
+        seen.append(turns)
+        await stand.post("/v1/completions", {"prompt": "hi"})
+        seen.append(turns)
+        await stand.post(CHAT, BODY)
+        seen.append(turns)
+        async with stand.session.ws_connect(stand.url + "/v1/chat/ws") as link:
+            seen.append(turns)
+            await link.send_json({"type": "chat", "id": "a", **BODY})
+            while (await link.receive_json())["type"] != "done":
+                pass
+        seen.append(turns)
+        assert seen == [0, 0, 1, 3, 4, 6]
+
+    monkeypatch.setattr(Starts, "turn", turn)
+    served.run(main())
+
+
 def test_a_connection_goes_on_after_a_refusal(served: Runner) -> None:
     async def main() -> bytes:
         bad = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n{"
