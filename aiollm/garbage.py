@@ -11,7 +11,8 @@ from pathlib import Path
 
 EVERY = 1.0  # seconds between two looks
 SOME = 10_000  # objects more than after the last collection, from which on it is worth its time
-GROWTH = 256 << 20  # bytes more than then; so much is not left to garbage, though somebody is served
+LITTLE = 16 << 20  # bytes more than then, from which on it is too: few objects may hold much
+GROWTH = 256 << 20  # bytes more; so much is not left to garbage, though somebody is served
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -31,7 +32,8 @@ async def collect_at_rest(idle: Callable[[], bool]) -> None:
     least = resident()
     while True:
         await asyncio.sleep(EVERY)
-        if resident() - least > GROWTH or (gc.get_count()[0] > SOME and idle()):
+        grown = resident() - least
+        if grown > GROWTH or (idle() and (grown > LITTLE or gc.get_count()[0] > SOME)):
             gc.collect()
             least = resident()
 

@@ -157,6 +157,18 @@ def test_there_is_no_collection_where_little_was_made(quick: None, monkeypatch: 
     assert there() is not None
 
 
+def test_a_little_garbage_that_holds_much_goes_while_nobody_is_served(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(garbage, "SOME", 10**9)
+    monkeypatch.setattr(garbage, "resident", lambda: next(sizes, 0))
+    for idle in (False, True):
+        sizes, turns = iter([0, *[garbage.LITTLE + 1] * 5]), iter(range(20))
+        there = weakref.ref(Ring())
+        asyncio.run(looks(lambda idle=idle: idle, lambda turns=turns: next(turns, None) is None))  # type: ignore[misc]
+        assert (there() is None) == idle
+
+
 def test_garbage_that_fills_the_memory_does_not_wait(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = iter([0, garbage.GROWTH, garbage.GROWTH + 1])
     monkeypatch.setattr(garbage, "resident", lambda: next(sizes, 0))

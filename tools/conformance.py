@@ -3,8 +3,8 @@
     python tools/conformance.py --save tools/results/conformance.json
 
 The server is a process over the demo model (or --model_dir); every schema of tests/schemas.json is asked for, several
-at a time. An answer that reached its length limit says nothing: its schema is asked for again with another seed, and
-counted where no try came to an end.
+at a time. An answer that reached its length limit says nothing: its schema is asked for again with another seed and, at
+every second try, twice the tokens. Those where no try came to an end are shown, and make a failure as wrong ones do.
 """
 
 import argparse
@@ -23,14 +23,15 @@ from serving import Server
 
 SCHEMAS = Path(__file__).parent.parent / "tests" / "schemas.json"
 AT_ONCE = 8
-TRIES = 6
+TRIES = 8
+TOKENS = 400
 
 
 class Verdict(NamedTuple):
-    """For how many schemas an answer ended by itself, for how many none did, and what did not validate."""
+    """For how many schemas an answer ended by itself, those for which none did, and what did not validate."""
 
     ended: int
-    cut: int
+    cut: list[str]
     wrong: list[str]
 
 
@@ -40,12 +41,12 @@ def schemas() -> list[dict[str, Any]]:
     return found
 
 
-def ask(server: Server, schema: Any, seed: int, **fields: Any) -> tuple[str, str]:
+def ask(server: Server, schema: Any, seed: int, tokens: int, **fields: Any) -> tuple[str, str]:
     """The text of a chat's answer under a schema, and why it ended."""
     form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
     body = {
         "messages": [{"role": "user", "content": f"Answer with JSON for this schema: {json.dumps(schema)[:500]}"}],
-        "max_tokens": 400,
+        "max_tokens": tokens,
         "temperature": 1.0,
         "seed": seed,
         "response_format": form,
@@ -62,15 +63,16 @@ def conformance(server: Server, cases: Sequence[dict[str, Any]], tries: int = 1,
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for number in range(tries):
 
-            def answer(at: int, first: int = number * len(cases)) -> tuple[str, str]:
-                return ask(server, cases[at]["schema"], first + at, **fields)
+            def answer(at: int, number: int = number) -> tuple[str, str]:
+                seed, tokens = number * len(cases) + at, TOKENS << number // 2
+                return ask(server, cases[at]["schema"], seed, tokens, **fields)
 
             answers = dict(zip(left, pool.map(answer, left), strict=True))
             for at, (text, reason) in answers.items():
                 if problem := _problem(cases[at]["schema"], text, reason):
                     wrong.append(f"{json.dumps(cases[at]['schema'])}: {problem}: {text!r}")
             left = [at for at, (_, reason) in answers.items() if reason == "length"]
-    return Verdict(len(cases) - len(left), len(left), wrong)
+    return Verdict(len(cases) - len(left), [json.dumps(cases[at]["schema"]) for at in left], wrong)
 
 
 def _problem(schema: Any, text: str, reason: str) -> str:
@@ -98,6 +100,7 @@ def main() -> int:
         "what": "constrained output against the jsonschema package",
         "model": model,
         "schemas": len(cases),
+        "most_tokens": TOKENS << (TRIES - 1) // 2,
         **verdict._asdict(),
         "seconds": round(time.monotonic() - began),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -108,7 +111,7 @@ def main() -> int:
     if args.save:
         args.save.parent.mkdir(parents=True, exist_ok=True)
         args.save.write_text(json.dumps(result, indent=1) + "\n")
-    return 1 if verdict.wrong else 0
+    return 1 if verdict.wrong or verdict.cut else 0
 
 
 if __name__ == "__main__":

@@ -117,7 +117,12 @@ class LoopThread:
             if self.closed:
                 work.close()
                 raise RuntimeError("this LLM is closed")
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            try:
+                future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            except BaseException:  # an interrupt
+                with contextlib.suppress(ValueError):  # the loop has begun it already
+                    work.close()
+                raise
         try:
             return result(future)
         except CancelledError:
