@@ -38,3 +38,9 @@ def test_failures_are_named_and_what_was_recorded_is_kept(tmp_path: Path) -> Non
         "skipped": 1,
         "recorded": {"test_fine: swapped": "3 of 40"},
     }
+
+
+def test_only_files_with_such_tests_are_imported() -> None:
+    files = gpu_tests.groups()["others"]
+    assert "tests/test_serve_gpu.py" in files and "tests/workers/test_gpu.py" in files
+    assert not any(file.startswith(("tests/kernels", "tests/api")) for file in files)

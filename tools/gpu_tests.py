@@ -3,7 +3,7 @@
     python tools/gpu_tests.py [--save FILE] [-- ARGUMENTS OF PYTEST]
 
 Kernels are held natively against their references where there is a GPU, so all of tests/kernels runs; of other tests
-those marked `gpu`.
+those marked `gpu`. Files without that mark are not even imported: the machine need not have what they are about.
 """
 
 import argparse
@@ -19,10 +19,18 @@ from bench_gpu import divided, machine
 
 ROOT = Path(__file__).parent.parent
 QUICK = "not timing and not long"
-GROUPS = {
-    "kernels": ["tests/kernels", "-m", QUICK],
-    "others": ["tests", "--ignore", "tests/kernels", "-m", f"gpu and {QUICK}"],
-}
+
+
+def marked() -> list[str]:
+    """The files with tests marked `gpu` beside those of the kernels."""
+    files = sorted(ROOT.glob("tests/**/test_*.py"))
+    found = (file.relative_to(ROOT) for file in files if "pytest.mark.gpu" in file.read_text(encoding="utf-8"))
+    return [str(file) for file in found if "kernels" not in file.parts]
+
+
+def groups() -> dict[str, list[str]]:
+    """What pytest is told, by the group's name."""
+    return {"kernels": ["tests/kernels", "-m", QUICK], "others": [*marked(), "-m", f"gpu and {QUICK}"]}
 
 
 def outcome(report: Path) -> dict[str, Any]:
@@ -58,7 +66,7 @@ def main() -> int:
     parser.add_argument("--save", type=Path, help="write the outcome as JSON")
     args = parser.parse_args(argv)
     found: dict[str, Any] = {"machine": machine(), "commit": commit()}
-    for name, chosen in GROUPS.items():
+    for name, chosen in groups().items():
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder, "report.xml")
             command = [sys.executable, "-m", "pytest", "-o", "addopts=", "--strict-markers", "--import-mode=importlib"]
@@ -67,7 +75,7 @@ def main() -> int:
         print(name, json.dumps(found[name], indent=1), flush=True)
         if args.save:
             args.save.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return 1 if any(found[name]["failed"] for name in GROUPS) else 0
+    return 1 if any(found[name]["failed"] for name in groups()) else 0
 
 
 if __name__ == "__main__":
