@@ -38,6 +38,7 @@ async def chat_completions(http: web.Request) -> web.StreamResponse:
 async def prepared(parts: Parts, request: ChatRequest, caller: Caller) -> tuple[Generation, Shape]:
     """What a request asks for, ready to be submitted. Raises ApiError where it cannot be run."""
     parts.served_name(request.model)
+    parts.engine.check_room(caller.name)
     prompt = await chat_prompt(parts, request)
     generation = Generation(parts, request, "chatcmpl", [prompt], caller)
     return generation, ChatShape(parts, request, generation)

@@ -91,9 +91,11 @@ async def _answer(http: web.Request, request: NativeRequest, stream: bool) -> we
         raise invalid(name, f"{name}: a stream has one choice")
     if stream and parameters.return_all_prompt_logprobs:
         raise invalid("return_all_prompt_logprobs", "return_all_prompt_logprobs: not in a stream")
+    who = caller(http)
+    parts.engine.check_room(who.name)
     asked = common(parameters, stream)
     prompt = await _prompt(parts, request.inputs, parameters, asked)
-    generation = Generation(parts, asked, "gen", [prompt], caller(http))
+    generation = Generation(parts, asked, "gen", [prompt], who)
     return await answer(http, asked, generation, NativeShape(parts, parameters, generation, prompt.output.cut))
 
 

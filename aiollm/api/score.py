@@ -38,6 +38,8 @@ async def get_score(http: web.Request) -> web.StreamResponse:
     data = await body.read(http, parts.body_limit, parts.settings.body_timeout)
     request = await body.decoded(http, data, decode_score)
     check_kind(parts, SCORE)
+    who = caller(http)
+    parts.engine.check_room(who.name)
     asked = GenerationRequest(model=request.model, temperature=0.0, ignore_eos=True)
     context = parts.context  # refuses while the model loads
     assert context and parts.engine.ready is not None
@@ -47,7 +49,7 @@ async def get_score(http: web.Request) -> web.StreamResponse:
         ids = [*ids, token]
     array = await body.in_thread_if(len(ids) > body.THREAD_IDS, prompt_array, parts, ids, "chat")
     sampling = sampling_params(parts, asked, output_limit(parts, len(array), 0, None, "chat"), -1, -1)
-    generation = Generation(parts, asked, SCORE, [Prompt(array, sampling, Output(keep_entries=True))], caller(http))
+    generation = Generation(parts, asked, SCORE, [Prompt(array, sampling, Output(keep_entries=True))], who)
     return await answer(http, asked, generation, ScoreShape(generation))
 
 

@@ -85,6 +85,7 @@ class Conversation:
         request = await body.in_thread_if(len(data) > body.THREAD_BYTES, decode_chat, data, True)
         _check(request)
         parts.served_name(request.model)
+        parts.engine.check_room(self._caller.name)
         prompt = await chat_prompt(parts, request)
         return Generation(parts, request, "chatcmpl", [prompt], self._caller)
 

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from aiollm.engine.integrity import check
@@ -118,30 +118,34 @@ class Engine:
         if self.state in ("draining", "stopped") or core is None:
             raise EngineBusy(self.state, self.error or f"the server is {self.state}")
         if core.waiting:  # who finds nobody waiting is taken, whatever it asks for
-            self._check_queue(core, requests)
+            tokens = sum(request.known for request in requests)
+            self._check_queue(core, requests[0].key, len(requests), tokens)
         core.submit(*requests)
         self._idle.clear()
         self._wake()
 
-    def _check_queue(self, core: Scheduler, requests: Sequence[Request]) -> None:
+    def check_room(self, key: str) -> None:
+        """Raises EngineBusy where `submit` would, whatever this API key asks for: before it is any work."""
+        if self.core is not None and self.core.waiting:
+            self._check_queue(self.core, key, 1, 1)
+
+    def _check_queue(self, core: Scheduler, key: str, requests: int, tokens: int) -> None:
         """Raises EngineBusy where so many more may not wait."""
         settings, waiting = self.settings, core.waiting
         most = settings.queue_tokens or QUEUED_POOLS * core.limits.slots // core.limits.window.each
-        tokens = sum(request.known for request in requests)
         full = None
-        if len(waiting) + len(requests) > settings.queue:
+        if len(waiting) + requests > settings.queue:
             full = f"{len(waiting)} requests are waiting, --max_queue is {settings.queue}"
         elif waiting.tokens + tokens > most:
             full = f"requests of {waiting.tokens} tokens are waiting, --max_queue_tokens is {most}"
         now = time.monotonic()
         if full is not None:
-            excess = max(len(requests), len(waiting) // 10)  # room for others too: they all come back at that time
+            excess = max(requests, len(waiting) // 10)  # room for others too: they all come back at that time
             raise EngineBusy("queue_full", full, core.drain.retry_after(now, excess))
-        key = requests[0].key
         mine, share = waiting.waiting(key), max(1, int(settings.queue * settings.key_share))
-        if key and mine and mine + len(requests) > share:
+        if key and mine and mine + requests > share:
             text = f"{mine} requests of this API key are waiting, and {share} may (--max_queue_share)"
-            raise EngineBusy("rate_limit_exceeded", text, core.drain.retry_after(now, max(len(requests), mine // 10)))
+            raise EngineBusy("rate_limit_exceeded", text, core.drain.retry_after(now, max(requests, mine // 10)))
 
     @property
     def retry_after(self) -> int:

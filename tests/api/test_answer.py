@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from stand import Runner, Stand, stand
 
+from aiollm.text.chat import ChatTemplate
+from aiollm.text.tokenizer import Tokenizer
+
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 CHAT_BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "seed": 0}
@@ -218,7 +221,9 @@ def test_a_server_that_stops_tells_those_who_wait(folder: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_full_queue_answers_503_with_a_time_to_come_back(folder: Path) -> None:
+def test_a_full_queue_answers_503_with_a_time_to_come_back_before_the_request_is_any_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         async with stand(folder, queue=4) as served:
             served.workers.held = True
@@ -232,6 +237,14 @@ def test_a_full_queue_answers_503_with_a_time_to_come_back(folder: Path) -> None
                 assert response.status == 503
                 assert int(response.headers["Retry-After"]) <= 120
                 assert (await response.json())["error"]["code"] == "queue_full"
+            with monkeypatch.context() as patch:
+                patch.setattr(Tokenizer, "encode_async", None)
+                patch.setattr(ChatTemplate, "render", None)
+                native = {"inputs": "a", "parameters": {"max_new_tokens": 2}}
+                asked = {TEXT: TEXT_BODY, CHAT: CHAT_BODY, "/generate": native, "/v1/embeddings": {"input": "a"}}
+                for path, body in asked.items():
+                    status, answer = await served.post(path, body)
+                    assert (path, status, answer["error"]["code"]) == (path, 503, "queue_full")
             served.workers.release()
             assert (await first)[0] == (await second)[0] == 200
 
