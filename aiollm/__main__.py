@@ -145,10 +145,6 @@ async def _serve_model(
     from aiollm.console import budget, length, precision, sampling
     from aiollm.wire.messages import Ready
 
-    model = await assembly.read_model(settings, files)
-    app = make_app(engine, *model, keys)
-    await entrance.lead_to(app)
-
     def on_ready(ready: Ready) -> None:
         console.close()
         if gc.isenabled():  # nobody is served yet
@@ -171,18 +167,21 @@ async def _serve_model(
         engine,
         settings,
         files,
-        vocabulary=await asyncio.to_thread(lambda: model.tokenizer.vocabulary),
         on_loading=lambda loading: progress(loading.phase, loading.fraction),
         on_ready=on_ready,
         on_stopped=stop.fail,
     )
     operators = None
-    if admin is not None:
-        operators = await listen(make_admin(engine, app[METRICS], fleet), settings.host, settings.port, admin)
-    fleet.start()
     watch = asyncio.create_task(notifier.watch(signs))
     cleaning = asyncio.create_task(garbage.collect_at_rest(lambda: engine.core is None or engine.core.idle))
     try:
+        fleet.spawn()  # before the tokenizer is read: importing torch takes as long
+        model = await assembly.read_model(settings, files)
+        app = make_app(engine, *model, keys)
+        await entrance.lead_to(app)
+        if admin is not None:
+            operators = await listen(make_admin(engine, app[METRICS], fleet), settings.host, settings.port, admin)
+        fleet.start(await asyncio.to_thread(lambda: model.tokenizer.vocabulary))
         await stop.first.wait()
         if not stop.error:
             notifier.stopping(settings.drain_timeout + STOP_SECONDS, "letting running requests end")

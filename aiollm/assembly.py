@@ -25,7 +25,6 @@ from aiollm.hub.served import check_served
 from aiollm.text.chat import ChatTemplate
 from aiollm.text.tokenizer import Tokenizer
 from aiollm.wire.messages import Loading, Ready, WorkerSettings
-from aiollm.wire.vocabulary import Vocabulary
 
 T = TypeVar("T")
 Progress = Callable[[str, float | None], None]
@@ -100,7 +99,6 @@ def make_fleet(
     engine: Engine,
     settings: Config,
     files: ModelFiles,
-    vocabulary: Vocabulary | None,
     on_loading: Callable[[Loading], None],
     on_ready: Callable[[Ready], None],
     on_stopped: Callable[[str], None],
@@ -127,7 +125,6 @@ def make_fleet(
         on_loading=on_loading,
         on_ready=on_ready,
         on_stopped=on_stopped,
-        vocabulary=vocabulary,
     )
 
 

@@ -60,6 +60,9 @@ def _dense(
         return (gemv if n == 1 else few_rows)(x, weight, bias, before, residual, activation)
     if activation is not None and n > FEW and fits(x, weight):  # 8 % faster at 512 and 1024 rows, 1 to 4 % at 8192
         return mid_rows(x, weight, bias, activation)
+    if x.is_meta:  # torch answers as well, once it has imported sympy and its compiler: seconds of a start
+        y = x.new_empty(n, len(weight)) if residual is None else residual
+        return y if activation is None else gated(y, activation)
     if residual is not None and not (n >= MANY and x.shape[1] > len(weight)):
         return residual.addmm_(x, weight.T) if bias is None else residual.add_(bias).addmm_(x, weight.T)
     y = torch.nn.functional.linear(x, weight, bias)

@@ -70,7 +70,9 @@ class Crew:
         device: str = "cpu",
         slots: int = 4000,
         policy: Policy | None = None,
+        starts: bool = True,
     ) -> None:
+        """Without `starts` its workers are not told yet what to load."""
         self.engine = Engine(Settings(8, 2048, 2048, True, policy or Conservative(), 100, queue_tokens=100 * 2048))
         self.stopped: list[str] = []
         self.fleet = Fleet(
@@ -82,7 +84,9 @@ class Crew:
             str(record) if record else None,
             on_stopped=self.stopped.append,
         )
-        self.fleet.start()
+        self.fleet.spawn()
+        if starts:
+            self.fleet.start()
 
     async def ready(self) -> None:
         await until(lambda: self.engine.state == "ready" or self.stopped)

@@ -25,6 +25,7 @@ SCHEMAS = Path(__file__).parent.parent / "tests" / "schemas.json"
 AT_ONCE = 8
 TRIES = 8
 TOKENS = 400
+SECONDS = 3600.0  # for one answer: the last tries have thousands of tokens, and the machine may be busy
 
 
 class Verdict(NamedTuple):
@@ -52,7 +53,7 @@ def ask(server: Server, schema: Any, seed: int, tokens: int, **fields: Any) -> t
         "response_format": form,
         **fields,
     }
-    (choice,) = server.post("/v1/chat/completions", body)["choices"]
+    (choice,) = server.post("/v1/chat/completions", body, SECONDS)["choices"]
     return choice["message"]["content"], choice["finish_reason"]
 
 
@@ -72,6 +73,7 @@ def conformance(server: Server, cases: Sequence[dict[str, Any]], tries: int = 1,
                 if problem := _problem(cases[at]["schema"], text, reason):
                     wrong.append(f"{json.dumps(cases[at]['schema'])}: {problem}: {text!r}")
             left = [at for at, (_, reason) in answers.items() if reason == "length"]
+            print(f"try {number + 1} of {tries}: {len(answers)} asked, {len(left)} cut, {len(wrong)} wrong", flush=True)
     return Verdict(len(cases) - len(left), [json.dumps(cases[at]["schema"]) for at in left], wrong)
 
 

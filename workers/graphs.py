@@ -149,7 +149,7 @@ class Graphs:
             )
             entries = BIASED * rows
             ids, values = hidden.new_zeros(entries, dtype=torch.int64), hidden.new_zeros(entries, dtype=torch.float32)
-            self._places = Places(torch.zeros_like(hidden), ids, values, drawn)
+            self._places = Places(hidden.new_zeros(hidden.shape), ids, values, drawn)
         return self._places
 
 

@@ -129,7 +129,7 @@ class ModelRunner:
         self, columns: Columns, hidden: torch.Tensor, bias: Bias | None, top_n: int, scales: torch.Tensor | None = None
     ) -> Sampled:
         """Draw the next token of each sampled sequence and append it to its row, on every rank alike."""
-        logits = self.model.logits(hidden[columns["last"]])
+        logits = self.model.logits(hidden.index_select(0, columns["last"]))
         if bias is not None and scales is not None:
             bias = _scaled(bias, scales, columns["bias_starts"], logits)
         drawn = self.ops.sample(logits, self.state.sampling(columns, bias, top_n))

@@ -73,10 +73,9 @@ class Fleet:
         on_loading: Callable[[Loading], None] = lambda loading: None,
         on_ready: Callable[[Ready], None] = lambda ready: None,
         on_stopped: Callable[[str], None] = lambda error: None,
-        vocabulary: Vocabulary | None = None,
     ) -> None:
         self._engine = engine
-        self._vocabulary = vocabulary
+        self._vocabulary: Vocabulary | None = None
         self._settings = settings
         self._max_restarts = max_restarts
         self._recorder = _writing("--record", Recorder, record)
@@ -85,6 +84,9 @@ class Fleet:
         self._on_ready = on_ready
         self._on_stopped = on_stopped
         self._links: list[Link] = []
+        self._rendezvous = ""
+        self._spawned = False
+        """They know nothing yet."""
         self._ready: list[Ready | None] = []
         self._epoch = 0
         self._deaths: list[float] = []
@@ -98,12 +100,12 @@ class Fleet:
     def pids(self) -> list[int]:
         return [link.process.pid for link in self._links]
 
-    def start(self) -> None:
-        """Start a group; the engine hears of its progress."""
+    def spawn(self) -> None:
+        """Start the processes of a group: they import what they need, and wait for what `start` tells them."""
         ranks = self._settings.ranks
         # Where ranks meet: a file that no folder holds, so that nothing stays of it whoever is killed.
         meeting = [os.memfd_create("aiollm-ranks", os.MFD_CLOEXEC)] if ranks > 1 else []
-        rendezvous = f"/proc/self/fd/{meeting[0]}" if meeting else ""
+        self._rendezvous = f"/proc/self/fd/{meeting[0]}" if meeting else ""
         logs = [os.pipe() for _ in range(1, ranks)]
         self._epoch += 1
         if self._tracer is not None:
@@ -126,8 +128,17 @@ class Fleet:
             )
         for fd in (*meeting, *(end for ends in logs for end in ends)):
             os.close(fd)
+        self._spawned = True
+
+    def start(self, vocabulary: Vocabulary | None = None) -> None:
+        """Have a group load what it serves; the engine hears of its progress. Groups after the first have its
+        `vocabulary`."""
+        self._vocabulary = vocabulary or self._vocabulary
+        if not self._spawned:
+            self.spawn()
+        self._spawned = False
         for rank, link in enumerate(self._links):
-            settings = msgspec.structs.replace(self._settings, rank=rank, rendezvous=rendezvous)
+            settings = msgspec.structs.replace(self._settings, rank=rank, rendezvous=self._rendezvous)
             setup = Setup(self._epoch, settings, self._vocabulary if rank == 0 else None)  # whose draws count
             self._send(link, encoder.encode(setup), record=rank == 0)
 

@@ -83,7 +83,6 @@ async def session(settings: config.Config, progress: assembly.Progress) -> Async
     settings = msgspec.structs.replace(settings, max_queue=ENDLESS, max_queue_tokens=ENDLESS, queue_timeout=0.0)
     engine = assembly.make_engine(settings)
     files = await assembly.find_model(settings, progress)
-    parts = make_parts(engine, *await assembly.read_model(settings, files))
     started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def on_ready(ready: Ready) -> None:
@@ -98,13 +97,14 @@ async def session(settings: config.Config, progress: assembly.Progress) -> Async
         engine,
         settings,
         files,
-        vocabulary=await asyncio.to_thread(lambda: parts.tokenizer.vocabulary),
         on_loading=lambda loading: progress(loading.phase, loading.fraction),
         on_ready=on_ready,
         on_stopped=on_stopped,
     )
     try:
-        fleet.start()
+        fleet.spawn()  # before the tokenizer is read: importing torch takes as long
+        parts = make_parts(engine, *await assembly.read_model(settings, files))
+        fleet.start(await asyncio.to_thread(lambda: parts.tokenizer.vocabulary))
         await started
         yield Session(parts)
     finally:

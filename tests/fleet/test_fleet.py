@@ -50,6 +50,21 @@ def test_tokens_are_those_of_transformers(folder: Path, crew: Crew, runner: asyn
     assert answers == [continuation(folder, prompt, 12) for prompt in PROMPTS[:3]]
 
 
+def test_a_worker_waits_for_what_it_is_to_load(folder: Path, runner: asyncio.Runner) -> None:
+    async def main() -> None:
+        async with crew_of(folder, starts=False) as crew:
+            pids = crew.fleet.pids
+            assert len(alive(pids)) == 1 and crew.engine.phase == "starting"
+            crew.fleet.start()
+            await crew.ready()
+            assert crew.fleet.pids == pids
+        async with crew_of(folder, starts=False) as crew:
+            pids = crew.fleet.pids
+        assert alive(pids) == []
+
+    runner.run(main())
+
+
 def test_a_worker_that_says_that_it_is_well_is_heard(crew: Crew) -> None:
     before = crew.engine.signs
     crew.fleet._on_message(0, encoder.encode(Alive()), Alive())
