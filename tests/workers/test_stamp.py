@@ -21,8 +21,8 @@ STEPS = 20_000  # the million is `make stamp`; its result is in tools/results
 
 
 def test_random_worlds_keep_every_stamp() -> None:
-    totals = stamp.run(STEPS)
-    assert totals.steps >= STEPS and totals.requests > STEPS / 10 and totals.pauses > 0
+    totals = stamp.run(STEPS // 2)
+    assert totals.steps >= STEPS // 2 and totals.requests > STEPS / 20 and totals.pauses > 0
 
 
 def posts_kept_while_idle(patch: pytest.MonkeyPatch) -> None:
