@@ -5,6 +5,7 @@
 The server is real (uvloop, the HTTP application, engine, detokenizer of the demo model) in a process of its own; a
 stand-in in that process plays the worker: it keeps the loop's contract and publishes one iteration every 20 ms (every
 50 ms for 1,024 streams: 20,480 tokens/s), or several at once when the event loop is behind, as a pipe would bring them.
+Chats ask for text alone; the rows of real life are completions with the fields of `bench serve --real-life`.
 Its own CPU time is measured afterwards, by playing the same updates to it with nobody listening, and subtracted. The
 client is another process with raw sockets. Requests are counted in (reading, template, tokenizing, admission), and so
 is the decoding of results; the system call that reads the worker's pipe is not.
@@ -33,24 +34,27 @@ from typing import Any
 
 import numpy as np
 import uvloop
-from stand_in import StandIn, front
+from stand_in import Said, StandIn, front
 
 from aiollm.api.app import serve
+from aiollm.bench.serve import REAL_LIFE
 from aiollm.garbage import settle
 from aiollm.wire.messages import Update
 
 STEPS = {1: 0.020, 16: 0.020, 256: 0.020, 1024: 0.050}  # connections -> seconds of an iteration
 TOKENS = 400  # of each stream
 SLOTS = 4_000_000
-LIMITS = {256: 25.0, 1024: 30.0}  # connections -> microseconds an event
-OTHER_EVENTS = 4  # of a stream, beside those with text: role, finish reason, usage, [DONE]
+QUESTION = "Read the licence to me."
+LOADS = [(1, False), (16, False), (256, False), (1024, False), (256, True), (1024, True)]  # connections, real life
+LIMITS = {(256, False): 25.0, (1024, False): 30.0, (256, True): 50.0, (1024, True): 50.0}  # microseconds an event
+OTHER_EVENTS = {False: 4, True: 2}  # of a stream, beside those with text: usage, [DONE]; a chat's role, finish reason
 ROW = (
-    "{connections:>11}{us_per_token:>10}{us_per_event:>10}{kernel_us_per_token:>9}{plan_us_per_token:>7}{tokens_per_event:>14}"
-    "{tokens_per_second:>10}{cpu_share:>11.0%}{lag_p50_ms:>9}{lag_p99_ms:>9}"
+    "{connections:>11}{load:>11}{us_per_token:>10}{us_per_event:>10}{kernel_us_per_token:>9}{plan_us_per_token:>7}"
+    "{tokens_per_event:>14}{tokens_per_second:>10}{cpu_share:>11.0%}{lag_p50_ms:>9}{lag_p99_ms:>9}"
 )
 
 
-def own_seconds(rows: int, step: float, text: np.ndarray, log: list[list[Update]]) -> float:
+def own_seconds(rows: int, step: float, said: Said, log: list[list[Update]]) -> float:
     """CPU seconds of the stand-in alone: the same updates before the same iterations, results dropped."""
     iterations = 0
 
@@ -58,7 +62,7 @@ def own_seconds(rows: int, step: float, text: np.ndarray, log: list[list[Update]
         nonlocal iterations
         iterations += 1
 
-    alone = StandIn(rows, step, text, count)
+    alone = StandIn(rows, step, said, count)
     began = time.process_time()
     for updates in log[:-1]:
         for update in updates:
@@ -99,7 +103,7 @@ def timed(work: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
     return run
 
 
-async def measure(connections: int) -> dict[str, Any]:
+async def measure(connections: int, real_life: bool) -> dict[str, Any]:
     """Serve one client process with so many streams, and tell what that cost."""
     step, rows = STEPS[connections], max(STEPS)
     made = front(rows, rows, SLOTS)
@@ -110,7 +114,8 @@ async def measure(connections: int) -> dict[str, Any]:
     engine.core.plan = timed(engine.core.plan, planning)  # type: ignore[method-assign]
     settle()  # as the server does
     runner = await serve(made.app, "127.0.0.1", 0)
-    command = (sys.executable, __file__, "--client", str(connections), "--port", str(runner.addresses[0][1]))
+    command = [sys.executable, __file__, "--client", str(connections), "--port", str(runner.addresses[0][1])]
+    command += ["--real-life"] * real_life
     client = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert client.stdin is not None and client.stdout is not None
     await client.stdout.readline()  # it is connected
@@ -124,10 +129,11 @@ async def measure(connections: int) -> dict[str, Any]:
     await runner.cleanup()
     tokens = connections * TOKENS
     assert found["tokens"] == tokens, found
-    own = own_seconds(rows, step, made.text, log)
-    events = found["events"] - OTHER_EVENTS * connections
+    own = own_seconds(rows, step, made.said, log)
+    events = found["events"] - OTHER_EVENTS[real_life] * connections
     return {
         "connections": connections,
+        "real_life": real_life,
         "us_per_token": round((cpu - own) / tokens * 1e6, 2),
         "us_per_event": round((cpu - own) / events * 1e6, 2),
         "kernel_us_per_token": round(kernel / tokens * 1e6, 2),
@@ -142,22 +148,27 @@ async def measure(connections: int) -> dict[str, Any]:
     }
 
 
-def client(connections: int, port: int) -> dict[str, int]:
+def request(real_life: bool, seed: int) -> bytes:
+    """One request as HTTP."""
+    if real_life:
+        path, asked = "/v1/completions", {"prompt": QUESTION, **REAL_LIFE, "seed": seed}
+    else:
+        path, asked = "/v1/chat/completions", {"messages": [{"role": "user", "content": QUESTION}], "ignore_eos": True}
+    common = {"max_tokens": TOKENS, "stream": True, "stream_options": {"include_usage": True}}
+    body = json.dumps(asked | common).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def client(connections: int, port: int, real_life: bool) -> dict[str, int]:
     """All streams at once; counts events, and the tokens that the usage of each stream tells."""
-    body = json.dumps(
-        {
-            "messages": [{"role": "user", "content": "Read the licence to me."}], "max_tokens": TOKENS,
-            "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
-        }
-    ).encode()  # fmt: skip
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     selector = selectors.DefaultSelector()
     tails = {socket.create_connection(("127.0.0.1", port)): b"" for _ in range(connections)}
     print("connected", flush=True)
     sys.stdin.readline()
-    for stream in tails:
+    for seed, stream in enumerate(tails):
         selector.register(stream, selectors.EVENT_READ)
-        stream.sendall(head.encode() + body)
+        stream.sendall(request(real_life, seed))
     events = tokens = 0
     while tails:
         for key, _ in selector.select():
@@ -195,35 +206,36 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=3, help="runs of each row; the one that cost least is told (3)")
     parser.add_argument("--server", type=int, metavar="CONNECTIONS", help=argparse.SUPPRESS)
     parser.add_argument("--client", type=int, metavar="CONNECTIONS", help=argparse.SUPPRESS)
+    parser.add_argument("--real-life", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.client:
-        print(json.dumps(client(args.client, args.port)))
+        print(json.dumps(client(args.client, args.port, args.real_life)))
         return 0
     if args.server:
-        print(json.dumps(uvloop.run(measure(args.server))))
+        print(json.dumps(uvloop.run(measure(args.server, args.real_life))))
         return 0
     found: dict[str, Any] = {"machine": machine(), "tokens": TOKENS, "step_seconds": STEPS, "rows": []}
     print(", ".join(f"{key} {value}" for key, value in found["machine"].items()))
     print(
-        f"{'connections':>11}{'us/token':>10}{'us/event':>10}{'kernel':>9}{'plan':>7}{'tokens/event':>14}{'tokens/s':>10}"
-        f"{'cpu share':>11}{'lag p50':>9}{'lag p99':>9}"
+        f"{'connections':>11}{'':>11}{'us/token':>10}{'us/event':>10}{'kernel':>9}{'plan':>7}"
+        f"{'tokens/event':>14}{'tokens/s':>10}{'cpu share':>11}{'lag p50':>9}{'lag p99':>9}"
     )
-    for connections in STEPS:
-        command = [sys.executable, __file__, "--server", str(connections)]
+    for connections, real_life in LOADS:
+        command = [sys.executable, __file__, "--server", str(connections)] + ["--real-life"] * real_life
         runs = [
             json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout) for _ in range(args.repeat)
         ]
         row = min(runs, key=lambda run: float(run["us_per_event"]))
         row["us_per_event_of_runs"] = [run["us_per_event"] for run in runs]
-        print(ROW.format(**row), flush=True)
+        print(ROW.format(**row, load="real life" * real_life), flush=True)
         found["rows"].append(row)
-    costs = {row["connections"]: row["us_per_event"] for row in found["rows"]}
-    for connections, limit in LIMITS.items():
-        print(f"at {connections} connections {costs[connections]} us an event; the limit is {limit:g}")
+    costs = {(row["connections"], row["real_life"]): row["us_per_event"] for row in found["rows"]}
+    for load, limit in LIMITS.items():
+        print(f"at {load[0]} connections{', real life' * load[1]}: {costs[load]} us an event; the limit is {limit:g}")
     if args.save:
         args.save.write_text(json.dumps(found, indent=1) + "\n")
-    return 0 if all(costs[connections] <= limit for connections, limit in LIMITS.items()) else 1
+    return 0 if all(costs[load] <= limit for load, limit in LIMITS.items()) else 1
 
 
 if __name__ == "__main__":

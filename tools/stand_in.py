@@ -32,31 +32,52 @@ from aiollm.wire.messages import Header, Ready, Result, Update, encoder, from_wo
 EARLY = 0.001  # uvloop's timers may be early by so much
 CONTEXT = 8192
 AWAY = 0.3  # seconds until another worker takes a dead one's place
+TOP = 20  # most alternatives of a token that a request may ask for
+APART = 31  # positions of the text between two rows' alternatives
+
+
+class Said(NamedTuple):
+    """What every row says over and over, and what it might have said instead at each position, likeliest first."""
+
+    tokens: np.ndarray  # [n] int32
+    top_ids: np.ndarray  # [n, TOP] int32
+    top_logprobs: np.ndarray  # [n, TOP] float32
+
+
+def said(tokens: list[int], vocabulary: int) -> Said:
+    """`tokens` with alternatives of which few are common and most are rare, as ids of a vocabulary made by merges are:
+    the small ones come first."""
+    random = np.random.default_rng(0)
+    ids = np.exp(random.uniform(0.0, np.log(vocabulary), (len(tokens), TOP))).astype(np.int32)
+    logprobs = -np.cumsum(random.exponential(1.0, (len(tokens), TOP)), axis=1, dtype=np.float32)
+    return Said(np.array(tokens, np.int32), ids, logprobs)
 
 
 class StandIn:
-    """A worker without a model (engine.Workers): every row says the same text, over and over."""
+    """A worker without a model (engine.Workers). What it draws is always the likeliest token."""
 
     def __init__(
         self,
         rows: int,
         step: float,
-        text: np.ndarray,
+        said: Said,
         publish: Callable[[bytes], None],
         log: list[list[Update]] | None = None,
     ) -> None:
-        """`step` is the seconds of an iteration, `text` the token ids of what is said, `publish` takes encoded results.
+        """`step` is the seconds of an iteration, `publish` takes encoded results.
 
         `log` is given the updates that came before each iteration.
         """
-        self._step, self._text, self._log = step, text, log
+        self._step, self._said, self._log = step, said, log
         self._publish = publish
         self._queue: deque[Update] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._applied = self._iteration = 0
         self._active = np.zeros(rows, bool)
-        self._generation, self._position, self._known, self._granted, self._limit = np.zeros((5, rows), np.int64)
+        self._generation, self._position, self._known, self._granted, self._limit, self._top = np.zeros(
+            (6, rows), np.int64
+        )
         self.epoch = 0
         if log is not None:
             log.append([])
@@ -110,13 +131,20 @@ class StandIn:
             self.epoch, self._iteration, self._iteration, self._applied, int(self._step * 1e6), 0,
             pack(np.flatnonzero(decodes & ~credit)),
         )  # fmt: skip
+        said, at = self._said, self._position[sampled]
+        top, places = max(0, self._top[sampled].max(initial=0)), (at + APART * sampled) % len(said.tokens)
+        tokens, ids, logprobs = said.tokens[at % len(said.tokens)], said.top_ids[places], said.top_logprobs[places]
+        ids[:, 0] = tokens
         result = Result(
             header=header,
             rows=pack(sampled),
             generations=pack(self._generation[sampled]),
-            tokens=pack(self._text[self._position[sampled] % len(self._text)]),
-            logprobs=pack_floats(np.zeros(len(sampled))),
+            tokens=pack(tokens),
+            logprobs=pack_floats(logprobs[:, 0]),
             hints=bytes(len(sampled)),
+            top=int(top),
+            top_ids=pack(ids[:, :top]),
+            top_logprobs=pack_floats(logprobs[:, :top]),
         )
         self._publish(encoder.encode(result))
         return True
@@ -129,6 +157,7 @@ class StandIn:
             row = admit.row
             self._active[row], self._generation[row], self._position[row] = True, admit.generation, 0
             self._known[row], self._limit[row] = admit.tokens, admit.limit
+            self._top[row] = admit.sampling.top_logprobs
         self._granted[ints(update.slots.rows)] = ints(update.slots.starts) + ints(update.slots.counts)
         return np.stack([ints(update.chunk_rows), ints(update.chunk_starts), ints(update.chunk_counts)])
 
@@ -139,8 +168,7 @@ class Front(NamedTuple):
     engine: Engine
     app: web.Application
     ready: Ready
-    text: np.ndarray
-    """Token ids of what every row says."""
+    said: Said
 
     def worker(self, rows: int, step: float, log: list[list[Update]] | None = None) -> StandIn:
         """A new stand-in at work; the one before it, if any, counts as dead."""
@@ -148,7 +176,7 @@ class Front(NamedTuple):
         def publish(body: bytes) -> None:
             self.engine.on_message(from_worker_decoder.decode(body))
 
-        worker = StandIn(rows, step, self.text, publish, log)
+        worker = StandIn(rows, step, self.said, publish, log)
         worker.epoch = self.engine.on_ready(self.ready, worker)
         return worker
 
@@ -158,14 +186,14 @@ def front(rows: int, queue: int, slots: int, budget: int = 2048) -> Front:
     iteration computes `budget` tokens of prompts."""
     folder = resolve(None, need_weights=False, progress=lambda phase, fraction: None).folder
     tokenizer = Tokenizer.load(folder)
-    said = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
+    text = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
     engine = Engine(Settings(rows, budget, budget, True, Conservative(), queue))
     app = make_app(engine, tokenizer, ChatTemplate.load(folder), ModelInfo(("demo",), 0, "demo"), {})
     ready = Ready(
         slots=slots, max_length=CONTEXT, vocabulary=tokenizer.vocab_size, architecture="none", data_type="none",
         budget=[], seconds=[],
     )  # fmt: skip
-    return Front(engine, app, ready, np.array(tokenizer.encode(said, False)))
+    return Front(engine, app, ready, said(tokenizer.encode(text, False), tokenizer.vocab_size))
 
 
 async def run(rows: int, step: float) -> None:
