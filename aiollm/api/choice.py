@@ -26,7 +26,7 @@ from aiollm.text.tokenizer import Tokenizer
 from aiollm.wire.sampling import SamplingParams
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A token of the text: its logprob (None for the first of a prompt) and the character where its text begins."""
 
     id: int

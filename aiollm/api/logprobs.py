@@ -1,13 +1,14 @@
 """Logprobs in the two shapes of OpenAI's API, a list of tokens for chat and parallel lists for completions, and in
 vLLM's for prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiollm.api.choice import Choice, Entry
 from aiollm.engine.request import PromptToken
 from aiollm.text.tokenizer import Tokenizer
 
+Top = Sequence[tuple[int, float]]
 LOWEST = -9999.0  # stands for minus infinity, which JSON cannot say
 
 
@@ -15,25 +16,24 @@ class TokenNames:
     """How tokens are shown: as text, or as "token_id:17" where the client asked for ids."""
 
     def __init__(self, tokenizer: Tokenizer, as_ids: bool) -> None:
-        self._tokenizer = tokenizer
-        self._as_ids = as_ids
-
-    def text(self, id: int) -> str:
-        return f"token_id:{id}" if self._as_ids else self.decoded(id)
-
-    def decoded(self, id: int) -> str:
-        return self._tokenizer.token_text(id)
-
-    def chat(self, id: int, logprob: float | None) -> dict[str, Any]:
-        value = None if logprob is None else max(LOWEST, logprob)
-        return {"token": self.text(id), "logprob": value, "bytes": list(self._tokenizer.token_bytes(id))}
+        self.bytes: Callable[[int], list[int]] = tokenizer.token_numbers
+        self.decoded: Callable[[int], str] = tokenizer.token_text
+        self.text: Callable[[int], str] = _id_text if as_ids else self.decoded
 
 
 def chat_logprobs(entries: Sequence[Entry], names: TokenNames) -> dict[str, Any]:
     """`logprobs` of a chat choice."""
+    text, numbers = names.text, names.bytes
     return {
         "content": [
-            {**names.chat(entry.id, entry.logprob), "top_logprobs": [names.chat(*pair) for pair in entry.top]}
+            {
+                "token": text(entry.id),
+                "logprob": _said(entry.logprob),
+                "bytes": numbers(entry.id),
+                "top_logprobs": [
+                    {"token": text(id), "logprob": logprob, "bytes": numbers(id)} for id, logprob in _sayable(entry.top)
+                ],
+            }
             for entry in entries
         ]
     }
@@ -41,12 +41,18 @@ def chat_logprobs(entries: Sequence[Entry], names: TokenNames) -> dict[str, Any]
 
 def completion_logprobs(entries: Sequence[Entry], names: TokenNames) -> dict[str, Any]:
     """`logprobs` of a completion choice. The drawn token is always among top_logprobs, so there may be one more."""
-    return {
-        "tokens": [names.text(entry.id) for entry in entries],
-        "token_logprobs": [None if entry.logprob is None else max(LOWEST, entry.logprob) for entry in entries],
-        "top_logprobs": [_top(entry, names) for entry in entries],
-        "text_offset": [entry.start for entry in entries],
-    }
+    tokens: list[str] = []
+    logprobs: list[float | None] = []
+    tops: list[dict[str, float] | None] = []
+    starts: list[int] = []
+    text = names.text
+    for entry in entries:
+        token, logprob = text(entry.id), _said(entry.logprob)
+        tokens.append(token)
+        logprobs.append(logprob)
+        tops.append(None if logprob is None else _top(entry.top, token, logprob, text))
+        starts.append(entry.start)
+    return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": starts}
 
 
 def prompt_logprobs(choice: Choice, names: TokenNames) -> list[dict[str, Any] | None]:
@@ -64,10 +70,26 @@ def _scored(id: int, token: PromptToken, names: TokenNames) -> dict[str, Any]:
     }
 
 
-def _top(entry: Entry, names: TokenNames) -> dict[str, float] | None:
-    if entry.logprob is None:
-        return None
-    top: dict[str, float] = {}
-    for token_id, logprob in (*entry.top, (entry.id, entry.logprob)):
-        top.setdefault(names.text(token_id), max(LOWEST, logprob))  # of several ids with one text the likeliest stays
-    return top
+def _top(top: Top, token: str, logprob: float, text: Callable[[int], str]) -> dict[str, float]:
+    """The alternatives and, behind them, the drawn token; of several ids with one text the likeliest stays."""
+    found: dict[str, float] = {}
+    add = found.setdefault
+    for id, value in _sayable(top):
+        add(text(id), value)
+    add(token, logprob)
+    return found
+
+
+def _said(logprob: float | None) -> float | None:
+    return None if logprob is None else max(LOWEST, logprob)
+
+
+def _sayable(top: Top) -> Top:
+    """The likeliest come first: hardly ever is there anything to do."""
+    if not top or top[-1][1] > LOWEST:
+        return top
+    return [(id, max(LOWEST, logprob)) for id, logprob in top]
+
+
+def _id_text(id: int) -> str:
+    return f"token_id:{id}"

@@ -47,7 +47,8 @@ class Judge:
             output.append(id)
             young = len(output) <= sampling.min_tokens and not sampling.constraints
             ends = id in sampling.stop_ids and not young
-            wanted = top[: max(0, sampling.top_logprobs)] if top else top
+            more = top and len(top) > sampling.top_logprobs
+            wanted = top[: max(0, sampling.top_logprobs)] if more else top
             try:
                 stop = request.sink.token(Token(id, logprob, wanted, ends))
             except Exception:
@@ -81,8 +82,8 @@ def _tops(result: Result, count: int) -> Iterable[Top]:
     """The alternatives of each token."""
     if not result.top:
         return repeat((), count)
-    pairs = list(zip(ints(result.top_ids).tolist(), floats(result.top_logprobs).tolist(), strict=True))
-    return [tuple(pairs[at * result.top : (at + 1) * result.top]) for at in range(count)]
+    pairs = zip(ints(result.top_ids).tolist(), floats(result.top_logprobs).tolist(), strict=True)
+    return zip(*[pairs] * result.top, strict=True)
 
 
 def prompt_logprobs(request: Request, part: PromptLogprobs) -> Finish | None:

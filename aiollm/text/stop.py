@@ -19,6 +19,7 @@ class StopStrings:
         if not all(stops):
             raise TextError("a stop string must not be empty")
         self._stops = [_Stop(stop) for stop in stops]
+        self._firsts = frozenset(stop[0] for stop in stops)
         self._include = include
         self._held = ""
         self._match: str | None = None
@@ -27,12 +28,13 @@ class StopStrings:
         """(text that may be given out, the stop string that ended it or None). After a match no text comes out."""
         if self._match is not None:
             return "", self._match
-        held = len(self._held)
-        found = [
-            (held + end, held + end - len(stop.string), stop.string)
-            for stop in self._stops
-            if (end := stop.read(text)) >= 0
-        ]
+        if not self._held and self._firsts.isdisjoint(text):
+            return text, None  # most tokens
+        held, found = len(self._held), []
+        for stop in self._stops:
+            end = stop.read(text)
+            if end >= 0:
+                found.append((held + end, held + end - len(stop.string), stop.string))
         if found:
             end, start, self._match = min(found)
             text, self._held = self._held + text, ""
@@ -54,7 +56,7 @@ class StopStrings:
 
     def _hold(self, text: str) -> str:
         text = self._held + text
-        cut = len(text) - max((stop.begun for stop in self._stops), default=0)
+        cut = len(text) - max([stop.begun for stop in self._stops], default=0)
         self._held = text[cut:]
         return text[:cut]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -17,6 +18,7 @@ from aiollm.wire.vocabulary import Vocabulary
 # Encoding runs at about 1 MB/s; longer texts go to a thread, so that the event loop stalls for at most about 2 ms.
 THREAD_CHARS = 2048
 TEXT_CHARS = 32  # that a text of its own costs as much as
+NAMES = 1 << 15  # tokens whose texts are kept, and whose bytes are: some 4 MB each
 TokenId = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -65,6 +67,10 @@ class Tokenizer:
         self._special = frozenset(index for index, token in added.items() if token.special) | frozenset(ids.values())
         self.pieces = None if self.rule is None else token_pieces(self.rule, tokens, added.keys())
         self._typed = Typed(self._backend, self._special) if split_special_tokens else None
+        self.token_text = lru_cache(NAMES)(self._token_text)
+        """One token for display; bytes that are no whole character show as U+FFFD."""
+        self.token_numbers = lru_cache(NAMES)(self._token_numbers)
+        """The bytes of one token as a list, which everybody shares."""
         self._visible: dict[frozenset[int], dict[int, bytes]] = {}
         self._bos_prefix = [self.bos_id] if add_bos and self.bos_id is not None and not self._adds(self.bos_id) else []
 
@@ -173,8 +179,10 @@ class Tokenizer:
         pieces = [self.pieces.get(index, b"") for index in range(self.vocab_size)]
         return Vocabulary(pieces, sorted(self._special), sorted(self.eos_ids))
 
-    def token_text(self, index: int) -> str:
-        """One token for display; bytes that are no whole character show as U+FFFD."""
+    def _token_numbers(self, index: int) -> list[int]:
+        return list(self.token_bytes(index))
+
+    def _token_text(self, index: int) -> str:
         return self.token_bytes(index).decode("utf-8", "replace")
 
     def token_name(self, index: int) -> str:
