@@ -20,6 +20,7 @@ class SlotPool:
         self._at = 0  # what lies before it in `_sorted` was taken
         self._given = np.empty(size, np.int32)
         self._count = 0  # of those given back
+        self._place = np.empty(size, np.int32)  # scratch: counting the free ones took 0.2 ms of a pool of 4,000,000
 
     def take(self, count: int) -> Ints:
         """`count` slots; raises MemoryError when fewer are free."""
@@ -41,12 +42,11 @@ class SlotPool:
         """Take slots back, in any order; raises ValueError for one that is free already."""
         if not len(slots):
             return
-        if self._is_free[slots].any():
+        places = np.arange(len(slots), dtype=np.int32)
+        self._place[slots] = places  # of a slot that stands there twice the last one stays
+        if self._is_free[slots].any() or (self._place[slots] != places).any():
             raise ValueError("a KV slot was freed twice")
         self._is_free[slots] = True
-        if np.count_nonzero(self._is_free) != self.free + len(slots):
-            self._is_free[slots] = False
-            raise ValueError("a KV slot was freed twice")
         self.free += len(slots)
         self._given[self._count : self._count + len(slots)] = slots
         self._count += len(slots)
