@@ -16,7 +16,7 @@ from tiny_tokenizer import (
 )
 
 from aiollm.text.folder import TextError
-from aiollm.text.tokenizer import THREAD_CHARS, Tokenizer
+from aiollm.text.tokenizer import NAMES, THREAD_CHARS, Tokenizer
 
 TEXTS = ["", "Hello world", "日本語 🙂 é\n", " a  b ", "x\x00y", "سلام"]
 
@@ -52,7 +52,17 @@ def test_size_specials_and_pieces_of_the_byte_tokenizer(byte_tokenizer):
 
 def test_ids_outside_the_vocabulary_are_nothing(byte_tokenizer):
     assert byte_tokenizer.token_bytes(VOCAB_SIZE) == b""
+    assert byte_tokenizer.token_text(VOCAB_SIZE) == ""
+    assert byte_tokenizer.token_numbers(VOCAB_SIZE) == []
     assert byte_tokenizer.decode([65, VOCAB_SIZE + 7, 66]) == "AB"
+
+
+def test_texts_and_bytes_of_tokens_are_kept_for_so_many_and_no_more(byte_tokenizer):
+    for kept, expected in ((byte_tokenizer.token_text, "A"), (byte_tokenizer.token_numbers, [65])):
+        for index in range(NAMES + VOCAB_SIZE):  # most are outside the vocabulary: also those are kept
+            kept(index)
+        assert kept(65) == kept(65) == expected
+        assert kept.cache_info().currsize == NAMES
 
 
 def test_encode_many_is_encode_of_each(sentencepiece_tokenizer):
