@@ -173,15 +173,19 @@ async def _serve_model(
     )
     operators = None
     watch = asyncio.create_task(notifier.watch(signs))
-    cleaning = asyncio.create_task(garbage.collect_at_rest(lambda: engine.core is None or engine.core.idle))
+    cleaning = None
     try:
         fleet.spawn()  # before the tokenizer is read: importing torch takes as long
-        model = await assembly.read_model(settings, files)
+        read = await stop.unless(stop.first, assembly.read_model(settings, files))
+        if read is None:
+            return
+        model = read
         app = make_app(engine, *model, keys)
         await entrance.lead_to(app)
         if admin is not None:
             operators = await listen(make_admin(engine, app[METRICS], fleet), settings.host, settings.port, admin)
         fleet.start(await asyncio.to_thread(lambda: model.tokenizer.vocabulary))
+        cleaning = asyncio.create_task(garbage.collect_at_rest(lambda: engine.core is None or engine.core.idle))
         await stop.first.wait()
         if not stop.error:
             notifier.stopping(settings.drain_timeout + STOP_SECONDS, "letting running requests end")
@@ -195,7 +199,8 @@ async def _serve_model(
         if operators is not None:
             await operators.cleanup()
         watch.cancel()
-        cleaning.cancel()
+        if cleaning is not None:
+            cleaning.cancel()
 
 
 class _Stop:

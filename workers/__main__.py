@@ -6,7 +6,6 @@ python -m aiollm.workers --replay FILE [--device cuda] [--model_dir FOLDER]
 import argparse
 import gc
 import os
-import signal
 import sys
 from contextlib import suppress
 
@@ -33,8 +32,6 @@ def main() -> int:
         return replay.main(args.replay, args.device, args.model_dir)
     if args.inbox is None or args.outbox is None or args.arena is None:
         parser.error("a worker is started by the server; by hand, use --replay FILE")
-    for ignored in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group; the server drains, then says stop
-        signal.signal(ignored, signal.SIG_IGN)
     return serve(args.inbox, args.outbox, args.arena, Decisions(args.source, args.followers))
 
 

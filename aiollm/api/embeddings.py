@@ -66,8 +66,8 @@ async def embeddings(http: web.Request) -> web.StreamResponse:
 async def prepared(parts: Parts, request: EmbeddingRequest, caller: Caller) -> tuple[Generation, Shape]:
     """What a request asks for, ready to be submitted. Raises ApiError where it cannot be run."""
     parts.served_name(request.model)
-    parts.engine.check_room(caller.name)
     check_kind(parts, KIND)
+    parts.engine.check_room(caller.name)
     width = parts.engine.ready.hidden if parts.engine.ready is not None else 0
     if request.dimensions is not None and request.dimensions > width:
         raise invalid("dimensions", f"dimensions: the embeddings of this model have {width} numbers")

@@ -85,7 +85,7 @@ def _said(logprob: float | None) -> float | None:
 
 
 def _sayable(top: Top) -> Top:
-    """The likeliest come first: hardly ever is there anything to do."""
+    """Without minus infinity, which JSON cannot say; the likeliest come first, so there is hardly ever any."""
     if not top or top[-1][1] > LOWEST:
         return top
     return [(id, max(LOWEST, logprob)) for id, logprob in top]

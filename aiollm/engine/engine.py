@@ -114,9 +114,7 @@ class Engine:
 
     def submit(self, *requests: Request) -> None:
         """Queue requests together; EngineBusy while they cannot be taken, ValueError where one can never run."""
-        core = self.core
-        if self.state in ("draining", "stopped") or core is None:
-            raise EngineBusy(self.state, self.error or f"the server is {self.state}")
+        core = self._open()
         if core.waiting:  # who finds nobody waiting is taken, whatever it asks for
             tokens = sum(request.known for request in requests)
             self._check_queue(core, requests[0].key, len(requests), tokens)
@@ -126,8 +124,15 @@ class Engine:
 
     def check_room(self, key: str) -> None:
         """Raises EngineBusy where `submit` would, whatever this API key asks for: before it is any work."""
-        if self.core is not None and self.core.waiting:
-            self._check_queue(self.core, key, 1, 1)
+        core = self._open()
+        if core.waiting:
+            self._check_queue(core, key, 1, 1)
+
+    def _open(self) -> Scheduler:
+        """Raises EngineBusy where nothing is taken at all."""
+        if self.state in ("draining", "stopped") or self.core is None:
+            raise EngineBusy(self.state, self.error or f"the server is {self.state}")
+        return self.core
 
     def _check_queue(self, core: Scheduler, key: str, requests: int, tokens: int) -> None:
         """Raises EngineBusy where so many more may not wait."""

@@ -47,7 +47,7 @@ class Judge:
             output.append(id)
             young = len(output) <= sampling.min_tokens and not sampling.constraints
             ends = id in sampling.stop_ids and not young
-            more = top and len(top) > sampling.top_logprobs
+            more = len(top) > sampling.top_logprobs
             wanted = top[: max(0, sampling.top_logprobs)] if more else top
             try:
                 stop = request.sink.token(Token(id, logprob, wanted, ends))

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -41,7 +42,12 @@ class Link:
         command += ["--inbox", str(inbox), "--outbox", str(outbox), "--arena", str(self.arena.fd)]
         command += ["--source", str(source)] if source is not None else []
         command += ["--followers", *map(str, followers)] if followers else []
-        self.process = subprocess.Popen(command, pass_fds=theirs, stdin=subprocess.DEVNULL)
+        # Signals to a whole group of processes are the server's to answer, also while the worker imports torch.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            self.process = subprocess.Popen(command, pass_fds=theirs, stdin=subprocess.DEVNULL)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(inbox)
         os.close(outbox)
         self._writer = FrameWriter(self._to, self.arena)

@@ -187,6 +187,23 @@ async def test_too_many_tokens_in_the_queue_are_refused():
 
 
 @in_a_loop
+async def test_who_asks_before_any_work_hears_what_submit_would_say():
+    engine, group = start(queue=1, rows=1)
+    engine.submit(ask([1], 30))
+    await turns()
+    engine.check_room("")
+    engine.submit(ask([2]))
+    with pytest.raises(EngineBusy, match="1 requests are waiting, --max_queue is 1"):
+        engine.check_room("")
+    engine.hold()
+    with pytest.raises(EngineBusy, match="the server is draining"):
+        engine.check_room("")
+    engine.resume()
+    await group.serve()
+    engine.check_room("")
+
+
+@in_a_loop
 async def test_the_tokens_that_may_wait_are_some_pools_unless_told():
     engine, _ = start(queue_tokens=0, queue=1000, rows=1)
     slots = READY.slots

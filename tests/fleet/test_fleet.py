@@ -55,6 +55,8 @@ def test_a_worker_waits_for_what_it_is_to_load(folder: Path, runner: asyncio.Run
         async with crew_of(folder, starts=False) as crew:
             pids = crew.fleet.pids
             assert len(alive(pids)) == 1 and crew.engine.phase == "starting"
+            for number in (signal.SIGTERM, signal.SIGINT):  # sent to the whole group: they are the server's to answer
+                os.kill(pids[0], number)
             crew.fleet.start()
             await crew.ready()
             assert crew.fleet.pids == pids
