@@ -28,7 +28,7 @@ class State:
             (rows + 1, -(-(max_length + 1) // ALIGNED) * ALIGNED), dtype=torch.int32, device=device
         )
         # A line of the table is a column of its own for a kernel: it begins at a multiple of 16 bytes.
-        self.floats = torch.tensor(_OFF)[:, None].repeat(1, -(-(rows + 1) // 4) * 4).to(device)
+        self.floats = torch.tensor(_OFF, device=device)[:, None].expand(-1, -(-(rows + 1) // 4) * 4).contiguous()
         self.top_k = torch.zeros(rows + 1, dtype=torch.int32, device=device)
         self.seeds = torch.zeros(rows + 1, dtype=torch.int64, device=device)
         self.prompt_lengths = torch.zeros(rows + 1, dtype=torch.int64, device=device)
