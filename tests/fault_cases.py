@@ -200,7 +200,8 @@ CASES = {
     # Load and faults
     "F60": Case("ten times what may wait: refused at once with a time to come back, the others are served", (
         LOAD + "test_ten_times_what_may_wait_is_turned_away_and_who_waits_is_served",
-        LOAD + "test_a_full_queue_says_so_at_once", ANSWER + "test_a_full_queue_answers_503_with_a_time_to_come_back",
+        LOAD + "test_a_full_queue_says_so_at_once",
+        ANSWER + "test_a_full_queue_answers_503_before_a_request_is_any_work",
     )),
     "F61": Case("a burst of long prompts: admitted as the cache allows, and streams go on between chunks", (
         LOAD + "test_a_burst_of_long_prompts_is_served_beside_a_stream",

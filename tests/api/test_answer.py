@@ -221,9 +221,7 @@ def test_a_server_that_stops_tells_those_who_wait(folder: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_full_queue_answers_503_with_a_time_to_come_back_before_the_request_is_any_work(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_queue_answers_503_before_a_request_is_any_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with stand(folder, queue=4) as served:
             served.workers.held = True
