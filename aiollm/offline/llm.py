@@ -113,22 +113,21 @@ class LoopThread:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it in the loop and wait for it; an interrupt ends it, and not the loop."""
-        with self._lock:
-            if self.closed:
-                work.close()
-                raise RuntimeError("this LLM is closed")
-            try:
-                future = asyncio.run_coroutine_threadsafe(work, self._loop)
-            except BaseException:  # an interrupt
-                with contextlib.suppress(ValueError):  # the loop has begun it already
-                    work.close()
-                raise
+        future: Future[T] | None = None
         try:
+            with self._lock:
+                if self.closed:
+                    raise RuntimeError("this LLM is closed")
+                future = asyncio.run_coroutine_threadsafe(work, self._loop)
             return result(future)
         except CancelledError:
             raise RuntimeError("this LLM was closed meanwhile") from None
         except BaseException:
-            future.cancel()
+            if future is not None:
+                future.cancel()
+            else:
+                with contextlib.suppress(ValueError):  # the loop has begun it already
+                    work.close()
             raise
 
     def close(self) -> None:
