@@ -72,10 +72,10 @@ class Crowd:
             (self.leaves_a_stream, {200, 503}),
             (self.closes_its_half, {"closed"}),
             (self.reads_nothing, {"left"}),
-            (self.sends_a_bad_body, {400}),
+            (self.sends_a_bad_body, {400, 503}),  # 503 where the queue is full: before much is looked at
             (self.sends_too_much, {413}),
             (self.breaks_http, {400, 431}),
-            (self.asks_too_long_a_prompt, {400}),
+            (self.asks_too_long_a_prompt, {400, 503}),
             (self.sends_half_a_header, {"left"}),
             (self.floods, {"200 or 503"}),
             (self.cancels_on_a_socket, {"cancelled", "length", "queue_full"}),
