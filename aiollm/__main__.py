@@ -159,10 +159,6 @@ async def _serve_model(
         console.say(f"ready after {time.monotonic() - console.started:.1f} s: {url}/v1")
         notifier.ready(f"serving {model.info.names[0]} on {url}")
 
-    def signs() -> int | None:
-        busy = engine.workers is not None and engine.core is not None and not engine.core.idle
-        return engine.signs if busy else None
-
     fleet = assembly.make_fleet(
         engine,
         settings,
@@ -172,7 +168,7 @@ async def _serve_model(
         on_stopped=stop.fail,
     )
     operators = None
-    watch = asyncio.create_task(notifier.watch(signs))
+    watch = asyncio.create_task(notifier.watch(lambda: engine.pulse))
     cleaning = None
     try:
         fleet.spawn()  # before the tokenizer is read: importing torch takes as long

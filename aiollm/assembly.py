@@ -120,6 +120,7 @@ def make_fleet(
             threads=settings.threads,
         ),
         settings.max_restarts,
+        settings.step_timeout,
         settings.record or None,
         settings.trace or None,
         on_loading=on_loading,

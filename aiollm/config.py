@@ -12,6 +12,7 @@ GROUPS = MODEL, NETWORK, DEVICE, SCHEDULING, OPERATION = "Model", "Network", "De
 
 MASK = "***"  # in place of a secret; no setting takes it, so that printed settings do not become those of a server
 ROWS = {"cuda": 1024, "cpu": 64}
+STEP_SECONDS = {"cuda": 300.0, "cpu": 3600.0}  # two cores compute 2,048 tokens of an 8B model in ten minutes
 CHUNK = 2048  # tokens
 MOST_ROWS = 65_536  # each takes 8 bytes for each position of a request, and every size of a step is made ready
 
@@ -355,6 +356,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_restarts: Annotated[
         int, Meta(ge=0), Setting(OPERATION, "TIMES", "how often a worker that died is started again")
     ] = 3
+    step_timeout: Annotated[
+        float,
+        Meta(ge=0, le=86400),
+        Setting(
+            OPERATION,
+            "SECONDS",
+            "a worker that has work and gives no sign of life for so long is killed and started again; 0 is "
+            f"{STEP_SECONDS['cuda']:g} on a GPU and {STEP_SECONDS['cpu']:,.0f} on a CPU",
+        ),
+    ] = 0.0
     record: Annotated[
         str,
         Setting(
@@ -393,6 +404,7 @@ def resolved(config: Config, device: str) -> Config:
         config,
         device=device,
         running_max_req_size=config.running_max_req_size or ROWS[device],
+        step_timeout=config.step_timeout or STEP_SECONDS[device],
         batch_max_tokens=budget,
         chunked_prefill_size=min(config.chunked_prefill_size or budget, budget),
     )

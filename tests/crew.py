@@ -66,6 +66,7 @@ class Crew:
         *,
         ranks: int = 1,
         max_restarts: int = 9,
+        step_timeout: float = 60.0,
         record: Path | None = None,
         device: str = "cpu",
         slots: int = 4000,
@@ -81,6 +82,7 @@ class Crew:
                 folder=str(folder), data_type="fp32", device=device, rows=8, slots=slots, ranks=ranks, threads=1
             ),
             max_restarts,
+            step_timeout,
             str(record) if record else None,
             on_stopped=self.stopped.append,
         )

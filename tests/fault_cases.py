@@ -223,10 +223,12 @@ CASES = {
         SERVE + "test_a_killed_worker_costs_no_token",
         WORKERS + "test_a_worker_that_crashes_costs_no_token_and_the_log_names_the_signal",
         WORKERS + "test_a_worker_that_stands_still_for_a_while_loses_nothing",
+        FLEET + "test_a_worker_that_stands_still_for_good_is_replaced_and_no_token_is_lost",
+        "fleet/test_standstill.py::test_the_same_count_at_every_look_is_a_standstill",
         "test_notify.py::test_signs_of_life_end_when_the_worker_stands_still",
         "workers/test_gpu.py::test_a_lost_device_is_told_from_a_failed_step",
         "fleet/test_ranks.py::test_two_ranks_say_what_one_says_and_share_their_fate",
-    ), "a worker that stands still for good is ended by systemd's watchdog; without systemd nobody does"),
+    )),
     "F65": Case("a server that is killed takes its workers along and leaves no memory with a name", (
         SERVE + "test_a_server_that_is_killed_takes_its_workers_along",
         START + "test_two_ranks_listen_nowhere_but_at_the_servers_port_and_use_no_named_memory",
@@ -282,8 +284,11 @@ CASES = {
     "F75": Case("a long time with faults among the requests: memory, descriptors, threads, slots stay flat", (
         "test_soak.py::test_a_short_soak_is_flat",
     ), "a day: `make soak` puts half an hour's faults into minutes"),
-    "F76": Case("a helper of grammars that dies is replaced, and its request fails once", (),
-        "grammars are tried in threads of the server and followed in the worker: there is no helper that could die"),
+    "F76": Case("a helper of grammars that dies is replaced, and its request fails once", (
+        TRIALS + "test_the_process_begins_again_where_it_has_ended",
+        TRIALS + "test_what_a_grammar_does_to_its_trial_is_told_and_the_next_one_goes_on",
+        GRAMMARS + "test_what_could_not_be_tried_out_is_tried_again",
+    )),
     "F77": Case("a megabyte of one letter, spaces, emoji: refused as too long in linear time", (
         PROMPTS + "test_a_megabyte_of_odd_text_is_too_long_and_delays_no_probe",
         PROMPTS + "test_a_tokenizer_that_splits_nothing_is_not_quadratic",

@@ -88,8 +88,7 @@ class Engine:
         self.progress = 0.0
         self.error = ""
         self.signs = 0
-        """Of life: iterations that workers told of, and what they say while they wait; a watchdog looks whether it
-        grows."""
+        """Of life: iterations that workers told of, and what they say while they wait."""
         self.on_header: Callable[[Header, int], None] = lambda header, tokens: None
         self.on_cost: Callable[[float, float], None] = lambda scheduler, index: None
         """Told of the seconds of thinking for each published iteration, and of those of them spent in the index."""
@@ -98,6 +97,11 @@ class Engine:
         self._planned = self._ending = False
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def pulse(self) -> int | None:
+        """What grows while workers have work, as watchdogs look at it; None while they have none."""
+        return self.signs if self.workers is not None and self.core is not None and not self.core.idle else None
 
     # The HTTP face's side
 

@@ -15,6 +15,7 @@ import msgspec
 
 from aiollm.fleet.link import Link
 from aiollm.fleet.record import FROM_WORKER, TO_WORKER, Recorder
+from aiollm.fleet.standstill import standstill
 from aiollm.fleet.trace import Tracer
 from aiollm.wire.messages import (
     Alive,
@@ -45,6 +46,10 @@ STOP_SECONDS = 5.0
 class Listener(Protocol):
     """Whom the workers serve: the engine."""
 
+    @property
+    def pulse(self) -> int | None:
+        """How many signs of life came from the workers; None while they have nothing to do."""
+
     def on_loading(self, loading: Loading) -> object: ...
 
     def on_ready(self, ready: Ready, workers: "Fleet") -> object: ...
@@ -61,13 +66,15 @@ class Listener(Protocol):
 
 
 class Fleet:
-    """`settings` are those of every rank, but for its rank. `on_stopped` is called once, when no worker comes back."""
+    """`settings` are those of every rank, but for its rank. A group that stands still for `step_timeout` seconds is
+    ended. `on_stopped` is called once, when no worker comes back."""
 
     def __init__(
         self,
         engine: Listener,
         settings: WorkerSettings,
         max_restarts: int,
+        step_timeout: float,
         record: str | None = None,
         trace: str | None = None,
         on_loading: Callable[[Loading], None] = lambda loading: None,
@@ -78,6 +85,8 @@ class Fleet:
         self._vocabulary: Vocabulary | None = None
         self._settings = settings
         self._max_restarts = max_restarts
+        self._step_timeout = step_timeout
+        self._watching: asyncio.Task[None] | None = None
         self._recorder = _writing("--record", Recorder, record)
         self._tracer = _writing("--trace", Tracer, trace)
         self._on_loading = on_loading
@@ -236,6 +245,7 @@ class Fleet:
                     self._settings, slots=first.slots, max_length=first.max_length, again=True
                 )  # a later group has the sizes that requests were admitted by
                 self._engine.on_ready(first, self)
+                self._watching = asyncio.create_task(self._watch())
                 self._on_ready(first)
         elif isinstance(message, Alive):
             self._engine.on_alive()
@@ -244,6 +254,11 @@ class Fleet:
                 log.error("worker %d: %s", rank, message.error)
             self._failure = self._failure or message.error
             self._links[rank].kill()  # its last word: what is left of it might wait for ranks that are gone
+
+    async def _watch(self) -> None:
+        await standstill(lambda: self._engine.pulse, self._step_timeout)
+        self._failure = f"nothing came from the worker for {self._step_timeout:g} s, see --step_timeout"
+        self.kill()
 
     def _take(self, message: Result | Failed) -> None:
         """Hand results to the engine. A result it could not take is lost tokens: nothing that this group published
@@ -276,6 +291,8 @@ class Fleet:
             if not self._stopping:
                 self.kill()
             return
+        if self._watching is not None:
+            self._watching.cancel()
         self._profiled(b"", self._failure)
         if self._stopping:
             return

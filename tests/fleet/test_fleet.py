@@ -155,6 +155,22 @@ def test_a_death_beyond_the_limit_stops_everything_and_leaves_nothing(folder: Pa
     asyncio.run(die())
 
 
+def test_a_worker_that_stands_still_for_good_is_replaced_and_no_token_is_lost(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with crew_of(folder, step_timeout=4.0) as crew:
+            await crew.ready()
+            expected = await crew.ask(PROMPTS, 600)
+            os.kill(crew.fleet.pids[0], signal.SIGSTOP)  # what the kernel ends all the same
+            pids = crew.fleet.pids
+            assert await crew.ask(PROMPTS, 600) == expected
+            assert alive(pids) == [] and crew.engine.state == "ready"
+
+    asyncio.run(main())
+    assert "nothing came from the worker for 4 s, see --step_timeout; starting it again" in caplog.text
+
+
 def test_a_worker_that_starts_again_is_told_so(folder: Path, tmp_path: Path) -> None:
     """Its pool has to be that of the first one, whatever memory others took meanwhile."""
 
