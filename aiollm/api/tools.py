@@ -63,7 +63,7 @@ def _grammar(schemas: dict[str, dict[str, Any]], lark: Callable[[], str]) -> Gra
     """That of text in which these schemas stand, all of them. Raises GrammarError."""
     check_size(len(msgspec.json.encode(schemas)))
     try:
-        return Grammar("lark", lark())
+        return Grammar("calls", lark())
     except TextError as error:
         raise GrammarError(str(error)) from error
 

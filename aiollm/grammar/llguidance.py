@@ -2,13 +2,15 @@
 
 import json
 import re
+import sys
 from typing import Any
 
 import msgspec
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper, regex_to_lark
 from llguidance._lib import LLParserLimits
-from llguidance.gbnf_to_lark import any_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
+from aiollm.grammar.schema import SchemaError, followed
 from aiollm.wire.sampling import Grammar, Tag, Thoughts
 from aiollm.wire.vocabulary import Vocabulary
 
@@ -17,10 +19,15 @@ WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 # Texts are not forced through one way of cutting them into tokens: the model cuts as it was trained to.
 HEAD = '%llguidance {"no_forcing": true}\n'
 OPTIONS = re.compile(r"^[ \t]*%llguidance.*$", re.MULTILINE)
+SCHEMA = re.compile(r"(?<=%json)\s*(?=\{)")
+IS_LARK = re.compile(r"^\s*(%llguidance\b|[?!]?start\s*:(?!:))", re.MULTILINE)
+# In llama.cpp's syntax: a character by its number, or an escaped backslash, behind which no number begins.
+NUMBERED = re.compile(r"\\(?:\\|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8}))")
 # Where an error is, the grammar around it, and how a regular expression stands in its own error.
 POSITION = re.compile(r"(?:at )?(?:(\d+)\(\d+\): )+")
 LISTING = re.compile(r"\n +\d+ \| |; following special tokens|\n<non-verbose")
 REGEX_ERROR = re.compile(r"(?<=regex parse error:)\n.*\nerror:", re.DOTALL)
+JSON = json.JSONDecoder()
 # A state of a lexer takes 1 to 2 kB.
 LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 
@@ -88,20 +95,25 @@ def lark(grammar: Grammar) -> str:
 
 
 def plain(grammar: Grammar) -> Grammar:
-    """The grammar in a form that takes no time to read: llama.cpp's syntax is read by Python, which holds up all other
-    threads. Raises GrammarError."""
-    return msgspec.structs.replace(grammar, kind="lark", source=_answer(grammar)) if grammar.kind == "ebnf" else grammar
+    """The grammar in a form that takes no time to read: schemas and llama.cpp's syntax are read by Python, which holds
+    up all other threads. Raises GrammarError."""
+    if grammar.kind == "regex":
+        return grammar
+    return msgspec.structs.replace(grammar, kind="lark", source=_answer(grammar))
 
 
 def _answer(grammar: Grammar) -> str:
     match grammar.kind:
-        case "json":
-            return f"start: %json {_schema(grammar.source)}\n"
+        case "lark":
+            return grammar.source
         case "regex":
             return f"start: /(?:{regex_to_lark(grammar.source, 'dw')})/\n"
+        case "json":
+            return _followed(f"start: %json {_schema(grammar.source)}\n")
         case "ebnf":
-            return OPTIONS.sub("", _from_ebnf(grammar.source))
-    return grammar.source
+            return _followed(OPTIONS.sub("", _from_ebnf(grammar.source)))
+        case "calls":
+            return _followed(grammar.source)
 
 
 def _behind(thoughts: Thoughts, answer: str) -> str:
@@ -123,22 +135,54 @@ def _literal(tag: Tag) -> str:
 
 
 def _from_ebnf(source: str) -> str:
+    if IS_LARK.search(source):
+        return source
+    source = NUMBERED.sub(_character, source)
     try:
-        return any_to_lark(source)
+        return gbnf_to_lark(source)
     except Exception as error:  # it raises plain Exceptions, and RecursionErrors
         raise GrammarError(f"it cannot be read: {error}") from error
 
 
+def _character(found: re.Match[str]) -> str:
+    """The character itself: llguidance's translation loses zeros of its number. ASCII, which may mean something here,
+    keeps a number."""
+    number = int(found[1] or found[2] or "5c", 16)
+    if found[0] == r"\\":
+        return found[0]
+    if number > sys.maxunicode or 0xD800 <= number < 0xE000:
+        raise GrammarError(f"it cannot be read: {found[0]} is no character")
+    return chr(number) if number >= 0x80 else f"\\x{number:02x}"
+
+
 def _schema(source: str) -> str:
-    """The schema without options of its own for llguidance, which could make it lenient."""
+    """A schema as an object, which is what %json takes."""
     try:
         schema: Any = msgspec.json.decode(source)
     except (ValueError, RecursionError) as error:
         raise GrammarError(f"the schema is no JSON: {error}") from error
     if not isinstance(schema, dict | bool):
         raise GrammarError("a schema must be an object or a boolean")
-    named = schema if isinstance(schema, dict) else {} if schema else {"enum": []}
-    return msgspec.json.encode({**named, "x-guidance": {"whitespace_pattern": WHITE_SPACE}}).decode()
+    return source if isinstance(schema, dict) else "{}" if schema else '{"enum": []}'
+
+
+def _followed(text: str) -> str:
+    """Every schema in a grammar as llguidance follows it, and without options of its own for it, which could make it
+    lenient."""
+    parts, at = [], 0
+    for found in SCHEMA.finditer(text):
+        if found.end() < at:  # within a schema
+            continue
+        try:
+            schema, end = JSON.raw_decode(text, found.end())
+            schema = followed(schema) | {"x-guidance": {"whitespace_pattern": WHITE_SPACE}}
+        except SchemaError as error:
+            raise GrammarError(str(error)) from error
+        except (ValueError, RecursionError) as error:
+            raise GrammarError(f"the schema is no JSON: {error}") from error
+        parts += [text[at : found.end()], json.dumps(schema)]
+        at = end
+    return "".join((*parts, text[at:]))
 
 
 class _Pieces(TokenizerWrapper):

@@ -34,10 +34,10 @@ class Grammar(msgspec.Struct, frozen=True, tag="grammar"):
     """The output is a text of this language, from its first generated token, or from the end of its thoughts, to its
     end."""
 
-    kind: Literal["json", "regex", "lark", "ebnf"]
+    kind: Literal["json", "regex", "ebnf", "calls", "lark"]
     source: str
-    """A JSON schema as JSON, a regular expression that the whole text matches, or a grammar: in Lark's syntax, or for
-    `ebnf` in that or in llama.cpp's."""
+    """A JSON schema as JSON, a regular expression that the whole text matches, a grammar of a client in Lark's syntax or
+    in llama.cpp's, one of ours for calls of tools, or for `lark` what any of them became for llguidance."""
     thoughts: Thoughts | None = None
 
 

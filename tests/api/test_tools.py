@@ -321,7 +321,8 @@ def test_what_is_demanded_reaches_the_worker_as_a_grammar(served: Runner) -> Non
     with constraints(served) as seen:
         served.run(run())
     free, required, single, guarded, formatted = ([grammar.source for grammar in each] for each in seen)
-    assert free == [] and "get_weather" in required[0] and formatted == ['{"type":"object"}']
+    assert free == [] and "get_weather" in required[0]
+    assert formatted[0].startswith('start: %json {"type": "object"')
     assert "now" in single[0] and "get_weather" not in single[0]
     assert guarded[0].startswith("start: (free call)* TAIL")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from aiollm.wire.sampling import Tag
 
-WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,64}"  # a model that has nothing to say would go on with white space
 SPACE = r"[ \t\r\n]{0,8}"
 ANY = "/(?s:.*)/"
 
@@ -48,4 +47,4 @@ def upto(rule: str, mark: str, tags: Sequence[Tag], text: str = ANY) -> list[str
 def value(rule: str, schema: object, **keywords: Any) -> str:
     """The rule of a JSON value of this schema, to which keywords are added."""
     own = schema if isinstance(schema, dict) else {} if schema else {"enum": []}
-    return f"{rule}: %json {json.dumps({**own, **keywords, 'x-guidance': {'whitespace_pattern': WHITE_SPACE}})}"
+    return f"{rule}: %json {json.dumps({**own, **keywords})}"
