@@ -111,6 +111,7 @@ async def serve(settings: config.Config, reread: Callable[[], config.Config], co
         console.say(f"listening on {url}; /ready tells when the model is loaded")
         if keys.open and not is_private(sock) and not settings.ssl_ca_certs:
             console.say("whoever reaches this address is served; --api_key asks for a key")
+        _warn_of_no_keys(settings, keys)
         entrance = await listen(make_door(engine, keys), settings.host, settings.port, sock, tls=context)
         try:
             files = await stop.unless(stop.first, assembly.find_model(settings, progress))
@@ -156,7 +157,8 @@ async def _serve_model(
             console.say(line)
         if ready.unread:
             console.say(f"config.json: nobody read {', '.join(ready.unread)}")
-        console.say(f"ready after {time.monotonic() - console.started:.1f} s: {url}/v1")
+        began = console.started if fleet.restarted is None else fleet.restarted
+        console.say(f"ready after {time.monotonic() - began:.1f} s: {url}/v1")
         notifier.ready(f"serving {model.info.names[0]} on {url}")
 
     fleet = assembly.make_fleet(
@@ -272,6 +274,7 @@ async def _reload(
         log.error("SIGHUP changes nothing: %s", error)
         return
     engine.share(*_shares(fresh, keys))
+    _warn_of_no_keys(fresh, keys)
     logging.getLogger().setLevel(fresh.log_level.upper())
     certificate = ", certificate" if context is not None else ""
     console.say(f"SIGHUP: {len(keys)} API keys{certificate}, log level {fresh.log_level}")
@@ -294,6 +297,11 @@ def _key_file(settings: config.Config) -> Mapping[str, Any] | None:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return entries(path, values, lines)
+
+
+def _warn_of_no_keys(settings: config.Config, keys: Any) -> None:
+    if not keys.open and not len(keys):
+        log.warning("%s holds no keys: nobody is served", settings.api_key_file)
 
 
 def _shares(settings: config.Config, keys: Any) -> tuple[float, Any]:

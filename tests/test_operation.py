@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -165,9 +166,17 @@ def test_a_bad_file_of_keys_stops_the_start(tmp_path: Path, text: str | None, er
 
 
 def test_an_empty_file_of_keys_lets_nobody_in(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "keys.yaml").write_text("# none yet\n")
-    with Server("--model_dir", str(folder), *FLAGS, "--api_key_file", str(tmp_path / "keys.yaml")) as server:
+    file = tmp_path / "keys.yaml"
+    file.write_text("# none yet\n")
+    with Server("--model_dir", str(folder), *FLAGS, "--api_key_file", str(file)) as server:
         assert completion(server) == 401 and completion(server, "any") == 401
+        said = f"WARNING aiollm: {file} holds no keys: nobody is served"
+        assert server.log().count(said) == 1
+        hang_up(server, said)
+        key, line = drawn("alice")
+        file.write_text(line)
+        hang_up(server, "SIGHUP: 1 API keys")
+        assert completion(server, key) == 200 and server.log().count(said) == 2
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +243,17 @@ def test_a_profile_is_taken_of_a_running_server_and_ends_with_its_worker(operate
         assert status == 500 and b"signal 9" in data
         until(lambda: operate(path, "GET", "/state")[1]["state"] == "ready")
         assert completion(server) == 200
+
+
+def test_a_worker_that_takes_another_s_place_tells_how_long_that_took(operated: tuple[Server, Path]) -> None:
+    server, _ = operated
+    before = server.log().count("ready after")
+    (worker,) = workers(server.process.pid)
+    killed = time.monotonic()
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: server.log().count("ready after") > before)
+    told = re.findall(r"ready after ([\d.]+) s", server.log())
+    assert float(told[-1]) <= time.monotonic() - killed + 0.1
 
 
 def test_the_socket_outlives_no_server_and_a_killed_one_is_followed(folder: Path, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ class Choice:
         "index", "request", "generated", "finish", "first", "last", "gaps", "_output", "_detokenizer", "_stops",
         "_tokenizer", "_echoes", "_text", "_entries", "_shown", "_read", "_waits", "_released", "_decoded", "on_text",
         "on_end", "_inter_token", "prompt_scores", "_logprobs", "_parser", "_eager", "_events", "_unsaid", "_untold",
+        "_unhealed", "_healed",
     )  # fmt: skip
 
     def __init__(
@@ -108,13 +109,16 @@ class Choice:
         key: str = "",
         patience: float | None = None,
         twin: "Choice | None" = None,
+        ignores_eos: bool = False,
     ) -> None:
         """`on_text` and `on_end` wake whoever takes the output; `inter_token` is told seconds between tokens. The four
-        before the last are those of the request; with a `twin` it is that one's, and no other."""
+        before `twin` are those of the request; with a `twin` it is that one's, and no other. With
+        `ignores_eos` every id that ends it is one that the client has named."""
         self.index = index
+        eos_ids = frozenset[int]() if ignores_eos else tokenizer.eos_ids
         endless = not (sampling.stop_ids or output.stops or output.stop_groups)
         self.request: Request = twin.request if twin is not None else Request(
-            request_id, prompt, sampling, self, arrived, namespace, tokenizer.eos_ids, kind=kind,
+            request_id, prompt, sampling, self, arrived, namespace, eos_ids, kind=kind,
             certain=endless or sampling.min_tokens >= sampling.max_tokens, priority=priority, key=key,
             patience=patience,
         )  # fmt: skip
@@ -130,6 +134,9 @@ class Choice:
         self._detokenizer: Detokenizer | _Healed = _detokenizer(tokenizer, tail, output)
         if output.cut:
             self._detokenizer = _Healed(self._detokenizer, len(_detokenizer(tokenizer, tail, output).push(output.cut)))
+        self._unhealed = sum(len(tokenizer.token_bytes(id)) for id in output.cut)
+        """Bytes of what was cut off that are not generated again yet."""
+        self._healed = 0  # ids that say nothing else
         self._stops = StopStrings(output.stops, output.include_stop) if output.stops else None
         self._parser = output.parser() if output.parser is not None else None
         self._eager = self._parser if self._parser is not None and self._parser.one_call else None
@@ -270,6 +277,10 @@ class Choice:
             self._entries.append(Entry(token.id, token.logprob, token.top, self._decoded))
         text = self._detokenizer.push((token.id,))
         self._decoded += len(text)
+        if self._unhealed:
+            left = self._unhealed - len(self._tokenizer.token_bytes(token.id))
+            self._unhealed = max(0, left)
+            self._healed += left >= 0
         if self.generated <= self.request.sampling.min_tokens:
             self._give(text if self._stops is None else self._stops.skip(text))
             return None
@@ -281,9 +292,9 @@ class Choice:
         return stop if stop is not None or not self._output.stop_groups else self._stop_group()
 
     def _stop_group(self) -> int | None:
-        """The last id of a stop group that the generated ids end with."""
+        """The last id of a stop group that the generated ids, behind those that heal the prompt, end with."""
         for group in self._output.stop_groups:
-            if len(group) <= self.generated and tuple(self.request.output[-len(group) :]) == group:
+            if len(group) <= self.generated - self._healed and tuple(self.request.output[-len(group) :]) == group:
                 return group[-1]
         return None
 

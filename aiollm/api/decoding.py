@@ -10,6 +10,7 @@ from aiollm.api.errors import invalid
 R = TypeVar("R")
 _AT = re.compile(r"(?P<problem>.*) - at (?:`key` in )?`\$\.(?P<path>[^`]*)`", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(\w+)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
 
 def decode(decoder: msgspec.json.Decoder[R], body: bytes) -> R:
@@ -41,4 +42,6 @@ def _refuse(error: msgspec.ValidationError) -> NoReturn:
         ) from error
     if missing := _MISSING.search(text):
         raise invalid(missing[1], f"{missing[1]}: this field is required", "missing_field") from error
+    if unknown := _UNKNOWN.fullmatch(text):
+        raise invalid(unknown[1], f"{unknown[1]}: this field is unknown", "unknown_field") from error
     raise invalid(None, f"the request body must be a JSON object: {text}", "invalid_json") from error

@@ -85,7 +85,7 @@ class Generation:
                 msgspec.structs.replace(prompt.sampling, seed=seed, prompt_logprobs=scores),
                 parts.tokenizer,
                 prompt.output,
-                namespace=caller.namespace(request.cache_salt),
+                namespace=caller.namespace(request.salt),
                 arrived=arrived,
                 on_text=wake if request.streams else _nothing,
                 on_end=wake,
@@ -95,6 +95,7 @@ class Generation:
                 key=caller.name,
                 patience=caller.patience,
                 twin=twin,
+                ignores_eos=request.ignore_eos is True,
             )
 
         self.choices: list[Choice] = []
@@ -261,6 +262,8 @@ def check_choices(parts: Parts, request: GenerationRequest, prompts: int) -> Non
     settings, drawn, name = parts.settings, request.drawn, _choices_field(request)
     if drawn > settings.max_n:
         raise invalid(name, f"{name}: at most {settings.max_n} (--max_n)")
+    if drawn == 1 and prompts > settings.max_choices:
+        raise invalid("prompt", f"prompt: at most {settings.max_choices} prompts in one request")
     if drawn * prompts > settings.max_choices:
         raise invalid(name, f"{name}: {drawn} choices of {prompts} prompts are more than {settings.max_choices}")
 

@@ -12,6 +12,7 @@ A fast hash is enough: keys are 256 random bits that nobody guesses, however che
 scrypt) protect words that people choose, and would cost each request some tenths of a second.
 """
 
+import os
 import re
 import secrets
 import sys
@@ -101,6 +102,11 @@ def main(argv: Sequence[str]) -> int:
         print(f"aiollm: {_NAME_RULE}", file=sys.stderr)
         return 2
     key = f"sk-{secrets.token_urlsafe(32)}"
+    line = f"{argv[0]}: {{sha256: {sha256(key.encode()).hexdigest()}}}\n"
+    try:
+        os.write(1, line.encode())  # without a buffer, which would be tried once more at the end
+    except OSError as error:
+        print(f"aiollm: there is no key, its line cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
     print(key, file=sys.stderr, flush=True)
-    print(f"{argv[0]}: {{sha256: {sha256(key.encode()).hexdigest()}}}")
     return 0

@@ -113,7 +113,7 @@ async def _prompt(parts: Parts, inputs: str | list[int], parameters: Parameters,
     tells = asked.streams or parameters.return_details is True
     output = Output(
         stops=parameters.stops,
-        stop_groups=[group for group in parameters.stop_groups if len(group) > 1],
+        stop_groups=[group for group in parameters.stop_groups if parameters.token_healing or len(group) > 1],
         include_stop=True,
         skip_special_tokens=parameters.skip_special_tokens is not False,
         spaces_between_special_tokens=parameters.add_spaces_between_special_tokens is not False,
@@ -126,7 +126,7 @@ async def _prompt(parts: Parts, inputs: str | list[int], parameters: Parameters,
     sampling = msgspec.structs.replace(
         sampling_params(parts, asked, max_tokens, -1, 0 if parameters.return_all_prompt_logprobs else -1, constrained),
         input_penalty=parameters.input_penalty is True,
-        decay=parameters.decay(id for id in parts.tokenizer.eos_ids if id < parts.vocabulary),
+        decay=parameters.decay((id for id in parts.tokenizer.eos_ids if id < parts.vocabulary), len(cut)),
     )
     # What was cut off is generated again, and does not count.
     least = sampling.min_tokens + len(cut) if sampling.min_tokens else 0

@@ -127,10 +127,16 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True):
     def stop_groups(self) -> list[tuple[int, ...]]:
         return [tuple(stop) for stop in self.stop_sequences or () if not isinstance(stop, str)]
 
-    def decay(self, eos_ids: Iterable[int]) -> Decay | None:
-        """How the end gets likelier, of a model with these end-of-sequence ids."""
+    def decay(self, eos_ids: Iterable[int], healed: int) -> Decay | None:
+        """How the end gets likelier, of a model with these end-of-sequence ids, where so many tokens are healed."""
         start, factor = self.exponential_decay_length_penalty or (0, 1.0)
-        return Decay(start, factor, tuple(sorted(eos_ids))) if factor > 1 else None
+        return Decay(healed + start, factor, tuple(sorted(eos_ids))) if factor > 1 else None
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Stop sequences of one id, which end the output wherever it is drawn. Where a prompt is healed there are none:
+        the first tokens are not the output's own."""
+        return [] if self.token_healing else [group[0] for group in self.stop_groups if len(group) == 1]
 
     @property
     def greedy(self) -> bool:
@@ -186,8 +192,8 @@ def decode_tokens(body: bytes) -> TokensRequest:
 
 
 def common(parameters: Parameters, stream: bool) -> CommonRequest:
-    """The same request in the terms of the other endpoints; groups of several stop ids are left out, and what only the
-    native API has."""
+    """The same request in the terms of the other endpoints; left out are stop sequences but `stop_ids`, and what only
+    the native API has."""
     return CommonRequest(
         stream=stream,
         n=parameters.choices,
@@ -204,7 +210,7 @@ def common(parameters: Parameters, stream: bool) -> CommonRequest:
         repetition_penalty=parameters.repetition_penalty,
         logit_bias=parameters.logit_bias,
         seed=parameters.seed,
-        stop_token_ids=[group[0] for group in parameters.stop_groups if len(group) == 1],
+        stop_token_ids=parameters.stop_ids,
         ignore_eos=parameters.ignore_eos,
         allowed_token_ids=parameters.allowed_token_ids,
         bad_words=parameters.bad_words,

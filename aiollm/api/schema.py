@@ -130,6 +130,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     request_id: RequestId | None = None
     rid: RequestId | None = None
     cache_salt: Salt | None = None
+    extra_key: Salt | None = None
     priority: Annotated[int, Meta(ge=-100, le=100)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -148,15 +149,20 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     custom_logit_processor: Any = None
     data_parallel_rank: Any = None
     dry_multiplier: Any = None
+    dynatemp_range: Any = None
     guided_decoding: Any = None
     guided_whitespace_pattern: Any = None
     input_embeds: Any = None
+    input_ids: Any = None
     kv_transfer_params: Any = None
     logits_processors: Any = None
     lora_path: Any = None
     mirostat: Any = None
+    n_predict: Any = None
     prompt_embeds: Any = None
+    return_hidden_states: Any = None
     stop_regex: Any = None
+    top_n_sigma: Any = None
     typical_p: Any = None
     use_beam_search: Any = None
     vllm_xargs: Any = None
@@ -187,6 +193,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     def own_id(self) -> str | None:
         """The id that the client has given in the body."""
         return self.request_id or self.rid
+
+    @property
+    def salt(self) -> str | None:
+        """What keeps its cached prompts apart from those of others."""
+        return self.cache_salt or self.extra_key
 
     @property
     def includes_stop(self) -> bool:
@@ -223,12 +234,14 @@ class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
     audio: Any = None
     best_of: Any = None
     chat_template: Any = None
+    echo: Any = None
     function_call: Any = None
     functions: Any = None
     include_reasoning: bool | None = None
     modalities: Any = None
     parallel_tool_calls: bool | None = None
     separate_reasoning: bool | None = None
+    stream_reasoning: Any = None
     thinking_token_budget: Annotated[int, Meta(ge=-1, le=INT32)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     tools: Annotated[list[Tool], Meta(min_length=1, max_length=MAX_TOOLS)] | None = None
@@ -261,21 +274,26 @@ ALIASES = (
     ("repetition_penalty", "repeat_penalty"),
     ("include_stop_str_in_output", "no_stop_trim"),
     ("request_id", "rid"),
+    ("cache_salt", "extra_key"),
 )
-HARMLESS: dict[str, Any] = {
-    "best_of": 1,
-    "data_parallel_rank": 0,
-    "dry_multiplier": 0,
-    "embed_dtype": "float32",
-    "kv_transfer_params": {},
-    "mirostat": 0,
-    "modalities": ["text"],
-    "top_logprobs": 0,
-    "typical_p": 1,
-    "vllm_xargs": {},
-    "xtc_probability": 0,
+HARMLESS: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "data_parallel_rank": (0,),
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
+    "embed_dtype": ("float32",),
+    "function_call": ("none",),
+    "mirostat": (0,),
+    "modalities": (["text"],),
+    "stream_reasoning": (True,),
+    "top_logprobs": (0,),
+    "top_n_sigma": (0, -1),
+    "typical_p": (1,),
+    "xtc_probability": (0,),
 }
-"""Values that ask for nothing."""
+"""Values that ask for nothing, besides empty ones."""
+MEANT: dict[str, Any] = {"guided_whitespace_pattern": "", "stream_reasoning": False, "web_search_options": {}}
+"""Empty values that ask for something."""
 IGNORED = [field.name for field in msgspec.structs.fields(GenerationRequest) if field.type is Raw]
 """Fields that are known and change nothing here, whatever they hold: two of them are of beam search only."""
 INSTEAD = {
@@ -283,6 +301,10 @@ INSTEAD = {
     "function_call": "OpenAI has replaced this field; give tool_choice",
     "best_of": "only /v1/completions has this field",
     "top_logprobs": "only chats have this field; give their number as logprobs",
+    "echo": "only /v1/completions has this field",
+    "input_ids": "give token ids as the prompt of /v1/completions",
+    "n_predict": "give max_tokens",
+    "suffix": "this server does not insert text before a suffix",
 }
 _CHAT = msgspec.json.Decoder(ChatRequest)
 _COMPLETION = msgspec.json.Decoder(CompletionRequest)
@@ -327,13 +349,19 @@ def unserved(kind: type[msgspec.Struct]) -> tuple[str, ...]:
 
 
 def check_served(request: msgspec.Struct) -> None:
-    """Raises ApiError where a field that is not served holds anything but null, false, "none" and HARMLESS."""
+    """Raises ApiError where a field that is not served asks for something."""
     for name in unserved(type(request)):
-        value = getattr(request, name)
-        if not (value is None or value is False or value == "none" or value == HARMLESS.get(name)):
+        if _asks(name, getattr(request, name)):
             instead = INSTEAD.get(name, "this server does not support this field")
             code = "not_allowed" if name == "chat_template" else "unsupported_field"
             raise invalid(name, f"{name}: {instead}", code)
+
+
+def _asks(name: str, value: Any) -> bool:
+    """Whether the value of a field that is not served is more than an empty or a harmless one."""
+    if value is None or value is False or value in ("", [], {}):
+        return name in MEANT and value == MEANT[name]
+    return value not in HARMLESS.get(name, ())
 
 
 def _check(request: GenerationRequest) -> None:

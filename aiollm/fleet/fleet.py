@@ -99,6 +99,8 @@ class Fleet:
         self._ready: list[Ready | None] = []
         self._epoch = 0
         self._deaths: list[float] = []
+        self.restarted: float | None = None
+        """When a group last began to take the place of one that had ended."""
         self._served = False
         self._stopping = False
         self._broken = False
@@ -305,6 +307,7 @@ class Fleet:
             self._give_up(f"{self._failure}; that was death {len(self._deaths)}, see --max_restarts")
         else:
             log.error("%s; starting it again, running requests go on", self._failure)
+            self.restarted = now
             try:
                 self.start()
             except OSError as error:

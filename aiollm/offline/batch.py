@@ -68,7 +68,10 @@ async def run(settings: Config, source: str, target: str) -> int:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     console = Console()
-    with _opened(source) as requests, contextlib.closing(Answers(target)) as answers:
+    with (
+        _opened(source) as requests,
+        contextlib.closing(await in_daemon_thread(partial(Answers, target))) as answers,  # a pipe may wait for a reader
+    ):
         total = None if source == STANDARD else await in_daemon_thread(partial(_count, source))
         async with session(settings, console.progress) as current:
             console.close()
@@ -106,17 +109,15 @@ class Batch:
 
     def _new(self, item: Asked | LineError, number: int) -> Asked | LineError | None:
         """What is to be answered now: None for what was before, an error for an id that came twice."""
-        if number in self._answers.done.lines:
-            return None
-        if isinstance(item, LineError):
-            return item
-        if item.custom_id in self._met:
-            return LineError(
+        if isinstance(item, Asked) and item.custom_id in self._met:
+            item = LineError(
                 "duplicate_custom_id",
                 f"line {number}: custom_id {item.custom_id!r} was there before",
                 number,
                 "custom_id",
             )
+        if isinstance(item, LineError):
+            return None if number in self._answers.done.lines else item
         self._met.add(item.custom_id)
         return None if item.custom_id in self._answers.done.ids else item
 
@@ -134,7 +135,7 @@ class Batch:
         try:
             if path not in ENDPOINTS:
                 raise web.HTTPNotFound
-            if item.method != "POST":
+            if item.method.upper() != "POST":
                 raise web.HTTPMethodNotAllowed(item.method, ["POST"])
             generation, shape = await self._session.completed(path, bytes(item.body))
             return 200, await in_thread_if(generation.long, lambda: msgspec.Raw(msgspec.json.encode(shape.whole())))

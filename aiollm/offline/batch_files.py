@@ -1,10 +1,12 @@
 """The two files of a batch, in OpenAI's form: requests, a line each, and answers, which grow line by line.
 
 What the answers hold already is not asked again. A line that was being written when a run was killed is cut off.
+A pipe or a device, as standard output, gets answers and is not asked what it holds.
 """
 
 import fcntl
 import os
+import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,13 +97,15 @@ class Answers:
 
     def __init__(self, path: str) -> None:
         """Raises OSError where it cannot be opened or another run writes to it, ValueError where it is none of ours."""
-        self._path = path
+        self._name = "standard output" if path == STANDARD else path
+        self.done = Done(set(), set(), 0, 0)
         if path == STANDARD:
-            self.done = Done(set(), set(), 0, 0)
             self._fd = os.dup(1)
             return
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
+            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+                return
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -113,10 +117,13 @@ class Answers:
             raise
 
     def write(self, answer: Answer) -> None:
-        """Append a line, whole, to the file itself. Raises OSError where there is no room."""
+        """Append a line, whole, to the file itself. Raises OSError, which names it, where there is no room."""
         left = memoryview(_encoder.encode(answer) + b"\n")
-        while left:
-            left = left[os.write(self._fd, left) :]
+        try:
+            while left:
+                left = left[os.write(self._fd, left) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._name) from error
 
     def close(self) -> None:
         os.close(self._fd)

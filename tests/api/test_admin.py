@@ -209,6 +209,10 @@ def test_a_trace_is_the_answer_and_there_is_one_at_a_time(folder: Path, tmp_path
             assert admin.workers.rows == {row.index: row.generation}
             for seconds in (0, -1, 61, "x"):
                 assert (await admin.ask("POST", "/trace", {"seconds": seconds}))[0] == 400
+            status, answer = await admin.ask("POST", "/trace", {"second": 1})
+            error = answer["error"]
+            assert (status, error["param"], error["code"]) == (400, "second", "unknown_field")
+            assert error["message"] == "second: this field is unknown"
             served.workers.release()
             await running
 

@@ -94,6 +94,14 @@ def test_a_drawn_key_opens_by_its_line(tmp_path: Path) -> None:
     assert keys.find(other.encode()) is None and keys.find(b"") is None
 
 
+def test_a_key_whose_line_cannot_be_written_is_none() -> None:
+    with Path("/dev/full").open("wb") as full:
+        command = [sys.executable, "-m", "aiollm", "key", "alice"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    (said,) = done.stderr.splitlines()
+    assert done.returncode == 1 and said.startswith("aiollm: ") and said.endswith("No space left on device")
+
+
 @pytest.mark.parametrize("argv", [[], ["a", "b"], ["--name"], ["a b"], ["1"], ["x" * 65]])
 def test_a_name_that_is_none_draws_nothing(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 2

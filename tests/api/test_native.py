@@ -10,7 +10,7 @@ from echo_workers import EOS, logprob
 from stand import CONTEXT, SLOTS, Runner, stand
 
 from aiollm.api.native_schema import Parameters
-from aiollm.wire.sampling import AllowedIds, Constraint, FirstIds, Healing
+from aiollm.wire.sampling import AllowedIds, Constraint, Decay, FirstIds, Healing, SamplingParams
 
 PATHS = ["/generate", "/generate_stream", "/"]
 IM_START = 257
@@ -315,13 +315,13 @@ def test_every_token_of_a_prompt_is_told_with_what_followed_it(served: Runner, c
 
 def drawn_under(
     served: Runner, inputs: Any, parameters: dict[str, Any], output: bytes
-) -> tuple[Any, list[int], tuple[Constraint, ...]]:
-    """The answer where the model says `output`, the prompt that it was given, and what bound it."""
-    seen: list[tuple[list[int], tuple[Constraint, ...]]] = []
+) -> tuple[Any, list[int], SamplingParams]:
+    """The answer where the model says `output`, the prompt that it was given, and how it was asked to draw."""
+    seen: list[tuple[list[int], SamplingParams]] = []
 
     def reply(prompt: list[int], seed: int) -> list[int]:
         rows = served.stand.workers._rows
-        seen.extend((prompt, rows.sampling[row].constraints) for row in rows.active.nonzero()[0].tolist())
+        seen.extend((prompt, rows.sampling[row]) for row in rows.active.nonzero()[0].tolist())
         return list(output)
 
     async def main() -> Any:
@@ -351,9 +351,9 @@ def test_a_healed_prompt_is_cut_and_its_end_is_counted_and_not_told_again(
     served: Runner, inputs: Any, cut: int, output: bytes, text: str
 ) -> None:
     ids = list(inputs.encode()) if isinstance(inputs, str) else inputs
-    answer, prompt, constraints = drawn_under(served, inputs, {"token_healing": True, "return_details": True}, output)
+    answer, prompt, sampling = drawn_under(served, inputs, {"token_healing": True, "return_details": True}, output)
     assert prompt == ids[: len(ids) - cut]
-    assert constraints == ((Healing(bytes(ids[len(ids) - cut :])),) if cut else ())
+    assert sampling.constraints == ((Healing(bytes(ids[len(ids) - cut :])),) if cut else ())
     assert answer["generated_text"] == [text]
     assert "".join(token["text"] for token in answer["tokens"]) == text
     assert answer["count_output_tokens"] == len(output) + 1
@@ -364,6 +364,32 @@ def test_healing_leaves_room_for_all_new_tokens(served: Runner) -> None:
     answer, *_ = drawn_under(served, "Hello", {"token_healing": True, "max_new_tokens": 5}, b"lo" + b"x" * 50)
     assert (answer["generated_text"], answer["finish_reason"]) == (["xxxxx"], "length")
     assert answer["count_output_tokens"] == 5 + 2
+
+
+@pytest.mark.parametrize(
+    ("parameters", "output", "text", "reason"),
+    [
+        ({"stop_sequences": [[100]]}, b"ld and so on", " and", "stop"),
+        ({"stop_sequences": [[100, 32]]}, b"ld and so on", " and ", "stop"),
+        ({"stop_sequences": [[108, 100]]}, b"ld and so on", " and so on", "stop"),
+        ({"stop_sequences": [[100]], "min_new_tokens": 3}, b"ld dad", " dad", "stop"),
+        ({"stop_sequences": [[100]], "max_new_tokens": 2}, b"ld and so on", " a", "length"),
+        ({"stop_sequences": [[32]]}, b"ld and so on", " ", "stop"),
+    ],
+    ids=str,
+)
+def test_stop_ids_are_looked_for_behind_a_healed_prompt(
+    served: Runner, parameters: dict[str, Any], output: bytes, text: str, reason: str
+) -> None:
+    answer, *_ = drawn_under(served, "hello world", {"token_healing": True, **parameters}, output)
+    assert (answer["generated_text"], answer["finish_reason"]) == ([text], reason)
+
+
+@pytest.mark.parametrize(("inputs", "cut"), [("Hello", 2), ("a", 0)])
+def test_the_end_gets_likelier_by_what_comes_behind_a_healed_prompt(served: Runner, inputs: str, cut: int) -> None:
+    parameters = {"token_healing": True, "exponential_decay_length_penalty": [5, 1.5]}
+    _, _, sampling = drawn_under(served, inputs, parameters, b"lo world")
+    assert sampling.decay == Decay(5 + cut, 1.5, (EOS,))
 
 
 def test_a_healed_stream_gives_what_the_whole_answer_gives(served: Runner) -> None:
@@ -381,8 +407,8 @@ def test_a_healed_stream_gives_what_the_whole_answer_gives(served: Runner) -> No
     ids=str,
 )
 def test_allowed_tokens_reach_the_worker(served: Runner, field: dict[str, Any], constraint: Constraint) -> None:
-    _, prompt, constraints = drawn_under(served, "xy", field, b"a")
-    assert (prompt, constraints) == (list(b"xy"), (constraint,))
+    _, prompt, sampling = drawn_under(served, "xy", field, b"a")
+    assert (prompt, sampling.constraints) == (list(b"xy"), (constraint,))
 
 
 INTERNAL = {

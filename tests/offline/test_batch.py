@@ -1,6 +1,7 @@
 """`aiollm batch`, mostly as its users meet it: a process, its files, signals; beside a server with the same model."""
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -157,7 +158,7 @@ def test_lines_that_are_no_requests_are_told_and_stop_nothing(folder: Path, tmp_
         "nonsense", "", json.dumps({"url": COMPLETIONS}), request("a", prompt="x", max_tokens=2),
         request("a", prompt="y"), {"custom_id": "b", "url": COMPLETIONS},
         {**request("c", prompt="x"), "method": "GET"}, request("d", prompt="x", stream=True),
-        request("e", prompt="x", max_tokens=2),
+        request("e", prompt="x", max_tokens=2), {**request("f", prompt="x", max_tokens=2), "method": "post"},
     ]  # fmt: skip
     source, out = write(tmp_path / "in", requests), tmp_path / "out"
     assert run(source, out, folder)[0] == 3
@@ -165,9 +166,9 @@ def test_lines_that_are_no_requests_are_told_and_stop_nothing(folder: Path, tmp_
     wrong = {line["error"]["line"]: line["error"]["code"] for line in lines if line["error"] is not None}
     assert wrong == {1: "invalid_json_line", 3: "invalid_line", 5: "duplicate_custom_id"}
     codes = {line["custom_id"]: line["response"]["status_code"] for line in lines if line["error"] is None}
-    assert codes == {"a": 200, "b": 400, "c": 405, "d": 400, "e": 200}
+    assert codes == {"a": 200, "b": 400, "c": 405, "d": 400, "e": 200, "f": 200}
     status, said = run(source, out, folder)
-    assert status == 3 and "0 answered, 0 with an error; 8 were answered before" in said
+    assert status == 3 and "0 answered, 0 with an error; 9 were answered before" in said
     assert read(out) == lines
 
 
@@ -195,6 +196,25 @@ def test_a_run_that_cannot_begin_says_why(folder: Path, tmp_path: Path) -> None:
     assert run("--port", source) == (2, USAGE + "\n")
     assert run("--help")[0] == 0
     assert read(source) == [request("a", prompt="x")]
+
+
+def test_a_line_that_was_no_request_is_answered_once_it_is_one(folder: Path, tmp_path: Path) -> None:
+    broken = [request("a", prompt="x", max_tokens=2), "nonsense", request("a", prompt="y", max_tokens=2)]
+    mended = [request(id, prompt="x", max_tokens=2) for id in "abc"]
+
+    async def main() -> None:
+        async with stand(folder) as served:
+            runs = [(broken, (3, 2, 0)), (broken, (0, 0, 3)), (mended, (2, 0, 1)), (mended, (0, 0, 3))]
+            for requests, counts in runs:
+                source = write(tmp_path / "in", requests)
+                with source.open("rb") as file, contextlib.closing(Answers(str(tmp_path / "out"))) as answers:
+                    batch = Batch(Session(served.parts), answers, None)
+                    await batch.run(file)
+                    batch.bar.close()
+                assert (batch.answered, batch.failed, batch.skipped) == counts
+
+    asyncio.run(main())
+    assert sorted(line["custom_id"] for line in read(tmp_path / "out") if line["response"]) == ["a", "b", "c"]
 
 
 class Counted(io.BytesIO):

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,37 @@ def test_a_file_of_something_else_is_refused_and_left_as_it_is(tmp_path: Path, t
     with pytest.raises(ValueError, match="line 1 is no answer of a batch"):
         Answers(str(path))
     assert path.read_bytes() == text
+
+
+def test_a_pipe_gets_answers_and_is_not_read() -> None:
+    source, target = os.pipe()
+    os.write(target, b"of somebody else\n")
+    answers = Answers(f"/dev/fd/{target}")
+    answers.write(ANSWERS[0])
+    answers.close()
+    assert answers.done == (set(), set(), 0, 0)
+    first, second = os.read(source, 10_000).splitlines()
+    assert first == b"of somebody else" and json.loads(second)["custom_id"] == "a"
+    os.close(source)
+    os.close(target)
+
+
+def test_a_device_gets_answers_and_one_that_takes_none_is_named() -> None:
+    answers = Answers("/dev/null")
+    answers.write(ANSWERS[0])
+    answers.close()
+    answers = Answers("/dev/full")
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        answers.write(ANSWERS[0])
+    answers.close()
+
+
+def test_standard_output_that_takes_no_answer_is_named() -> None:
+    script = "from aiollm.offline.batch_files import *; Answers('-').write(Answer('', None, None, None))"
+    command = [sys.executable, "-c", script]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr.splitlines()[-1].endswith("No space left on device: 'standard output'")
 
 
 def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
