@@ -42,6 +42,7 @@ PROBES = frozenset(
 )
 CLIENT_GONE = 499  # in the log and the figures only
 SWITCHED = 101
+REFUSED = 401  # who guesses keys is told of, wherever it asks
 REQUEST_ID = web.RequestKey("request_id", str)
 UPGRADED = web.RequestKey("upgraded", bool)
 """Of a WebSocket, which ends when its client goes."""
@@ -63,7 +64,7 @@ async def surround(request: web.Request, handler: Handler) -> web.StreamResponse
     finally:
         status = SWITCHED if UPGRADED in request else status
         request.app[METRICS].responses.labels(status).inc()
-        if not probe:
+        if not probe or status == REFUSED:
             tell(request, request.method, status, began, request.get(GENERATION))
 
 

@@ -72,7 +72,7 @@ async def chat_prompt(parts: Parts, request: ChatRequest) -> Prompt:
     grammars = [*wanted, *tools.grammars(parts, request, guard=not wanted)]
     begins = thoughts.begins(parts, opened) if grammars else None
     constrained = await constraints(parts, request, grammars, begins)
-    constrained += thoughts.limits(parts, request, opened)
+    constrained += thoughts.limits(parts, request, opened, constrained)
     return Prompt(array, sampling_params(parts, request, max_tokens, top, scores, constrained), output)
 
 

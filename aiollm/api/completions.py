@@ -40,8 +40,6 @@ async def completions(http: web.Request) -> web.StreamResponse:
 async def prepared(parts: Parts, request: CompletionRequest, caller: Caller) -> tuple[Generation, Shape]:
     """What a request asks for, ready to be submitted. Raises ApiError where it cannot be run."""
     parts.served_name(request.model)
-    if request.suffix is not None:
-        raise invalid("suffix", "suffix: this server does not insert text before a suffix", "unsupported_field")
     parts.engine.check_room(caller.name)
     listed = await body.in_thread_if(len(request.prompt) > body.THREAD_IDS, lambda: request.prompts)
     check_choices(parts, request, len(listed))  # before any of them takes time

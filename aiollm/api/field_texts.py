@@ -9,8 +9,8 @@ TEXTS = {
     # What is asked
     "model": "a name of the model",
     "messages": "the conversation so far",
-    "prompt": "text or token ids, or a list of either: each has its own choices",
-    "input": "text or token ids, or a list of either: each has its own vector",
+    "prompt": "text or token ids, or a list of up to 1,024 of either: each has its own choices",
+    "input": "text or token ids, or a list of up to 1,024 of either: each has its own vector",
     "inputs": "text or token ids",
     "text": "the text",
     "chat": "the whole conversation: text as the model was trained on it, token ids, or messages",
@@ -40,7 +40,7 @@ TEXTS = {
     "truncate_prompt_tokens": "keep only so many tokens of a prompt, at least 1; -1 is what fits",
     "truncation_side": "which end of the prompt is cut off",
     # Choices
-    "n": "choices of each prompt, which share its computation; at most `--max_n`",
+    "n": "choices of each prompt, which share its computation; at most `--max_n`, and 1,024 of all prompts",
     "best_of": "choices that are generated, of which the best n are told",
     "temperature": "0 takes the likeliest token",
     "do_sample": "without a temperature, false takes the likeliest token",
@@ -108,6 +108,7 @@ TEXTS = {
     "character_settings": "of whom the story is, for templates that read them",
     # Service
     "cache_salt": "only requests with the same one share cached prompts",
+    "extra_key": "SGLang's name of cache_salt",
     "priority": "smaller is sooner: a step is worth 10 seconds of waiting",
     "request_id": "the id of the request, as X-Request-Id",
     "rid": "SGLang's name of request_id",

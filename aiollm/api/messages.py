@@ -10,10 +10,11 @@ from aiollm.api.errors import invalid
 
 MAX_TOOLS = 512
 MAX_TOOLS_BYTES = 512 * 1024  # of all tools as JSON
+TEXTS = ("text", "input_text", "output_text")  # types of parts that are text; the last two are of OpenAI's Responses
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`text` is that of the type text, `refusal` the text of an assistant's part of that type."""
+    """`text` is that of the types in TEXTS, `refusal` the text of an assistant's part of that type."""
 
     type: str
     text: str | None = None
@@ -62,12 +63,17 @@ class NamedTool(msgspec.Struct, frozen=True, kw_only=True):
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | Annotated[list[Part], Meta(min_length=1)] | None = None
+    content: str | Annotated[list[str | Part], Meta(min_length=1)] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+
+
+def text_of(part: str | Part) -> str | None:
+    """The text of a part of a message, if it is there."""
+    return part if isinstance(part, str) else part.refusal if part.type == "refusal" else part.text
 
 
 def check_message(path: str, message: Message, param: str) -> None:
@@ -77,10 +83,13 @@ def check_message(path: str, message: Message, param: str) -> None:
     if message.role == "tool" and not message.tool_call_id:
         raise invalid(param, f"{path}.tool_call_id: required for the role tool")
     for index, part in enumerate(message.content if isinstance(message.content, list) else []):
-        if part.type != "text" and (part.type, message.role) != ("refusal", "assistant"):
+        if isinstance(part, str):
+            continue
+        if part.type not in TEXTS and (part.type, message.role) != ("refusal", "assistant"):
             raise invalid(param, f"{path}.content[{index}]: this model takes text only, not {part.type[:40]!r}")
-        if (part.text if part.type == "text" else part.refusal) is None:
-            raise invalid(param, f"{path}.content[{index}].{part.type}: this field is required")
+        if text_of(part) is None:
+            field = "text" if part.type in TEXTS else part.type
+            raise invalid(param, f"{path}.content[{index}].{field}: this field is required")
 
 
 def check_tools(tools: Sequence[Tool] | None, choice: Any) -> None:

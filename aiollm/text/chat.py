@@ -3,6 +3,7 @@
 Messages are in OpenAI's form. Before the template sees them:
 
 - content None or missing becomes ""; where the template compares content with none, no text beside tool calls is None;
+- parts of content that are text under another name, or bare, become text parts;
 - content given as a list of text parts is joined with newlines, unless the template itself loops over content;
 - the role "developer" becomes "system", unless the template mentions "developer";
 - tool calls that are none are left out;
@@ -198,17 +199,23 @@ class _Compiled:
             return None if only_calls and self._knows_none else ""
         if isinstance(content, str):
             return content
-        if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        if not isinstance(content, list) or not all(isinstance(part, dict | str) for part in content):
             raise TextError(f"messages[{index}].content must be a string or a list of parts")
-        content = [
-            {"type": "text", "text": part.get("refusal")} if part.get("type") == "refusal" else part for part in content
-        ]
+        content = list(map(_plain_part, content))
         if self._loops_over_content:
             return [dict(part) for part in content]
         texts = [part.get("text") for part in content if part.get("type") == "text"]
         if len(texts) < len(content) or not all(isinstance(text, str) for text in texts):
             raise TextError(f"messages[{index}].content: this model's chat template takes text parts only")
         return "\n".join(texts)
+
+
+def _plain_part(part: Any) -> Any:
+    """A part of a message; one that is text is of the type text."""
+    match part:
+        case str(text) | {"type": "input_text" | "output_text", "text": text} | {"type": "refusal", "refusal": text}:
+            return {"type": "text", "text": text}
+    return part
 
 
 class _Generation(jinja2.ext.Extension):

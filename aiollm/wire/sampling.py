@@ -36,8 +36,8 @@ class Grammar(msgspec.Struct, frozen=True, tag="grammar"):
 
     kind: Literal["json", "regex", "ebnf", "calls", "lark"]
     source: str
-    """A JSON schema as JSON, a regular expression that the whole text matches, a grammar of a client in Lark's syntax or
-    in llama.cpp's, one of ours for calls of tools, or for `lark` what any of them became for llguidance."""
+    """A JSON schema as JSON, a regular expression that the whole text matches, a client's grammar in Lark's syntax or
+    llama.cpp's, one of ours for calls of tools, or for `lark` what any of them became for llguidance."""
     thoughts: Thoughts | None = None
 
 

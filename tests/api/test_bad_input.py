@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 from stand import CONTEXT, Runner
 
+from aiollm.api.field_texts import TEXTS
+from aiollm.api.schema import MEANT, ChatRequest, CompletionRequest, unserved
+
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 USER = {"role": "user", "content": "hi"}
@@ -53,6 +56,7 @@ BOTH: list[tuple[str, list[Any]]] = [
     ("include_stop_str_in_output", [1]),
     ("skip_special_tokens", ["x"]),
     ("cache_salt", ["", 5, "x" * 257]),
+    ("extra_key", ["", ["a"], "x" * 257]),
     ("model", [5, ["tiny"]]),
     ("response_format", [
         {}, "text", {"type": "structural_tag"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {}},
@@ -68,7 +72,7 @@ BOTH: list[tuple[str, list[Any]]] = [
     ("ebnf", BAD_GRAMMARS),
     ("grammar", [{"type": "json", "value": {}}, "nonsense"]),
     ("guided_decoding", [{"regex": "a"}]),
-    ("guided_whitespace_pattern", [" "]),
+    ("guided_whitespace_pattern", [" ", ""]),
     ("guided_choice", [[], "a", [""], [5], ["x" * 200_000]]),
     ("structured_outputs", [
         "x", {"regex": "["}, {"json": {"type": "wizard"}}, {"choice": []}, {"grammar": ""}, {"structural_tag": "x"},
@@ -87,15 +91,20 @@ BOTH: list[tuple[str, list[Any]]] = [
     ("use_beam_search", [True]),
     ("prompt_embeds", ["x", ["x"]]),
     ("input_embeds", [[[0.5]]]),
+    ("input_ids", [[65], [[65]]]),
+    ("return_hidden_states", [True]),
     ("custom_logit_processor", ["x"]),
     ("logits_processors", [["x"]]),
-    ("lora_path", ["x"]),
+    ("lora_path", ["x", "none"]),
     ("adapter_id", ["x"]),
     ("stop_regex", ["a+"]),
     ("kv_transfer_params", [{"do_remote_decode": True}]),
     ("data_parallel_rank", [1]),
     ("vllm_xargs", [{"a": 1}]),
     ("mirostat", [2]),
+    ("n_predict", [5, -1, 0]),
+    ("top_n_sigma", [1.5]),
+    ("dynatemp_range", [0.5]),
     ("dry_multiplier", [0.8]),
     ("xtc_probability", [0.5]),
     ("typical_p", [0.9]),
@@ -114,7 +123,9 @@ ONLY_CHAT: list[tuple[str, list[Any]]] = [
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}],
         [{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}],
         [{"role": "assistant", "content": [{"type": "refusal", "text": "no"}]}],
-        [{"role": "user", "content": [{"type": "text", "text": 5}]}], [{"role": "user", "content": ["x"]}],
+        [{"role": "user", "content": [{"type": "text", "text": 5}]}], [{"role": "user", "content": ["x", 5]}],
+        [{"role": "user", "content": [{"type": "input_text"}]}],
+        [{"role": "assistant", "content": [{"type": "output_text", "refusal": "no"}]}],
         [{"role": "tool", "content": "x"}], [USER, {"role": "assistant", "tool_calls": "x"}],
         [{"role": "assistant", "tool_calls": [5]}], [{"role": "assistant", "tool_calls": [{"id": "a"}]}],
         [{"role": "assistant", "tool_calls": [{"function": {"name": ""}}]}],
@@ -127,6 +138,7 @@ ONLY_CHAT: list[tuple[str, list[Any]]] = [
     ("role_settings", [{"user_name": "x"}, "x", {"a": [1]}]),
     ("character_settings", [[{"role_name": "x"}], {}, [5]]),
     ("audio", [{"voice": "x"}]),
+    ("echo", [True, "x"]),
     ("tools", [
         [], "x", {}, [{}], [TOOL] * 2, [TOOL, 5], [{"type": "code", "function": {"name": "f"}}], [{"type": "function"}],
         [{"function": {"name": name}} for name in map(str, range(513))],
@@ -141,6 +153,7 @@ ONLY_CHAT: list[tuple[str, list[Any]]] = [
     ("thinking_token_budget", [-2, "1", 1.5, 2**31, 0, 100]),
     ("include_reasoning", ["no"]),
     ("separate_reasoning", [1]),
+    ("stream_reasoning", [False, "x"]),
     ("reasoning_effort", [5, ["low"]]),
     ("continue_final_message", ["x", 1]),
     ("add_generation_prompt", ["x"]),
@@ -153,7 +166,7 @@ ONLY_TEXT: list[tuple[str, list[Any]]] = [
     ("logprobs", [21, -1, True, "1", 1.5]),
     ("echo", ["x", 1]),
     ("best_of", [129, 0, -1, "x", 1.5]),
-    ("suffix", ["x", ""]),
+    ("suffix", ["x", "none"]),
     ("top_logprobs", [5, -1]),
 ]  # fmt: skip
 
@@ -258,6 +271,21 @@ def test_two_constraints_at_once_are_refused(served: Runner, fields: dict[str, A
     assert error["param"] == param and error["message"].startswith(param)
 
 
+EMPTY: tuple[Any, ...] = (None, False, "", [], {})
+
+
+@pytest.mark.parametrize(("path", "kind"), [(CHAT, ChatRequest), (TEXT, CompletionRequest)])
+@pytest.mark.parametrize("value", EMPTY, ids=str)
+def test_empty_values_of_fields_that_are_not_served_ask_for_nothing(
+    served: Runner, path: str, kind: type[ChatRequest | CompletionRequest], value: Any
+) -> None:
+    fields = {name: value for name in unserved(kind) if MEANT.get(name, ...) != value}
+    assert len(fields) > 20
+    body = {"prompt": "hi"} if kind is CompletionRequest else {"messages": [USER]}
+    status, answer = served.run(served.stand.post(path, {**body, "max_tokens": 1, **fields}))
+    assert status == 200, answer
+
+
 def test_fields_that_contradict_each_other_are_refused(served: Runner) -> None:
     for body in [
         {"max_tokens": 5, "max_completion_tokens": 6},
@@ -268,6 +296,7 @@ def test_fields_that_contradict_each_other_are_refused(served: Runner) -> None:
         {"repetition_penalty": 1.1, "repeat_penalty": 1.2},
         {"include_stop_str_in_output": True, "no_stop_trim": False},
         {"request_id": "a", "rid": "a"},
+        {"cache_salt": "a", "extra_key": "a"},
         {"stream": True, "prompt_logprobs": 0},
         {"add_generation_prompt": True, "continue_final_message": True},
         {"top_logprobs": 2, "logprobs": False},
@@ -315,6 +344,9 @@ def test_an_answer_gets_what_is_left_of_the_context(served: Runner) -> None:
 def test_too_many_choices_over_all_prompts_are_refused(served: Runner) -> None:
     error = refused(served, TEXT, {"prompt": ["x"] * 100, "n": 100})
     assert error["param"] == "n"
+    error = refused(served, TEXT, {"prompt": ["x"] * 1025})
+    assert error["param"] == "prompt" and error["message"].startswith("prompt: at most 1024")
+    assert all("1,024" in TEXTS[name] for name in ("n", "prompt", "input"))
 
 
 def test_the_last_of_several_prompts_spoils_all_of_them(served: Runner) -> None:
@@ -353,7 +385,10 @@ def test_unknown_fields_are_ignored(served: Runner) -> None:
             "dry_multiplier": 0.0,
             "typical_p": 1.0,
             "vllm_xargs": {},
+            "function_call": "none",
         },
+        {"top_n_sigma": -1, "dynatemp_range": 0.0, "stream_reasoning": True, "return_hidden_states": False},
+        {"top_n_sigma": 0, "extra_key": "k", "web_search_options": False, "guided_whitespace_pattern": None},
         {"web_search_options": None, "guided_decoding": None, "watermark": False, "data_parallel_rank": 0},
         {"structured_outputs": {"json": {}, "disable_any_whitespace": False, "disable_fallback": True}},
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 from stand import CREATED, Runner, stand
-from tiny_tokenizer import write_byte_tokenizer
+from tiny_tokenizer import IM_END, write_byte_tokenizer
 
 from aiollm.api.schema import decode_chat
 
@@ -199,6 +199,15 @@ def test_a_stop_token_ends_the_output_and_is_named(served: Runner, include: bool
     assert answer["usage"]["completion_tokens"] == 3
 
 
+def test_an_end_of_sequence_that_is_asked_for_is_named_where_it_would_be_ignored(served: Runner) -> None:
+    for ignored, reason in ((True, IM_END), (False, None)):
+        body = {**HI, "stop_token_ids": [IM_END], "ignore_eos": ignored, "skip_special_tokens": False}
+        choice = post(served, body, "ab")["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"], choice["stop_reason"]) == ("ab", "stop", reason)
+        whole = post(served, {**body, "include_stop_str_in_output": True}, "ab")["choices"][0]["message"]["content"]
+        assert whole == ("ab<|im_end|>" if ignored else "ab")
+
+
 def test_stop_strings_wait_for_min_tokens(served: Runner) -> None:
     choice = post(served, {**HI, "stop": "a", "min_tokens": 3}, "aaaba")["choices"][0]
     assert choice["message"]["content"] == "aaab"
@@ -298,6 +307,16 @@ def test_a_refusal_in_the_history_is_text_like_any_other(served: Runner) -> None
 
     text = {"type": "text", "text": "a"}
     assert tokens(text, {"type": "refusal", "refusal": "no"}) == tokens(text, {"type": "text", "text": "no"})
+
+
+def test_text_under_another_name_or_bare_is_text_like_any_other(served: Runner) -> None:
+    def prompt(*parts: Any) -> Any:
+        body = {"messages": [{"role": "user", "content": parts}], "max_tokens": 1, "return_token_ids": True}
+        return post(served, body, "x")["prompt_token_ids"]
+
+    wanted = prompt({"type": "text", "text": "a"}, {"type": "text", "text": "é"})
+    assert wanted == prompt({"type": "input_text", "text": "a"}, {"type": "output_text", "text": "é"})
+    assert wanted == prompt("a", "é") == prompt("a", {"type": "text", "text": "é"})
 
 
 def test_the_makers_limit_of_an_answer_holds_where_the_request_has_none(folder: Path) -> None:

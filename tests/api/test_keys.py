@@ -74,6 +74,14 @@ def test_each_key_opens_in_every_header_that_may_bring_it(locked: Runner, header
     assert ask(locked, headers).status == 200
 
 
+def test_who_guesses_keys_where_monitors_ask_is_in_the_log(locked: Runner, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "aiollm.access")
+    for path, headers in (("/metrics", BEARER), ("/metrics", {"X-Api-Key": "guess"}), ("/health", {})):
+        ask(locked, headers, path=path)
+    (line,) = [json.loads(record.getMessage()) for record in caplog.records if record.name == "aiollm.access"]
+    assert (line["path"], line["status"], line["key"]) == ("/metrics", 401, None)
+
+
 @pytest.mark.parametrize(
     "headers",
     [

@@ -242,6 +242,7 @@ def test_no_key_sees_what_another_one_has_in_the_cache(folder: Path) -> None:
             assert await cached("b") == 0 and await cached("b") == 16
             assert await cached("b", cache_salt="s") == 0 and await cached("b", cache_salt="s") == 16
             assert await cached("a", cache_salt="s") == 0
+            assert await cached("a", extra_key="k") == 0 and await cached("a", cache_salt="k") == 16
             for salt in ("a", "a\0", "a\0s", "\0a\0"):
                 assert await cached("c", cache_salt=salt) == 0  # a name is no way in
             assert await cached("c") == 0 and await cached("d") == 16

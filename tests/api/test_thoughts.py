@@ -122,6 +122,29 @@ def test_a_budget_that_nobody_could_keep_is_refused(serve: Serve, tmp_path_facto
         wordpiece.close()
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"allowed_token_ids": list(b"</think")}, "allowed_token_ids"),
+        ({"bad_words": ["think"]}, "bad_words"),
+        ({"bad_words": ["no", "</think>"]}, "bad_words"),
+        ({"allowed_token_ids": list(b"</think>ok")}, None),
+        ({"bad_words": ["thank", "nk>!", "/>"]}, None),
+    ],
+    ids=str,
+)
+def test_a_budget_needs_a_closing_tag_that_the_rest_of_the_request_allows(
+    serve: Serve, fields: dict[str, Any], param: str | None
+) -> None:
+    served = serve("think")
+    body = {**HI, **fields, "thinking_token_budget": 5, "max_tokens": 1}
+    status, answer = served.run(served.stand.post(PATH, body))
+    assert status == (400 if param else 200), answer
+    assert param is None or (answer["error"]["param"] == param and answer["error"]["message"].startswith(param))
+    for free in ({"thinking_token_budget": None}, {"chat_template_kwargs": {"enable_thinking": False}}):
+        assert served.run(served.stand.post(PATH, {**body, **free}))[0] == 200
+
+
 @pytest.mark.parametrize("style", ["think", "deepseek_r1"])
 def test_a_message_is_continued_in_its_answer_unless_it_is_within_its_thoughts(serve: Serve, style: str) -> None:
     for begun, text, expected in (
@@ -129,6 +152,7 @@ def test_a_message_is_continued_in_its_answer_unless_it_is_within_its_thoughts(s
         ("<think>a</think>Because", " it is", {"content": " it is"}),
         ("<think>a", "b</think>\nYes", {"content": "Yes", "reasoning": "b", "reasoning_content": "b"}),
         ([{"type": "text", "text": "Because"}], " it is", {"content": " it is"}),
+        (["<think>a"], "b</think>\nYes", {"content": "Yes", "reasoning": "b", "reasoning_content": "b"}),
     ):
         messages = [*HI["messages"], {"role": "assistant", "content": begun}]
         body = {**HI, "messages": messages, "continue_final_message": True, "add_generation_prompt": False}

@@ -252,12 +252,22 @@ def test_text_parts_are_joined_unless_the_template_loops_over_content():
         assert template(source.replace("ITERATED", iterated)).render(user(parts)) == "<one><two>"
 
 
+def test_a_template_sees_every_part_that_is_text_as_a_text_part():
+    parts = [
+        {"type": "input_text", "text": "a"}, {"type": "output_text", "text": "b"},
+        {"type": "refusal", "refusal": "c"}, "d",
+    ]  # fmt: skip
+    assert template("{{ messages[0].content }}").render(user(parts)) == "a\nb\nc\nd"
+    source = "{% for part in messages[0].content %}{{ part.type }} {{ part.text }},{% endfor %}"
+    assert template(source).render(user(parts)) == "text a,text b,text c,text d,"
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [
         ([{"type": "image_url", "image_url": {}}], r"messages\[0\]\.content: .* text parts only"),
         ([{"type": "text"}], r"messages\[0\]\.content: .* text parts only"),
-        (["a"], r"messages\[0\]\.content must be a string or a list"),
+        (["a", 3], r"messages\[0\]\.content must be a string or a list"),
         (3, r"messages\[0\]\.content must be a string or a list"),
     ],
 )
