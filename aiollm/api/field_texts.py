@@ -95,7 +95,7 @@ TEXTS = {
     "skip_special_tokens": "leave special tokens out of the text",
     "spaces_between_special_tokens": "put spaces between special tokens that are told",
     "add_spaces_between_special_tokens": "put spaces between special tokens that are told",
-    "print_eos_token": "keep the end-of-sequence token in the text",
+    "print_eos_token": "keep the end-of-sequence token in the text, where skip_special_tokens is false",
     # How the prompt is made
     "add_special_tokens": "put the model's special tokens around the text",
     "add_generation_prompt": "begin an answer behind the last message",
@@ -129,6 +129,7 @@ DEFAULTS = {
     "min_new_tokens": "min_tokens",
     "Parameters.min_new_tokens": "1",
     "n": "1",
+    "Parameters.n": "best_of, or 1",
     "best_of": "n",
     "do_sample": "true",
     "Parameters.do_sample": "true with a temperature",
