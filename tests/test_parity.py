@@ -16,7 +16,7 @@ MODES = ("alone", "batched", "prefix hits", "streamed", "echo", "chunks of 7", "
 def verdicts() -> dict[str, parity.Verdict]:
     folder = resolve(None, progress=lambda phase, fraction: None).folder
     chosen = [mode for mode in parity.MODES if mode != "policies"]  # minutes; `make parity` has them
-    return dict(parity.Parity(folder, count=8, longest=200, steps=16).modes(3, chosen))
+    return dict(parity.Parity(folder, count=8, longest=200, steps=24).modes(3, chosen))
 
 
 @pytest.mark.parametrize("mode", MODES)
