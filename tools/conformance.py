@@ -5,15 +5,17 @@
 The server is a process over the demo model (or --model_dir); every schema of tests/schemas.json is asked for, several
 at a time. An answer that reached its length limit says nothing: its schema is asked for again with another seed and, at
 every second try, twice the tokens. Those where no try came to an end are shown, and make a failure as wrong ones do.
+The result is written after each try: all of them take an hour on slow cores.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,12 +59,12 @@ def ask(server: Server, schema: Any, seed: int, tokens: int, **fields: Any) -> t
     return choice["message"]["content"], choice["finish_reason"]
 
 
-def conformance(server: Server, cases: Sequence[dict[str, Any]], tries: int = 1, **fields: Any) -> Verdict:
-    """Ask for every schema, in the same batch with others."""
+def conformance(server: Server, cases: Sequence[dict[str, Any]], **fields: Any) -> Iterator[Verdict]:
+    """Ask for every schema, in the same batch with others, again and again; what is known after each try."""
     wrong: list[str] = []
     left = list(range(len(cases)))
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for number in range(tries):
+        for number in itertools.count():
 
             def answer(at: int, number: int = number) -> tuple[str, str]:
                 seed, tokens = number * len(cases) + at, TOKENS << number // 2
@@ -73,8 +75,8 @@ def conformance(server: Server, cases: Sequence[dict[str, Any]], tries: int = 1,
                 if problem := _problem(cases[at]["schema"], text, reason):
                     wrong.append(f"{json.dumps(cases[at]['schema'])}: {problem}: {text!r}")
             left = [at for at, (_, reason) in answers.items() if reason == "length"]
-            print(f"try {number + 1} of {tries}: {len(answers)} asked, {len(left)} cut, {len(wrong)} wrong", flush=True)
-    return Verdict(len(cases) - len(left), [json.dumps(cases[at]["schema"]) for at in left], wrong)
+            print(f"try {number + 1}: {len(answers)} asked, {len(left)} cut, {len(wrong)} wrong", flush=True)
+            yield Verdict(len(cases) - len(left), [json.dumps(cases[at]["schema"]) for at in left], wrong)
 
 
 def _problem(schema: Any, text: str, reason: str) -> str:
@@ -97,22 +99,25 @@ def main() -> int:
     began, cases = time.monotonic(), schemas()
     with Server(*(("--model_dir", args.model_dir) if args.model_dir else ())) as server:
         model = json.loads(server.get("/v1/models")[1])["data"][0]["id"]
-        verdict = conformance(server, cases, TRIES)
-    result = {
-        "what": "constrained output against the jsonschema package",
-        "model": model,
-        "schemas": len(cases),
-        "most_tokens": TOKENS << (TRIES - 1) // 2,
-        **verdict._asdict(),
-        "seconds": round(time.monotonic() - began),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+        for tries, verdict in zip(range(1, TRIES + 1), conformance(server, cases), strict=False):
+            result = {
+                "what": "constrained output against the jsonschema package",
+                "model": model,
+                "schemas": len(cases),
+                "tries": tries,
+                "most_tokens": TOKENS << (tries - 1) // 2,
+                **verdict._asdict(),
+                "seconds": round(time.monotonic() - began),
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                "python": platform.python_version(),
+                "date": time.strftime("%Y-%m-%d"),
+            }
+            if args.save:
+                args.save.parent.mkdir(parents=True, exist_ok=True)
+                args.save.write_text(json.dumps(result, indent=1) + "\n")
+            if not verdict.cut:
+                break
     print(json.dumps(result, indent=1))
-    if args.save:
-        args.save.parent.mkdir(parents=True, exist_ok=True)
-        args.save.write_text(json.dumps(result, indent=1) + "\n")
     return 1 if verdict.wrong or verdict.cut else 0
 
 
