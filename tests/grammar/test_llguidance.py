@@ -2,18 +2,9 @@
 
 import pytest
 from llguidance import LLTokenizer
-from tiny_tokenizer import write_byte_tokenizer
 
-from aiollm.grammar.llguidance import GrammarError, matcher_of, tokenizer_of
-from aiollm.text.tokenizer import Tokenizer
+from aiollm.grammar.llguidance import GrammarError, matcher_of
 from aiollm.wire.sampling import Grammar
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> LLTokenizer:
-    vocabulary = Tokenizer.load(str(write_byte_tokenizer(tmp_path_factory.mktemp("bytes")))).vocabulary
-    assert vocabulary is not None
-    return tokenizer_of(vocabulary, len(vocabulary.pieces))
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,9 @@ from typing import Any
 import jsonschema
 import pytest
 from llguidance import LLTokenizer
-from tiny_tokenizer import write_byte_tokenizer
 
-from aiollm.grammar.llguidance import GrammarError, matcher_of, tokenizer_of
+from aiollm.grammar.llguidance import GrammarError, matcher_of
 from aiollm.grammar.schema import SchemaError, followed
-from aiollm.text.tokenizer import Tokenizer
 from aiollm.wire.sampling import Grammar
 
 NUMBERS = [
@@ -26,13 +24,6 @@ BOUNDS = [
     {"exclusiveMinimum": 0, "exclusiveMaximum": 1}, {"exclusiveMinimum": 0.25, "maximum": 0.5}, {"exclusiveMinimum": 1},
     {"exclusiveMaximum": 0}, {"minimum": 0, "maximum": 0.5}, {"exclusiveMinimum": -1, "exclusiveMaximum": 1},
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> LLTokenizer:
-    vocabulary = Tokenizer.load(str(write_byte_tokenizer(tmp_path_factory.mktemp("bytes")))).vocabulary
-    assert vocabulary is not None
-    return tokenizer_of(vocabulary, len(vocabulary.pieces))
 
 
 def takes(schema: Any, text: str, tokens: LLTokenizer) -> bool:
